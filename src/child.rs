@@ -1,0 +1,190 @@
+//! Children that die with the worker: each in a process group of its own, with the parent-death
+//! signal set, stopped by TERM and then KILL of the whole group.
+//!
+//! Invariant: a [`Group`] owns every process of its group. Dropping it kills them, and so does the
+//! death of the worker by any signal (the leader by `PR_SET_PDEATHSIG`; what the leader started
+//! ends with it or is in the group that the next boot sweeps from the journal).
+
+use std::{
+    collections::VecDeque,
+    io,
+    process::ExitStatus,
+    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, getppid, kill_process_group, set_parent_process_death_signal};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
+    process::{Child, ChildStderr, ChildStdout, Command},
+    runtime::Handle,
+    sync::oneshot,
+    time::timeout,
+};
+
+/// How many of a child's last lines are kept for error messages.
+const TAIL_LINES: usize = 40;
+/// A line longer than this is cut in the tail: a child must not be able to fill our memory.
+const TAIL_LINE_CHARS: usize = 2_000;
+/// A longer line is handed on in pieces of this many bytes.
+const LINE_BYTES: u64 = 16 * 1024;
+
+/// A running child and its whole process group.
+#[derive(Debug)]
+pub struct Group {
+    child: Child,
+    pgid: Pid,
+    name: &'static str,
+}
+
+impl Group {
+    /// Starts `command` as the leader of a new process group that dies with this process.
+    ///
+    /// `name` is what logs and errors call it. Standard input, output and error are as `command`
+    /// says; piped ones are taken with [`Group::take_output`].
+    ///
+    /// # Errors
+    /// What `exec` says: a missing program is [`io::ErrorKind::NotFound`].
+    pub async fn spawn(command: Command, name: &'static str) -> io::Result<Self> {
+        let (reply, answer) = oneshot::channel();
+        let request = SpawnRequest { command, runtime: Handle::current(), reply };
+        spawner().send(request).map_err(|_| io::Error::other("the spawning thread ended"))?;
+        let child = answer.await.map_err(|_| io::Error::other("the spawning thread ended"))??;
+        let pgid = child
+            .id()
+            .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
+            .ok_or_else(|| io::Error::other("the child ended before its id was read"))?;
+        Ok(Self { child, pgid, name })
+    }
+
+    /// Process id of the group's leader, which is the group's id too.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pgid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Takes the piped standard output and error, once.
+    pub fn take_output(&mut self) -> (Option<ChildStdout>, Option<ChildStderr>) {
+        (self.child.stdout.take(), self.child.stderr.take())
+    }
+
+    /// Waits for the leader to end. Cancel safe.
+    ///
+    /// # Errors
+    /// When the operating system cannot say.
+    pub async fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// The leader's exit status, if it has ended.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Sends TERM to the whole group, waits up to `grace` for the leader, then sends KILL to what
+    /// is left of the group.
+    pub async fn stop(mut self, grace: Duration) {
+        if self.exit_status().is_none() && !grace.is_zero() {
+            let _ = kill_process_group(self.pgid, Signal::TERM);
+            if timeout(grace, self.child.wait()).await.is_err() {
+                tracing::warn!(child = self.name, ?grace, "did not end on TERM, killing its group");
+            }
+        }
+        self.kill();
+        let _ = timeout(Duration::from_secs(5), self.child.wait()).await;
+    }
+
+    fn kill(&self) {
+        // ESRCH, when the group is empty already, is what we want.
+        let _ = kill_process_group(self.pgid, Signal::KILL);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+struct SpawnRequest {
+    command: Command,
+    runtime: Handle,
+    reply: oneshot::Sender<io::Result<Child>>,
+}
+
+/// `PR_SET_PDEATHSIG` fires when the *thread* that forked ends, not the process: children are
+/// forked from one thread that lives as long as the process does.
+fn spawner() -> &'static mpsc::Sender<SpawnRequest> {
+    static SPAWNER: OnceLock<mpsc::Sender<SpawnRequest>> = OnceLock::new();
+    SPAWNER.get_or_init(|| {
+        let (sender, requests) = mpsc::channel::<SpawnRequest>();
+        thread::Builder::new()
+            .name("spawner".into())
+            .spawn(move || {
+                for SpawnRequest { command, runtime, reply } in requests {
+                    let _entered = runtime.enter();
+                    let _ = reply.send(spawn_group(command));
+                }
+            })
+            .map(drop)
+            .unwrap_or_else(|error| tracing::error!(%error, "cannot start the spawning thread"));
+        sender
+    })
+}
+
+#[allow(unsafe_code)]
+fn spawn_group(mut command: Command) -> io::Result<Child> {
+    let worker = rustix::process::getpid();
+    command.process_group(0);
+    // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, getppid), and
+    // nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // The worker may have died before the line above: then nobody sends that signal.
+            if getppid() == Some(worker) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        });
+    }
+    command.spawn()
+}
+
+/// The last lines that a child wrote, for the error that explains its end.
+#[derive(Clone, Debug, Default)]
+pub struct LogTail(Arc<Mutex<VecDeque<String>>>);
+
+impl LogTail {
+    /// Reads `output` to its end, keeps its last lines and hands each to `each_line`.
+    ///
+    /// A child whose pipe nobody reads stops at its next write: keep the returned future running.
+    pub async fn follow(self, output: impl AsyncRead + Unpin, mut each_line: impl FnMut(&str)) {
+        let mut reader = BufReader::new(output);
+        let mut line = Vec::new();
+        // A "line" without an end comes in pieces, so that it cannot fill our memory.
+        while let Ok(1..) = (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await {
+            let text = String::from_utf8_lossy(&line);
+            let text = text.trim_end();
+            if !text.is_empty() {
+                each_line(text);
+                self.push(text);
+            }
+            line.clear();
+        }
+    }
+
+    fn push(&self, text: &str) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == TAIL_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(text.chars().take(TAIL_LINE_CHARS).collect());
+    }
+
+    /// The last `count` lines, oldest first.
+    #[must_use]
+    pub fn last(&self, count: usize) -> String {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let skip = lines.len().saturating_sub(count);
+        lines.iter().skip(skip).cloned().collect::<Vec<_>>().join("\n")
+    }
+}

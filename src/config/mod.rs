@@ -1,0 +1,103 @@
+//! Configuration: defaults < file < environment < flags, every mistake reported at once.
+//!
+//! [`settings::SETTINGS`] is the one list of keys; the environment variables, the command line's
+//! flags and the README's table follow from it.
+
+mod legacy;
+mod reader;
+mod sections;
+pub mod settings;
+
+use std::{collections::BTreeMap, path::Path};
+
+pub use reader::{Mistake, Mistakes};
+pub use sections::{
+    AdminConfig, AmqpConfig, BrowserConfig, ComfyUiConfig, InputsConfig, JobConfig, LogConfig, LogFormat,
+    OutputsConfig, StoreConfig, WorkerConfig,
+};
+
+use reader::Reader;
+
+/// The whole configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How ComfyUI is started and reached.
+    pub comfyui: ComfyUiConfig,
+    /// Which Chromium converts workflows, and for how long at most.
+    pub browser: BrowserConfig,
+    /// Broker, queue and exchanges.
+    pub amqp: AmqpConfig,
+    /// Where results go.
+    pub store: StoreConfig,
+    /// Where inputs may come from.
+    pub inputs: InputsConfig,
+    /// Where outputs may go beside the store.
+    pub outputs: OutputsConfig,
+    /// Limits of one job.
+    pub job: JobConfig,
+    /// This worker: identity, state, grace.
+    pub worker: WorkerConfig,
+    /// The health endpoint.
+    pub admin: AdminConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// Where [`Config::load`] takes its values from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// Content of the configuration file and its name for messages.
+    pub file: Option<(String, String)>,
+    /// Environment variables (all of them; those of other programs are passed over).
+    pub environment: BTreeMap<String, String>,
+    /// `(key, value)` of the command line, such as `("amqp.queue", "jobs")`.
+    pub flags: Vec<(String, String)>,
+}
+
+impl Sources {
+    /// The process's environment, `file` and `flags`.
+    ///
+    /// # Errors
+    /// When `file` cannot be read.
+    pub fn of_process(file: Option<&Path>, flags: Vec<(String, String)>) -> Result<Self, Mistakes> {
+        let file = file
+            .map(|path| {
+                let name = path.display().to_string();
+                std::fs::read_to_string(path).map(|text| (name.clone(), text)).map_err(|error| {
+                    Mistakes::one(Mistake::new("--config", format!("cannot read {name}: {error}")))
+                })
+            })
+            .transpose()?;
+        let environment = std::env::vars_os()
+            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Ok(Self { file, environment, flags })
+    }
+}
+
+impl Config {
+    /// Reads and checks every value.
+    ///
+    /// # Errors
+    /// *All* mistakes: unknown keys, values that do not parse, values out of range, each with its
+    /// key, where it came from, and an example.
+    pub fn load(sources: &Sources) -> Result<Self, Mistakes> {
+        let mut reader = Reader::new(sources);
+        let config = Self {
+            comfyui: ComfyUiConfig::read(&mut reader),
+            browser: BrowserConfig::read(&mut reader),
+            amqp: AmqpConfig::read(&mut reader),
+            store: StoreConfig::read(&mut reader),
+            inputs: InputsConfig::read(&mut reader),
+            outputs: OutputsConfig::read(&mut reader),
+            job: JobConfig::read(&mut reader),
+            worker: WorkerConfig::read(&mut reader),
+            admin: AdminConfig::read(&mut reader),
+            log: LogConfig::read(&mut reader),
+        };
+        reader.finish().map(|()| config)
+    }
+}
+
+#[cfg(test)]
+mod tests;

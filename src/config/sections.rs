@@ -1,0 +1,419 @@
+//! The sections of the configuration, typed.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::reader::Reader;
+use crate::store::ObjectUri;
+
+/// `[comfyui]`
+#[derive(Clone, Debug)]
+pub struct ComfyUiConfig {
+    /// Program and arguments; `--port N` is appended.
+    pub command: Vec<String>,
+    /// The folder that the command runs in.
+    pub workdir: PathBuf,
+    /// The folder that holds `input`, `output`, `temp` and `models`.
+    pub path: PathBuf,
+    /// Host name or address at which the worker reaches ComfyUI.
+    pub host: String,
+    /// The first port to try.
+    pub port: u16,
+    /// Longest wait for the boot; `None`: as long as the process lives.
+    pub boot_timeout: Option<Duration>,
+    /// Self-test workflow; `None`: the built-in one.
+    pub test_workflow: Option<PathBuf>,
+    /// More variables for ComfyUI.
+    pub env: BTreeMap<String, String>,
+}
+
+/// `[browser]`
+#[derive(Clone, Debug)]
+pub struct BrowserConfig {
+    /// Chromium, when it must not be looked for.
+    pub executable: Option<PathBuf>,
+    /// More flags for Chromium.
+    pub args: Vec<String>,
+    /// Longest conversion of one workflow.
+    pub convert_timeout: Duration,
+}
+
+/// `[amqp]`
+#[derive(Clone, Debug)]
+pub struct AmqpConfig {
+    /// `amqp://` or `amqps://`, checked; holds a password.
+    pub url: SecretString,
+    /// The queue of jobs; its dead letters go to `<queue>.dead`.
+    pub queue: String,
+    /// Declare what is missing, or only check.
+    pub declare: bool,
+    /// The quorum queue's `x-delivery-limit`.
+    pub delivery_limit: u32,
+    /// Exchange for results, beside `reply_to`.
+    pub results_exchange: Option<String>,
+    /// Topic exchange for events.
+    pub events_exchange: String,
+    /// Patterns (with `*`) of the queues that `reply_to` may name.
+    pub reply_to_allow: Vec<String>,
+}
+
+impl AmqpConfig {
+    /// Host, port and virtual host: what a log may show of the URL.
+    #[must_use]
+    pub fn address(&self) -> String {
+        Url::parse(self.url.expose_secret()).map_or_else(
+            |_| "?".to_owned(),
+            |url| {
+                let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+                format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or("?"), url.path())
+            },
+        )
+    }
+}
+
+/// `[store]`
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Where results go; commands that need no store leave it out.
+    pub uri: Option<ObjectUri>,
+    /// S3 endpoint.
+    pub endpoint: Option<Url>,
+    /// S3 region.
+    pub region: Option<String>,
+    /// Bucket in the path instead of the host name.
+    pub path_style: bool,
+}
+
+/// `[inputs]`
+#[derive(Clone, Debug)]
+pub struct InputsConfig {
+    /// URI prefixes that inputs may come from.
+    pub allow: Vec<String>,
+    /// Largest input, and the sum of one job's.
+    pub max_bytes: u64,
+}
+
+/// `[outputs]`
+#[derive(Clone, Debug)]
+pub struct OutputsConfig {
+    /// URI prefixes for `output.uri`, beside the store's own.
+    pub allow: Vec<String>,
+}
+
+/// `[job]`
+#[derive(Clone, Debug)]
+pub struct JobConfig {
+    /// Longest execution when the job names none.
+    pub timeout: Duration,
+    /// Crashes until a job counts as poison.
+    pub max_attempts: u32,
+    /// Largest message.
+    pub max_message_bytes: u64,
+}
+
+/// `[worker]`
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Name in results and events.
+    pub id: String,
+    /// Journal of ephemeral files.
+    pub state_dir: PathBuf,
+    /// Until the running job is interrupted in a drain.
+    pub grace: Duration,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug)]
+pub struct AdminConfig {
+    /// Where to listen; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// A level or a tracing filter.
+    pub level: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    #[default]
+    Auto,
+    /// Text.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl ComfyUiConfig {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        let workdir: PathBuf = reader.required("comfyui.workdir", path);
+        let path = reader.optional("comfyui.path", path).unwrap_or_else(|| workdir.clone());
+        Self {
+            command: reader.required("comfyui.command", |text| match shell_words::split(text) {
+                Ok(words) if !words.is_empty() => Ok(words),
+                Ok(_) => Err("must name a program".into()),
+                Err(error) => Err(error.to_string()),
+            }),
+            path,
+            host: reader.required("comfyui.host", host),
+            port: reader.required("comfyui.port", |text| match text.parse() {
+                Ok(0) | Err(_) => Err(format!("{text:?} is no port (1-65535)")),
+                Ok(port) => Ok(port),
+            }),
+            boot_timeout: reader.optional("comfyui.boot_timeout", duration),
+            test_workflow: reader.optional("comfyui.test_workflow", |text| Ok(workdir.join(text))),
+            env: reader.required("comfyui.env", pairs),
+            workdir,
+        }
+    }
+}
+
+impl BrowserConfig {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        Self {
+            executable: reader.optional("browser.executable", existing_file),
+            args: reader
+                .required("browser.args", |text| shell_words::split(text).map_err(|error| error.to_string())),
+            convert_timeout: reader.required("browser.convert_timeout", duration),
+        }
+    }
+}
+
+impl AmqpConfig {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        Self {
+            url: reader.required("amqp.url", amqp_url),
+            queue: reader.required("amqp.queue", broker_name),
+            declare: reader.required("amqp.declare", boolean),
+            delivery_limit: reader.required("amqp.delivery_limit", number),
+            results_exchange: reader.optional("amqp.results_exchange", broker_name),
+            events_exchange: reader.required("amqp.events_exchange", broker_name),
+            reply_to_allow: reader.required("amqp.reply_to_allow", list),
+        }
+    }
+}
+
+impl StoreConfig {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        let endpoint = reader.optional("store.endpoint", |text| match Url::parse(text) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
+            _ => Err(format!("{text:?} is no http(s) URL")),
+        });
+        Self {
+            uri: reader
+                .optional("store.uri", |text| text.parse::<ObjectUri>().map_err(|error| error.to_string())),
+            region: reader.optional("store.region", |text| Ok(text.to_owned())),
+            path_style: reader.optional("store.path_style", boolean).unwrap_or(endpoint.is_some()),
+            endpoint,
+        }
+    }
+}
+
+impl InputsConfig {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        Self {
+            allow: reader.required("inputs.allow", uri_prefixes),
+            max_bytes: reader.required("inputs.max_bytes", bytes),
+        }
+    }
+}
+
+impl OutputsConfig {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        Self { allow: reader.required("outputs.allow", uri_prefixes) }
+    }
+}
+
+impl JobConfig {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        Self {
+            timeout: reader.required("job.timeout", duration),
+            max_attempts: reader.required("job.max_attempts", |text| match number(text)? {
+                0 => Err("must be at least 1".into()),
+                attempts => Ok(attempts),
+            }),
+            max_message_bytes: reader.required("job.max_message_bytes", bytes),
+        }
+    }
+}
+
+impl WorkerConfig {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        Self {
+            id: reader.optional("worker.id", worker_id).unwrap_or_else(default_worker_id),
+            state_dir: reader.optional("worker.state_dir", path).unwrap_or_else(default_state_dir),
+            grace: reader.required("worker.grace", duration),
+        }
+    }
+}
+
+impl AdminConfig {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        let listen = reader.required("admin.listen", |text| match text {
+            "off" => Ok(None),
+            address => address.parse().map(Some).map_err(|_| format!("{address:?} is no ADDRESS:PORT")),
+        });
+        Self { listen }
+    }
+}
+
+impl LogConfig {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        Self {
+            level: reader.required("log.level", |text| {
+                let filter = tracing_subscriber::EnvFilter::try_new(text);
+                filter.map(|_| text.to_owned()).map_err(|error| error.to_string())
+            }),
+            format: reader.required("log.format", |text| match text {
+                "auto" => Ok(LogFormat::Auto),
+                "text" => Ok(LogFormat::Text),
+                "json" => Ok(LogFormat::Json),
+                other => Err(format!("{other:?} is none of auto, text, json")),
+            }),
+        }
+    }
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|error| error.to_string())
+}
+
+fn existing_file(text: &str) -> Result<PathBuf, String> {
+    if Path::new(text).is_file() { path(text) } else { Err(format!("there is no file {text:?}")) }
+}
+
+/// `http://` and a trailing `/` are tolerated, as the original tolerated them.
+fn host(text: &str) -> Result<String, String> {
+    let bare = text.trim_start_matches("http://").trim_end_matches('/');
+    let bracketed =
+        if bare.contains(':') && !bare.starts_with('[') { format!("[{bare}]") } else { bare.to_owned() };
+    match Url::parse(&format!("http://{bracketed}/")) {
+        // The wildcard is an address to listen on; a client reaches it by loopback.
+        Ok(_) if bare == "0.0.0.0" => Ok("127.0.0.1".into()),
+        Ok(url) if url.port().is_none() && url.path() == "/" => Ok(bracketed),
+        _ => Err(format!("{text:?} is no host name or address")),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(value) if !value.is_zero() => Ok(value),
+        Ok(_) => Err("must be longer than zero".into()),
+        Err(_) => Err(format!("{text:?} is no duration with a unit")),
+    }
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" => Ok(false),
+        other => Err(format!("{other:?} is neither true nor false")),
+    }
+}
+
+fn number(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("{text:?} is no whole number"))
+}
+
+/// `2GiB`, `500MB`, `1024`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim_end();
+    let unit = text.get(digits.len()..).unwrap_or_default().trim();
+    let factor: u64 = match unit {
+        "" | "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return Err(format!("{unit:?} is no unit of bytes")),
+    };
+    match digits.parse::<u64>().ok().and_then(|count| count.checked_mul(factor)) {
+        Some(0) | None => Err(format!("{text:?} is no number of bytes")),
+        Some(count) => Ok(count),
+    }
+}
+
+fn list(text: &str) -> Result<Vec<String>, String> {
+    Ok(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect())
+}
+
+fn pairs(text: &str) -> Result<BTreeMap<String, String>, String> {
+    list(text)?
+        .into_iter()
+        .map(|item| match item.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => Err(format!("{item:?} is no NAME=VALUE")),
+        })
+        .collect()
+}
+
+/// A prefix must end at a boundary, or `s3://in` would also open the bucket `internal`.
+fn uri_prefixes(text: &str) -> Result<Vec<String>, String> {
+    list(text)?
+        .into_iter()
+        .map(|prefix| match prefix.split_once("://") {
+            Some(("s3" | "file" | "http" | "https", "")) => Ok(prefix),
+            Some(("s3" | "file" | "http" | "https", _)) if prefix.ends_with('/') => Ok(prefix),
+            Some(("s3" | "file" | "http" | "https", _)) => Err(format!("{prefix:?} must end with /")),
+            _ => Err(format!("{prefix:?} is no URI prefix")),
+        })
+        .collect()
+}
+
+fn amqp_url(text: &str) -> Result<SecretString, String> {
+    // The text may hold a password: it is not repeated in the message.
+    match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "amqp" | "amqps") && url.has_host() => Ok(text.to_owned().into()),
+        _ => Err("is no amqp:// or amqps:// URL".into()),
+    }
+}
+
+/// AMQP short strings hold 255 bytes; `.dead` is appended to the queue's.
+fn broker_name(text: &str) -> Result<String, String> {
+    if text.len() > 240 { Err("is longer than 240 bytes".into()) } else { Ok(text.to_owned()) }
+}
+
+fn worker_id(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if text.len() <= 128 && text.chars().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} must be 1-128 of A-Z a-z 0-9 . _ -"))
+    }
+}
+
+fn default_worker_id() -> String {
+    let host = sysinfo::System::host_name().unwrap_or_else(|| "worker".to_owned());
+    let host: String = host
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-') { c } else { '-' })
+        .take(63)
+        .collect();
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    format!("{host}-{}", random.get(..8).unwrap_or_default())
+}
+
+fn default_state_dir() -> PathBuf {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("comfy-worker")
+}

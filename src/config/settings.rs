@@ -1,0 +1,165 @@
+//! Every setting: key, default, example and what it means. The README's table, the environment
+//! variables and the command line's flags are made from this list.
+
+/// One setting of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// `section.key`, as written in the file.
+    pub key: &'static str,
+    /// Its value when nobody gives one; empty means "none".
+    pub default: &'static str,
+    /// A value that shows the form.
+    pub example: &'static str,
+    /// What it does, with units.
+    pub help: &'static str,
+}
+
+impl Setting {
+    /// The environment variable of this setting: `COMFY_WORKER_<SECTION>_<KEY>`.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("{PREFIX}{}", self.key.replace('.', "_").to_uppercase())
+    }
+
+    /// The long flag of this setting, without its dashes: `amqp-url`.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.key.replace(['.', '_'], "-")
+    }
+}
+
+/// What every environment variable of ours starts with.
+pub const PREFIX: &str = "COMFY_WORKER_";
+
+/// The setting of that key.
+#[must_use]
+pub fn find(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+const fn setting(
+    key: &'static str,
+    default: &'static str,
+    example: &'static str,
+    help: &'static str,
+) -> Setting {
+    Setting { key, default, example, help }
+}
+
+/// All settings, in the order of the README's table.
+pub const SETTINGS: &[Setting] = &[
+    setting(
+        "comfyui.command",
+        "python3 main.py",
+        "python3 main.py --cpu",
+        "how ComfyUI is started, split as a shell would; `--port N` is appended",
+    ),
+    setting("comfyui.workdir", "./", "/opt/ComfyUI", "the folder that the command runs in"),
+    setting(
+        "comfyui.path",
+        "",
+        "/opt/ComfyUI",
+        "ComfyUI's folder, with `input`, `output`, `temp` and `models`; default: the workdir",
+    ),
+    setting("comfyui.host", "127.0.0.1", "127.0.0.1", "the address at which the worker reaches ComfyUI"),
+    setting("comfyui.port", "8188", "8188", "the first port to try; a port in use moves on to the next"),
+    setting(
+        "comfyui.boot_timeout",
+        "",
+        "10m",
+        "longest wait for ComfyUI's boot; none: as long as its process lives",
+    ),
+    setting(
+        "comfyui.test_workflow",
+        "",
+        "test_server.json",
+        "workflow that must convert and run before the worker is ready; default: a built-in one",
+    ),
+    setting(
+        "comfyui.env",
+        "",
+        "HF_HUB_OFFLINE=1,CUDA_VISIBLE_DEVICES=0",
+        "variables for ComfyUI beside the harmless ones it inherits; the worker's credentials never pass",
+    ),
+    setting(
+        "browser.executable",
+        "",
+        "/usr/bin/chromium",
+        "Chromium; default: the variable `CHROME`, then `PATH`, then Playwright's folder",
+    ),
+    setting("browser.args", "", "--proxy-server=direct://", "more flags for Chromium"),
+    setting("browser.convert_timeout", "30s", "30s", "longest conversion of one workflow"),
+    setting("amqp.url", "amqp://127.0.0.1:5672/%2f", "amqps://user:password@broker/vhost", "the broker"),
+    setting("amqp.queue", "comfy.jobs", "comfy.jobs", "the queue of jobs"),
+    setting("amqp.declare", "true", "false", "declare queue and exchanges; `false` only checks them"),
+    setting(
+        "amqp.delivery_limit",
+        "20",
+        "20",
+        "deliveries after which the broker dead-letters a job (backstop; see job.max_attempts)",
+    ),
+    setting(
+        "amqp.results_exchange",
+        "",
+        "comfy.results",
+        "exchange that gets every result, with the job id as routing key",
+    ),
+    setting("amqp.events_exchange", "comfy.events", "comfy.events", "topic exchange for progress events"),
+    setting(
+        "amqp.reply_to_allow",
+        "*",
+        "replies.*,amq.rabbitmq.reply-to*",
+        "patterns of queue names that a job may name in reply_to; never the worker's own queues",
+    ),
+    setting(
+        "store.uri",
+        "",
+        "s3://bucket/prefix",
+        "where results go: `s3://bucket/prefix` or `file:///folder`",
+    ),
+    setting("store.endpoint", "", "http://127.0.0.1:9000", "S3 endpoint; default: the AWS chain's"),
+    setting("store.region", "", "eu-central-1", "S3 region; default: the AWS chain's, else us-east-1"),
+    setting(
+        "store.path_style",
+        "",
+        "true",
+        "bucket in the path instead of the host name; default: true when store.endpoint is set",
+    ),
+    setting(
+        "inputs.allow",
+        "s3://",
+        "s3://in/,s3://models/",
+        "URI prefixes that inputs may come from; default: every bucket that the credentials can read",
+    ),
+    setting("inputs.max_bytes", "2GiB", "512MiB", "largest single input, and all inputs of one job together"),
+    setting("outputs.allow", "", "s3://renders/", "URI prefixes for `output.uri` beside store.uri itself"),
+    setting("job.timeout", "1h", "15m", "longest execution of a job that names no timeout_seconds"),
+    setting("job.max_attempts", "3", "3", "crashes after which a job is answered `poison`"),
+    setting("job.max_message_bytes", "16MiB", "4MiB", "largest job message"),
+    setting(
+        "worker.id",
+        "",
+        "gpu-7",
+        "this worker's name in results and events; default: host name and a random part",
+    ),
+    setting(
+        "worker.state_dir",
+        "",
+        "/var/lib/comfy-worker",
+        "journal of ephemeral files; default: a folder `comfy-worker` in `$XDG_STATE_HOME` or `~/.local/state`",
+    ),
+    setting(
+        "worker.grace",
+        "25s",
+        "110s",
+        "what a drain may take until the running job is interrupted and handed back",
+    ),
+    setting(
+        "admin.listen",
+        "127.0.0.1:9188",
+        "0.0.0.0:9188",
+        "address of /livez, /readyz and /status; `off` for none",
+    ),
+    setting("log.level", "info", "comfy_worker=debug,warn", "what is logged: a level, or a tracing filter"),
+    setting("log.format", "auto", "json", "`text`, `json`, or `auto`: text on a terminal, else json"),
+];

@@ -1,0 +1,2 @@
+//! The comfy-worker binary.
+fn main() {}

@@ -1,0 +1,176 @@
+//! Objects: read, written and created once, in S3 or in a local folder behind one trait.
+
+mod local;
+mod s3;
+mod uri;
+
+use std::{path::PathBuf, pin::Pin, time::Duration};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use url::Url;
+
+pub use local::LocalStore;
+pub use s3::S3Store;
+pub use uri::{ObjectUri, UriError};
+
+/// Why an object could not be read or written; each variant says whose fault it is.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such object or bucket: the job's fault.
+    #[error("{uri}: not found")]
+    NotFound {
+        /// What was asked for.
+        uri: String,
+    },
+    /// The credentials do not open it: the job's fault for an input, the configuration's for the store.
+    #[error("{uri}: access denied: {reason}")]
+    Forbidden {
+        /// What was asked for.
+        uri: String,
+        /// The store's own words.
+        reason: String,
+    },
+    /// Larger than the caller allows.
+    #[error("{uri}: larger than {limit} bytes")]
+    TooLarge {
+        /// What was asked for.
+        uri: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// Wrong settings: no credentials, bad region, no such scheme here. Trying again does not help.
+    #[error("{uri}: {reason}")]
+    Misconfigured {
+        /// What was asked for.
+        uri: String,
+        /// What is wrong and what to change.
+        reason: String,
+    },
+    /// Network, 5xx, throttling: trying again may help, and the store has done so already.
+    #[error("{uri}: {reason}")]
+    Unavailable {
+        /// What was asked for.
+        uri: String,
+        /// The last answer.
+        reason: String,
+    },
+    /// The local side failed (disk full, no permission).
+    #[error("{uri}: {source}")]
+    Local {
+        /// What was asked for.
+        uri: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+/// An object that is being read.
+pub struct Object {
+    /// Its size, where the store says so before the body.
+    pub size: Option<u64>,
+    /// Its content. Dropping it ends the transfer.
+    pub body: Pin<Box<dyn AsyncRead + Send>>,
+}
+
+/// What is written.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Held in memory: small things only.
+    Bytes(Bytes),
+    /// A file, streamed from `path`, exactly `size` bytes of it.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+}
+
+/// What [`ObjectStore::create`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Creation {
+    /// This call wrote the object.
+    Created,
+    /// The object was there before and has not been touched. After a lost answer and a retry
+    /// inside the store it may be this very call's own: compare contents.
+    Exists,
+}
+
+/// A place for objects. Implementations retry what is worth it (backoff) within each call.
+#[async_trait::async_trait]
+pub trait ObjectStore: Send + Sync + std::fmt::Debug {
+    /// Opens an object for reading.
+    async fn open(&self, uri: &ObjectUri) -> Result<Object, StoreError>;
+
+    /// Writes an object, replacing what is there; whole or not at all.
+    async fn put(&self, uri: &ObjectUri, content: Content, content_type: &str) -> Result<(), StoreError>;
+
+    /// Writes an object unless there is one already; atomically.
+    async fn create(&self, uri: &ObjectUri, body: Bytes, content_type: &str) -> Result<Creation, StoreError>;
+
+    /// A link that reads the object without credentials for `lifetime`; `None` where there is no such thing.
+    async fn presign_get(&self, uri: &ObjectUri, lifetime: Duration) -> Result<Option<Url>, StoreError>;
+
+    /// Writes, creates again, reads and removes a small object beneath `prefix`: shows that the
+    /// place is there, writable, and that its create-once is honoured.
+    async fn probe(&self, prefix: &ObjectUri) -> Result<(), StoreError>;
+
+    /// Reads an object of at most `limit` bytes into memory.
+    async fn read(&self, uri: &ObjectUri, limit: u64) -> Result<Bytes, StoreError> {
+        let object = self.open(uri).await?;
+        let too_large = || StoreError::TooLarge { uri: uri.to_string(), limit };
+        if object.size.is_some_and(|size| size > limit) {
+            return Err(too_large());
+        }
+        let mut body = Vec::new();
+        let read = object.body.take(limit.saturating_add(1)).read_to_end(&mut body).await;
+        read.map_err(|error| StoreError::Unavailable { uri: uri.to_string(), reason: error.to_string() })?;
+        if body.len() as u64 > limit { Err(too_large()) } else { Ok(body.into()) }
+    }
+}
+
+/// Every place that this process can reach, told apart by the address.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    s3: S3Store,
+    local: LocalStore,
+}
+
+impl Stores {
+    /// The places that `config` and the AWS chain (environment, profile, web identity) open.
+    /// Nothing is contacted yet.
+    pub async fn new(config: &crate::config::StoreConfig) -> Self {
+        Self { s3: S3Store::new(config).await, local: LocalStore }
+    }
+
+    fn of(&self, uri: &ObjectUri) -> &dyn ObjectStore {
+        match uri {
+            ObjectUri::S3 { .. } => &self.s3,
+            ObjectUri::File(_) => &self.local,
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Stores {
+    async fn open(&self, uri: &ObjectUri) -> Result<Object, StoreError> {
+        self.of(uri).open(uri).await
+    }
+
+    async fn put(&self, uri: &ObjectUri, content: Content, content_type: &str) -> Result<(), StoreError> {
+        self.of(uri).put(uri, content, content_type).await
+    }
+
+    async fn create(&self, uri: &ObjectUri, body: Bytes, content_type: &str) -> Result<Creation, StoreError> {
+        self.of(uri).create(uri, body, content_type).await
+    }
+
+    async fn presign_get(&self, uri: &ObjectUri, lifetime: Duration) -> Result<Option<Url>, StoreError> {
+        self.of(uri).presign_get(uri, lifetime).await
+    }
+
+    async fn probe(&self, prefix: &ObjectUri) -> Result<(), StoreError> {
+        self.of(prefix).probe(prefix).await
+    }
+}

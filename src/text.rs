@@ -1,0 +1,26 @@
+//! Words for people: near misses, and outside text made fit for one line.
+
+/// `; did you mean a, b?` for the known names nearest to `name`, or nothing.
+pub(crate) fn nearest(name: &str, known: impl IntoIterator<Item = String>) -> String {
+    let mut scored: Vec<(f64, String)> = known
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(name, &candidate), candidate))
+        .filter(|(score, _)| *score > 0.75)
+        .collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let names: Vec<String> = scored.into_iter().take(3).map(|(_, candidate)| candidate).collect();
+    if names.is_empty() { String::new() } else { format!("; did you mean {}?", names.join(", ")) }
+}
+
+/// Outside text on one line: control characters escaped, cut at `limit` characters.
+pub(crate) fn one_line(text: &str, limit: usize) -> String {
+    let mut line: String = text
+        .chars()
+        .take(limit)
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect();
+    if text.chars().nth(limit).is_some() {
+        line.push('…');
+    }
+    line
+}
