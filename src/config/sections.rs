@@ -400,7 +400,7 @@ fn worker_id(text: &str) -> Result<String, String> {
 }
 
 fn default_worker_id() -> String {
-    let host = sysinfo::System::host_name().unwrap_or_else(|| "worker".to_owned());
+    let host = sysinfo::System::host_name().unwrap_or_else(|_| "worker".to_owned());
     let host: String = host
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-') { c } else { '-' })
