@@ -7,6 +7,7 @@ pub mod apply;
 pub mod event;
 pub mod failure;
 mod id;
+pub mod report;
 pub mod request;
 pub mod result;
 mod runpod;

@@ -19,7 +19,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use uuid::Uuid;
 
 pub use journal::{Journal, Owned};
-pub use names::{FileName, NameError, Subfolder};
+pub use names::{FileName, NameError, Subfolder, open_beneath};
 pub use place::{PlaceError, UploadOptions};
 
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
     },
     store::ObjectStore,
 };
+pub(crate) use fetch::store_failure;
 use fetch::{Budget, Fetcher};
 
 /// Files fetched side by side.

@@ -5,7 +5,7 @@ use std::{
     fmt,
     fs::File,
     io,
-    path::{Component, Path, PathBuf},
+    path::{Component, Path},
 };
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -159,8 +159,3 @@ fn as_refusal(error: rustix::io::Errno) -> io::Error {
     }
 }
 
-/// `subfolder/filename` of an output, relative.
-#[must_use]
-pub fn relative(subfolder: &str, filename: &str) -> PathBuf {
-    Path::new(subfolder).join(filename)
-}
