@@ -1,1 +1,29 @@
-//! x
+//! Real parts for tests and the quick start: a private RabbitMQ, an S3 server, ComfyUI (a real one
+//! or its stand-in) and the worker itself, each on free loopback ports with its data in a folder of
+//! the caller's.
+//!
+//! Invariant: whatever is started here ends with the process that started it, SIGKILL included,
+//! and touches nothing outside the folder it was given.
+
+mod background;
+mod engine;
+mod limits;
+mod picture;
+mod ports;
+mod processes;
+mod rabbitmq;
+mod s3;
+mod scratch;
+mod wait;
+mod worker;
+
+pub use engine::{Engine, RunningEngine};
+pub use picture::{landscape, png};
+pub use ports::free_port;
+pub use processes::{ProcessInfo, alive, descendants, processes_with_env_or_cwd_beneath};
+pub use rabbitmq::RabbitMq;
+pub use rustix::process::Signal;
+pub use s3::S3Server;
+pub use scratch::{checkout, scratch_root};
+pub use wait::{wait_for, wait_for_value};
+pub use worker::{Worker, WorkerBuilder};
