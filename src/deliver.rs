@@ -241,7 +241,10 @@ impl Found {
     async fn upload(self, destination: &Destination<'_>) -> Result<Output, Failure> {
         let content_type = mime_guess::from_path(&self.filename).first_or_octet_stream().to_string();
         let uri = destination.base.join(&format!("outputs/{}", self.place));
-        let uri = uri.map_err(|error| Failure::OutputMissing(error.to_string()))?;
+        let uri = uri.map_err(|error| Failure::OutputMissing {
+            message: error.to_string(),
+            nodes: BTreeSet::from([self.node.clone()]),
+        })?;
         let (sha256, size) = match self.content {
             FoundContent::Bytes(bytes) => {
                 let (sum, size) = (checksum::of_bytes(&bytes), bytes.len() as u64);

@@ -5,6 +5,7 @@ pub(crate) mod checksum;
 pub mod child;
 pub mod comfy;
 pub mod config;
+pub mod connector;
 pub mod deliver;
 pub mod job;
 pub mod queue;

@@ -255,7 +255,7 @@ fn refusal(answer: &Value, node_errors: &Value) -> String {
 
 /// The words of `node_errors`, for a warning or an error of a prompt that was partly refused.
 #[must_use]
-pub fn describe_node_errors(node_errors: &Value) -> String {
+pub(super) fn describe_node_errors(node_errors: &Value) -> String {
     let answer = json!({"error": {"message": "ComfyUI dropped outputs that failed validation"}});
     refusal(&answer, node_errors)
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     PromptId, Server, Socket,
-    client::{Client, PostError, Posted, PromptPost, RequestError},
+    client::{Client, PostError, Posted, PromptPost, RequestError, describe_node_errors},
     events::Image,
     history::History,
     socket::SocketEvent,
@@ -40,6 +40,8 @@ pub struct Execution<'a> {
     pub extra_data: Value,
     /// Longest execution, from its start.
     pub limit: Duration,
+    /// Whether outputs that ComfyUI drops may be missing; else the prompt is refused.
+    pub allow_partial: bool,
     /// Ends the execution: the prompt is interrupted.
     pub abort: &'a CancellationToken,
 }
@@ -141,6 +143,11 @@ pub async fn execute(
             return Err(ExecuteError::Aborted { stuck: !cancel(server.client(), prompt_id).await });
         }
     };
+    if let Some(node_errors) = posted.node_errors.clone().filter(|_| !execution.allow_partial) {
+        // It runs the rest already: GPU time for a job that fails in any case.
+        cancel(server.client(), prompt_id).await;
+        return Err(ExecuteError::Refused { message: describe_node_errors(&node_errors), node_errors });
+    }
     observer.queued(prompt_id);
 
     let mut run = Run {

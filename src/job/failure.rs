@@ -69,8 +69,13 @@ pub enum Failure {
     #[error("interrupted by somebody else at ComfyUI")]
     Interrupted,
     /// ComfyUI lists an output that is not there, or must not be read.
-    #[error("{0}")]
-    OutputMissing(String),
+    #[error("{message}")]
+    OutputMissing {
+        /// Which, and what is wrong with it.
+        message: String,
+        /// The nodes that listed such files.
+        nodes: std::collections::BTreeSet<String>,
+    },
     /// ComfyUI died while it ran.
     #[error("{0}")]
     EngineCrashed(String),
@@ -141,7 +146,7 @@ impl Failure {
             Self::OutOfMemory(_) => Code::OutOfMemory,
             Self::TimedOut { .. } => Code::Timeout,
             Self::Interrupted | Self::Draining => Code::Interrupted,
-            Self::OutputMissing(_) => Code::OutputMissing,
+            Self::OutputMissing { .. } => Code::OutputMissing,
             Self::EngineCrashed(_) => Code::EngineCrashed,
             Self::Poison { .. } => Code::Poison,
             Self::EngineUnavailable(_) | Self::StoreUnavailable(_) | Self::Local(_) | Self::Internal(_) => {

@@ -4,12 +4,15 @@
 //! [`apply`]. The life itself is [`runner`].
 
 pub mod apply;
+mod attempt;
 pub mod event;
+mod execution;
 pub mod failure;
 mod id;
 pub mod report;
 pub mod request;
 pub mod result;
+pub mod runner;
 mod runpod;
 pub mod verdict;
 

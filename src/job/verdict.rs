@@ -20,6 +20,8 @@ pub enum Remedy {
     Nothing,
     /// Have ComfyUI unload its models.
     FreeMemory,
+    /// Make ComfyUI run the nodes whose files are gone, whatever its execution cache holds.
+    RunAgain,
     /// Start ComfyUI or the browser anew, whichever is ill.
     Restart,
 }
@@ -44,7 +46,8 @@ pub fn verdict(failure: &Failure, tries: u32) -> Verdict {
         | F::TimedOut { .. }
         | F::Poison { .. }
         | F::Internal(_) => Verdict::Answer,
-        F::ChecksumMismatch(_) | F::Interrupted | F::OutputMissing(_) => once_more(Remedy::Nothing),
+        F::ChecksumMismatch(_) | F::Interrupted => once_more(Remedy::Nothing),
+        F::OutputMissing { .. } => once_more(Remedy::RunAgain),
         F::OutOfMemory(_) => once_more(Remedy::FreeMemory),
         F::ConversionTimedOut(_) | F::BrowserDown(_) | F::EngineCrashed(_) => once_more(Remedy::Restart),
         F::EngineUnavailable(_) | F::StoreUnavailable(_) | F::Local(_) | F::Draining => Verdict::HandBack,

@@ -21,7 +21,7 @@ use crate::{
         failure::Failure,
         request::FileSource,
     },
-    store::{ObjectStore, ObjectUri, StoreError},
+    store::{ObjectStore, ObjectUri, StoreError, UriError},
     text::one_line,
 };
 
@@ -104,6 +104,21 @@ impl Fetcher<'_> {
         outcome
     }
 
+    /// Reads an object of at most `limit` bytes into memory.
+    pub(super) async fn read(&self, source: &str, limit: u64) -> Result<bytes::Bytes, Failure> {
+        self.store.read(&self.allowed(source)?, limit).await.map_err(store_failure)
+    }
+
+    fn allowed(&self, source: &str) -> Result<ObjectUri, Failure> {
+        let uri: ObjectUri =
+            source.parse().map_err(|error: UriError| Failure::UnsupportedUri(error.to_string()))?;
+        if uri.is_beneath(self.allow) {
+            return Ok(uri);
+        }
+        let source = show(source);
+        Err(Failure::InputForbidden(format!("{source}: inputs may not come from there (inputs.allow)")))
+    }
+
     async fn open(&self, source: &str, budget: &Budget) -> Result<Pin<Box<dyn AsyncRead + Send>>, Failure> {
         if let Some(content) = source.strip_prefix("data:") {
             let bytes = decode_data(content).map_err(|problem| Failure::Invalid(format!("{}: {problem}", show(source))))?;
@@ -113,13 +128,7 @@ impl Fetcher<'_> {
         if source.starts_with("http://") || source.starts_with("https://") {
             return Err(Failure::InputForbidden(format!("{}: web hosts are not open to jobs here", show(source))));
         }
-        let uri: ObjectUri = source.parse().map_err(|error| Failure::UnsupportedUri(format!("input: {error}")))?;
-        if !uri.is_beneath(self.allow) {
-            return Err(Failure::InputForbidden(format!(
-                "{}: inputs may not come from there (inputs.allow)",
-                show(source)
-            )));
-        }
+        let uri = self.allowed(source)?;
         let object = self.store.open(&uri).await.map_err(store_failure)?;
         if let Some(size) = object.size {
             budget.check(size, source)?;
@@ -129,7 +138,7 @@ impl Fetcher<'_> {
 }
 
 /// What a store's answer means for a job that wanted to read.
-pub(crate) fn store_failure(error: StoreError) -> Failure {
+fn store_failure(error: StoreError) -> Failure {
     let message = error.to_string();
     match error {
         StoreError::NotFound { .. } => Failure::InputNotFound(message),

@@ -29,7 +29,6 @@ use crate::{
     },
     store::ObjectStore,
 };
-pub(crate) use fetch::store_failure;
 use fetch::{Budget, Fetcher};
 
 /// Files fetched side by side.
@@ -181,6 +180,14 @@ impl Stager {
         staged.files += plan.len();
         staged.owned.push(folder);
         Ok(plan.into_iter().map(|(source, name)| (source, format!("{folder_name}/{name}"))).collect())
+    }
+
+    /// Reads a small object that a job names, such as its workflow, from where inputs may come from.
+    ///
+    /// # Errors
+    /// Whose fault it is says the [`Failure`].
+    pub async fn read(&self, uri: &str, limit: u64) -> Result<bytes::Bytes, Failure> {
+        self.fetcher().read(uri, limit).await
     }
 
     fn fetcher(&self) -> Fetcher<'_> {
