@@ -1,6 +1,6 @@
 //! Local folders.
 
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use std::{os::unix::fs::PermissionsExt, process::Command, time::Duration};
 
 use bytes::Bytes;
 use comfy_worker::store::{Content, Creation, LocalStore, ObjectStore, ObjectUri, StoreError};
@@ -31,11 +31,34 @@ async fn a_failed_write_leaves_the_old_object_and_no_temporary_file() {
     assert_eq!(files_beneath(folder.path()), ["a.txt"]);
 }
 
+/// A limit on the size of files fails a write in its middle, as a full disk does, and needs no mount.
+#[test]
+fn a_write_that_fails_halfway_is_the_local_sides_fault_and_leaves_nothing() {
+    let child = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact local::with_little_room --ignored"])
+        .arg(std::env::current_exe().unwrap())
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{child:?}");
+    assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"), "{child:?}");
+}
+
 #[tokio::test]
-async fn a_full_disk_is_the_local_sides_fault() {
-    let full = uri("file:///dev/full/x");
-    let error = LocalStore.put(&full, text("x"), "text/plain").await.unwrap_err();
-    assert!(matches!(error, StoreError::Local { .. }), "{error}");
+#[ignore = "a_write_that_fails_halfway_… runs it, in a process with a limit"]
+async fn with_little_room() {
+    let folder = TempDir::new().unwrap();
+    let object = ObjectUri::File(folder.path().join("object"));
+    LocalStore.put(&object, text("old"), "text/plain").await.unwrap();
+    let large = Content::File { path: std::env::current_exe().unwrap(), size: 1 << 20 };
+    for content in [large, Content::Bytes(vec![0; 1 << 20].into())] {
+        let error = LocalStore.put(&object, content, "x/y").await.unwrap_err();
+        assert!(matches!(error, StoreError::Local { .. }), "{error}");
+    }
+    let new = ObjectUri::File(folder.path().join("new"));
+    let created = LocalStore.create(&new, vec![0; 1 << 20].into(), "x/y");
+    assert!(matches!(created.await, Err(StoreError::Local { .. })));
+    assert_eq!(LocalStore.read(&object, 10).await.unwrap(), "old");
+    assert_eq!(files_beneath(folder.path()), ["object"]);
 }
 
 #[tokio::test]

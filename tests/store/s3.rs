@@ -1,13 +1,18 @@
 //! S3 over a real server.
 
-use std::{fs::File, process::Command, sync::atomic::Ordering, time::Duration};
+use std::{fs::File, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
-use comfy_worker::store::{Content, ObjectStore, StoreError, Stores};
+use comfy_worker::{
+    config::StoreConfig,
+    store::{Content, ObjectStore, StoreError, Stores},
+};
 use tempfile::TempDir;
 
 use super::{
-    config, files_beneath,
+    config,
+    fake::{Fake, Reply},
+    files_beneath,
     server::{PartFault, S3Server},
     stores, uri,
 };
@@ -101,18 +106,63 @@ async fn an_upload_that_is_cancelled_is_aborted() {
     assert_eq!(server.aborts.load(Ordering::SeqCst), 1);
 }
 
-#[test]
-fn missing_credentials_are_named() {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "s3::without_credentials", "--ignored", "--nocapture"])
+/// Runs one ignored test of this binary in a process whose AWS environment is `env` alone.
+async fn passes_alone(test: &str, env: &[(&str, &str)]) {
+    let child = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--nocapture"])
         .env_clear()
         .env("AWS_CONFIG_FILE", "/dev/null")
         .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .envs(env.iter().copied())
         .output()
+        .await
         .unwrap();
     assert!(child.status.success(), "{child:?}");
     assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"), "{child:?}");
+}
+
+#[tokio::test]
+async fn missing_credentials_are_named() {
+    passes_alone("s3::without_credentials", &[("AWS_EC2_METADATA_DISABLED", "true")]).await;
+}
+
+#[tokio::test]
+async fn making_the_stores_contacts_nobody() {
+    let fake = Fake::start(|_, _| Reply::new(404, "")).await;
+    let endpoint = fake.endpoint();
+    let env = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", &*endpoint), ("AWS_ENDPOINT_URL", &*endpoint)];
+    passes_alone("s3::only_made", &env).await;
+    assert_eq!(fake.asked().len(), 0);
+}
+
+#[tokio::test]
+#[ignore = "making_the_stores_contacts_nobody runs it, in a process with its own AWS environment"]
+async fn only_made() {
+    println!("{:?}", Stores::new(&by_the_chain()).await);
+}
+
+#[tokio::test]
+async fn the_aws_environment_leads_to_the_store() {
+    let folder = TempDir::new().unwrap();
+    let server = S3Server::start(folder.path()).await;
+    server.create_bucket("bucket");
+    let endpoint = server.endpoint().replace("127.0.0.1", "localhost");
+    for variable in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"] {
+        let keys =
+            [("AWS_ACCESS_KEY_ID", server.access_key()), ("AWS_SECRET_ACCESS_KEY", server.secret_key())];
+        passes_alone("s3::probes_by_the_chain", &[keys[0], keys[1], (variable, &endpoint)]).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "the_aws_environment_leads_to_the_store runs it, in a process with its own AWS environment"]
+async fn probes_by_the_chain() {
+    Stores::new(&by_the_chain()).await.probe(&uri("s3://bucket")).await.unwrap();
+}
+
+/// Settings that leave everything to the AWS chain.
+fn by_the_chain() -> StoreConfig {
+    StoreConfig { uri: None, endpoint: None, region: None, path_style: false }
 }
 
 #[tokio::test]
