@@ -25,7 +25,9 @@ use lapin::{
 use serde_json::json;
 use testbed::{RabbitMq, wait_for, wait_for_value};
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, copy_bidirectional},
+    net::TcpStream,
+    sync::watch,
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -529,6 +531,83 @@ async fn a_dropped_handle_ends_its_connection() -> Result<()> {
     Ok(())
 }
 
+/// A way to the broker that can go dead: what was connected before stays open and says nothing.
+struct Relay {
+    port: u16,
+    frozen: watch::Sender<bool>,
+}
+
+impl Relay {
+    async fn start(config: &AmqpConfig) -> Result<Self> {
+        use secrecy::ExposeSecret as _;
+        let broker = url::Url::parse(config.url.expose_secret())?.port().context("a port")?;
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let port = listener.local_addr()?.port();
+        let frozen = watch::Sender::new(false);
+        let freezes = frozen.clone();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                freezes.send_replace(false);
+                let mut freeze = freezes.subscribe();
+                tokio::spawn(async move {
+                    let mut far = TcpStream::connect((Ipv4Addr::LOCALHOST, broker)).await?;
+                    tokio::select! {
+                        copied = copy_bidirectional(&mut near, &mut far) => copied.map(drop),
+                        _ = async { freeze.wait_for(|frozen| *frozen).await.is_ok() } => {
+                            // The broker loses it too, and the job in hand with it.
+                            drop(far);
+                            std::future::pending::<()>().await;
+                            drop(near);
+                            Ok(())
+                        }
+                    }
+                });
+            }
+        });
+        Ok(Self { port, frozen })
+    }
+}
+
+#[tokio::test]
+async fn a_dead_connection_is_given_up_and_what_it_held_is_stale() -> Result<()> {
+    let direct = shared("relay").await?;
+    let relay = Relay::start(&direct).await?;
+    let mut config = direct.clone();
+    config.url = format!("amqp://guest:guest@127.0.0.1:{}", relay.port).into();
+    let broker = Broker::connect(&config, "worker-1").await?;
+    let mut consumer = broker.consume(1);
+    submit(&broker, "before").await?;
+    let held = next(&mut consumer).await?;
+
+    relay.frozen.send_replace(true);
+    let start = Instant::now();
+    let deadline = Instant::now() + 3 * SOON;
+    broker.submit(Bytes::from_static(b"after"), &JobProperties::default(), deadline).await?;
+    eprintln!("published on a new connection after {:?}", start.elapsed());
+    assert_eq!(held.settle(Settlement::Ack).await, Settled::Stale);
+    let mut bodies = Vec::new();
+    for _ in 0..2 {
+        let delivery = next(&mut consumer).await?;
+        assert_eq!(delivery.epoch(), 2);
+        bodies.push(delivery.message.body.clone());
+        assert_eq!(delivery.settle(Settlement::Ack).await, Settled::Done);
+    }
+    bodies.sort();
+    assert_eq!(bodies, ["after", "before"]);
+
+    // Nobody publishes: the missing heartbeat shows it.
+    let mut health = broker.health();
+    relay.frozen.send_replace(true);
+    let start = Instant::now();
+    timeout(2 * SOON, health.wait_for(|health| !health.is_connected())).await??;
+    eprintln!("missed after {:?}", start.elapsed());
+    timeout(SOON, health.wait_for(|health| health.is_connected())).await??;
+    submit(&broker, "last").await?;
+    next(&mut consumer).await?.settle(Settlement::Ack).await;
+    broker.close().await;
+    Ok(())
+}
+
 /// One broker of its own, put through everything that would disturb other tests.
 #[tokio::test]
 async fn the_session_outlives_closed_connections_restarts_and_alarms() -> Result<()> {
@@ -571,7 +650,8 @@ async fn the_session_outlives_closed_connections_restarts_and_alarms() -> Result
     };
     let unconfirmed = broker.publish_result(&result, Instant::now() + Duration::from_millis(100)).await;
     assert!(matches!(unconfirmed, Err(PublishError::Unconfirmed(_))), "{unconfirmed:?}");
-    submit(&broker, "while away").await?;
+    let patient = Instant::now() + 3 * SOON;
+    broker.submit(Bytes::from_static(b"while away"), &JobProperties::default(), patient).await?;
     restart.await??;
     assert_eq!(again.settle(Settlement::Ack).await, Settled::Stale);
     let mut bodies = Vec::new();
