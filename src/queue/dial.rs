@@ -159,6 +159,13 @@ fn explain(address: &str, vhost: &str, error: lapin::Error) -> QueueError {
                 "{address}: {text}: trust the broker's authority in the system's store, or name its file \
                  in SSL_CERT_FILE"
             ))
+        } else if text.contains("InvalidContentType") {
+            QueueError::Misconfigured(format!(
+                "{address} does not speak TLS: write amqp:// in amqp.url, or the broker's TLS port"
+            ))
+        } else if io.kind() == io::ErrorKind::ConnectionAborted {
+            // What a TLS listener does with a plain greeting, and a broker that is starting with any.
+            QueueError::Unavailable(format!("{address} hangs up (does it want amqps://?)"))
         } else {
             QueueError::Unavailable(format!("cannot reach {address}: {text}"))
         };
