@@ -1,6 +1,40 @@
 //! Chromium: one warm page of ComfyUI's own frontend that turns UI workflows into prompts.
+//!
+//! ```text
+//! Browser ── Shared ── Slot ── Page ── browser context ─┐
+//!               └──────────────────────────────── Chromium (process group, profile, DevTools)
+//! ```
+//!
+//! Invariants: a page is either fit for the next conversion or gone (after any error, and when a
+//! conversion was cancelled halfway, its context is closed); a Chromium that does not answer is
+//! killed with its whole group before another one starts; nothing waits for Chromium without a
+//! time limit.
+
+mod convert;
+mod find;
+mod page;
+mod process;
+mod profile;
+mod shared;
+
+use std::sync::{Arc, PoisonError};
 
 use serde_json::{Map, Value};
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+use url::Url;
+
+use self::{
+    convert::Answer,
+    process::{ANSWER_LIMIT, CallError},
+    shared::Shared,
+};
+use crate::config::BrowserConfig;
+
+/// Tries for one workflow, each in a fresh context.
+const ATTEMPTS: u32 = 3;
+/// The frontend keeps a tab for every workflow that it loads: a page's memory grows until it is replaced.
+const CONVERSIONS_PER_PAGE: u32 = 100;
 
 /// What the frontend's `graphToPrompt` made of a UI workflow.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,4 +62,219 @@ pub enum ConvertError {
     /// Chromium is missing, cannot start, or died and did not come back: the worker's fault.
     #[error("browser: {0}")]
     Browser(String),
+}
+
+/// A headless Chromium with a page of ComfyUI's frontend, ready to convert.
+///
+/// Cheap to clone; conversions run one after the other, however many tasks ask. Ends with
+/// [`Browser::shutdown`], or when the last clone is dropped: no process and no folder is left.
+#[derive(Clone, Debug)]
+pub struct Browser(Arc<Owner>);
+
+#[derive(Debug)]
+struct Owner {
+    shared: Arc<Shared>,
+    warming: std::sync::Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.stop().iter().for_each(|chromium| chromium.kill());
+    }
+}
+
+impl Browser {
+    /// Starts Chromium, which may reach `server` and nothing else. ComfyUI need not answer yet.
+    ///
+    /// # Errors
+    /// [`ConvertError::Browser`]: no Chromium is there, or it does not start.
+    pub async fn launch(config: BrowserConfig, server: Url) -> Result<Self, ConvertError> {
+        let program = find::chromium(config.executable.as_deref())?;
+        let shared = Arc::new(Shared::new(config, server, program));
+        let browser = Self(Arc::new(Owner { shared, warming: std::sync::Mutex::default() }));
+        browser.0.shared.chromium().await?;
+        Ok(browser)
+    }
+
+    /// Opens ComfyUI's page and waits until it can convert: 4–5 s on two cores. ComfyUI must
+    /// answer. Call it again after ComfyUI restarted: its node types may be others.
+    ///
+    /// # Errors
+    /// [`ConvertError::Browser`]: what the page waited for, or what Chromium said.
+    pub async fn attach(&self) -> Result<(), ConvertError> {
+        let shared = &self.0.shared;
+        let mut slot = shared.slot.lock().await;
+        if let Some(page) = slot.page.take() {
+            shared.discard(page).await;
+        }
+        let mut attempt = 1;
+        let page = loop {
+            match shared.page(&mut slot).await {
+                Err(error) if attempt == ATTEMPTS || shared.is_stopped() => return Err(error),
+                Err(error) => tracing::warn!(%error, attempt, "ComfyUI's page is not ready, trying again"),
+                Ok(page) => break page,
+            }
+            attempt += 1;
+        };
+        slot.page = Some(page);
+        Ok(())
+    }
+
+    /// [`Browser::launch`], then [`Browser::attach`].
+    ///
+    /// # Errors
+    /// As those.
+    pub async fn start(config: BrowserConfig, server: Url) -> Result<Self, ConvertError> {
+        let browser = Self::launch(config, server).await?;
+        match browser.attach().await {
+            Ok(()) => Ok(browser),
+            Err(error) => {
+                browser.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Turns a UI workflow into a prompt, in up to three attempts. `browser.convert_timeout` limits
+    /// each attempt's conversion alone; replacing a page or Chromium before it has limits of its own.
+    /// An empty graph gives an empty prompt.
+    ///
+    /// # Errors
+    /// [`ConvertError::MissingNodes`] and [`ConvertError::Refused`] blame the workflow, the others
+    /// the worker. After every error the next conversion has a fresh page.
+    pub async fn convert(&self, workflow: &Value) -> Result<Conversion, ConvertError> {
+        let text = convert::text_of(workflow)?;
+        tokio::select! {
+            outcome = self.attempts(workflow, text) => outcome,
+            () = self.0.shared.stopped() => Err(shared::is_shut_down()),
+        }
+    }
+
+    async fn attempts(&self, workflow: &Value, text: String) -> Result<Conversion, ConvertError> {
+        let shared = &self.0.shared;
+        let limit = shared.config.convert_timeout;
+        let mut slot = shared.slot.lock().await;
+        let mut attempt = 1;
+        let error = loop {
+            let error = match shared.page(&mut slot).await {
+                Err(error) => error,
+                // Taken out of the slot: when this future is dropped, so is the page.
+                Ok(mut page) => {
+                    let fresh = page.conversions() == 0;
+                    match page.convert(text.clone(), limit).await {
+                        Ok(Answer::Converted { prompt, workflow: saved }) => {
+                            if page.conversions() < CONVERSIONS_PER_PAGE {
+                                slot.page = Some(page);
+                            } else {
+                                shared.discard(page).await;
+                                self.warm();
+                            }
+                            return Ok(Conversion::new(prompt, saved, workflow));
+                        }
+                        Ok(Answer::Missing(types)) => {
+                            shared.discard(page).await;
+                            break ConvertError::MissingNodes(types);
+                        }
+                        Ok(Answer::Refused(message)) => {
+                            shared.discard(page).await;
+                            // In a used page an earlier workflow may be to blame.
+                            if fresh {
+                                break ConvertError::Refused(message);
+                            }
+                            ConvertError::Refused(message)
+                        }
+                        Err(error) => {
+                            shared.discard(page).await;
+                            match error {
+                                CallError::Silent { what: page::CONVERSION, .. } => {
+                                    ConvertError::TimedOut(limit)
+                                }
+                                other => ConvertError::Browser(other.to_string()),
+                            }
+                        }
+                    }
+                }
+            };
+            if attempt == ATTEMPTS {
+                break error;
+            }
+            tracing::warn!(%error, attempt, "converting again in a fresh page");
+            attempt += 1;
+        };
+        drop(slot);
+        self.warm();
+        Err(error)
+    }
+
+    /// Prepares a page in the background, so that the next conversion finds one.
+    fn warm(&self) {
+        let mut warming = self.0.warming.lock().unwrap_or_else(PoisonError::into_inner);
+        if warming.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let shared = Arc::clone(&self.0.shared);
+        *warming = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut slot = shared.slot.lock().await;
+            match shared.page(&mut slot).await {
+                Ok(page) => slot.page = Some(page),
+                Err(error) => tracing::warn!(%error, "cannot prepare the next page"),
+            }
+        })));
+    }
+
+    /// Chromium's product and version, such as `Chrome/156.0.8078.79`; empty while none runs.
+    pub async fn version(&self) -> String {
+        self.0.shared.current().map(|chromium| chromium.product().to_owned()).unwrap_or_default()
+    }
+
+    /// The version of the frontend that converts, once a page was ready. What a workflow becomes
+    /// depends on it.
+    #[must_use]
+    pub fn frontend_version(&self) -> Option<String> {
+        self.0.shared.frontend()
+    }
+
+    /// Whether Chromium answers and a page is ready or being used. Takes 1 s at most. A page that
+    /// is missing is prepared in the background.
+    ///
+    /// # Errors
+    /// [`ConvertError::Browser`]: what is ill.
+    pub async fn validate(&self) -> Result<(), ConvertError> {
+        let shared = &self.0.shared;
+        let ill = |text: &str| Err(ConvertError::Browser(text.into()));
+        if shared.is_stopped() {
+            return Err(shared::is_shut_down());
+        }
+        let Some(chromium) = shared.current().filter(|chromium| !chromium.is_dead()) else {
+            self.warm();
+            return ill("Chromium does not run");
+        };
+        let check = async {
+            chromium.ping(ANSWER_LIMIT).await?;
+            // In use: whoever uses it notices when it stops answering.
+            let Ok(slot) = shared.slot.try_lock() else { return Ok(true) };
+            match &slot.page {
+                Some(page) => page.ping(ANSWER_LIMIT).await.map(|()| true),
+                None => Ok(false),
+            }
+        };
+        match timeout(ANSWER_LIMIT * 9 / 10, check).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => {
+                self.warm();
+                ill("no page of ComfyUI is ready")
+            }
+            Ok(Err(error)) => ill(&error.to_string()),
+            Err(_) => ill("Chromium does not answer"),
+        }
+    }
+
+    /// Closes Chromium within 1 s, else kills it, and removes its profile. A conversion in
+    /// progress fails. Idempotent.
+    pub async fn shutdown(&self) {
+        self.0.warming.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(chromium) = self.0.shared.stop() {
+            chromium.close().await;
+        }
+    }
 }

@@ -369,9 +369,10 @@ fn uri_prefixes(text: &str) -> Result<Vec<String>, String> {
     list(text)?
         .into_iter()
         .map(|prefix| match prefix.split_once("://") {
-            Some(("s3" | "file" | "http" | "https", "")) => Ok(prefix),
-            Some(("s3" | "file" | "http" | "https", _)) if prefix.ends_with('/') => Ok(prefix),
-            Some(("s3" | "file" | "http" | "https", _)) => Err(format!("{prefix:?} must end with /")),
+            Some(("s3" | "file", "")) => Ok(prefix),
+            Some(("s3" | "file", _)) if prefix.ends_with('/') => Ok(prefix),
+            Some(("s3" | "file", _)) => Err(format!("{prefix:?} must end with /")),
+            Some(("http" | "https", _)) => Err(format!("{prefix:?}: web hosts are not read by this version")),
             _ => Err(format!("{prefix:?} is no URI prefix")),
         })
         .collect()

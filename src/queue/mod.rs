@@ -1,1 +1,36 @@
 //! RabbitMQ: jobs in, results and events out.
+//!
+//! One task owns the connection and replaces it when it is lost; lapin's own recovery is off,
+//! because it hands a held message out again without telling that its first copy still runs. Each
+//! connection is an *epoch*: a [`Delivery`] belongs to the one it came by and settles as
+//! [`Settled::Stale`] on any other, and the broker delivers it again.
+//!
+//! Invariants: every wait for the broker has a time limit. A publish that matters is mandatory and
+//! confirmed. Nothing here acks by itself. No task is left after [`Broker::close`].
+
+mod broker;
+mod consumer;
+mod delivery;
+mod dial;
+mod error;
+mod events;
+mod follow;
+mod link;
+mod message;
+mod publisher;
+mod refusal;
+mod reply;
+mod results;
+mod session;
+mod topology;
+
+pub use broker::Broker;
+pub use consumer::Consumer;
+pub use delivery::{Delivery, Settled, Settlement};
+pub use error::{PublishError, QueueError, ReplyWarning};
+pub use events::{Event, EventSender, Preview};
+pub use follow::{Follow, Followed};
+pub use message::{JobProperties, Message};
+pub use reply::reply_allowed;
+pub use results::ResultMessage;
+pub use session::Health;

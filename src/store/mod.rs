@@ -1,12 +1,14 @@
 //! Objects: read, written and created once, in S3 or in a local folder behind one trait.
 
 mod local;
+mod probe;
 mod s3;
 mod uri;
 
 use std::{path::PathBuf, pin::Pin, time::Duration};
 
 use bytes::Bytes;
+use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use url::Url;
 
@@ -65,11 +67,26 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// What a failed read of [`Object::body`] meant; `uri` only names the object in the message.
+    #[must_use]
+    pub fn from_read(uri: &ObjectUri, error: std::io::Error) -> Self {
+        error.downcast::<Self>().unwrap_or_else(|source| Self::Local { uri: uri.to_string(), source })
+    }
+}
+
+impl From<StoreError> for std::io::Error {
+    fn from(error: StoreError) -> Self {
+        Self::other(error)
+    }
+}
+
 /// An object that is being read.
 pub struct Object {
     /// Its size, where the store says so before the body.
     pub size: Option<u64>,
-    /// Its content. Dropping it ends the transfer.
+    /// Its content. Dropping it ends the transfer. It ends early only with an error, which
+    /// [`StoreError::from_read`] turns back into the reason.
     pub body: Pin<Box<dyn AsyncRead + Send>>,
 }
 
@@ -109,7 +126,8 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
     /// Writes an object unless there is one already; atomically.
     async fn create(&self, uri: &ObjectUri, body: Bytes, content_type: &str) -> Result<Creation, StoreError>;
 
-    /// A link that reads the object without credentials for `lifetime`; `None` where there is no such thing.
+    /// A link that reads the object without credentials for `lifetime` (at most 7 days, and no longer
+    /// than the credentials live that sign it); `None` where there is no such thing.
     async fn presign_get(&self, uri: &ObjectUri, lifetime: Duration) -> Result<Option<Url>, StoreError>;
 
     /// Writes, creates again, reads and removes a small object beneath `prefix`: shows that the
@@ -125,7 +143,7 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
         }
         let mut body = Vec::new();
         let read = object.body.take(limit.saturating_add(1)).read_to_end(&mut body).await;
-        read.map_err(|error| StoreError::Unavailable { uri: uri.to_string(), reason: error.to_string() })?;
+        read.map_err(|error| StoreError::from_read(uri, error))?;
         if body.len() as u64 > limit { Err(too_large()) } else { Ok(body.into()) }
     }
 }
@@ -141,7 +159,22 @@ impl Stores {
     /// The places that `config` and the AWS chain (environment, profile, web identity) open.
     /// Nothing is contacted yet.
     pub async fn new(config: &crate::config::StoreConfig) -> Self {
-        Self { s3: S3Store::new(config).await, local: LocalStore }
+        Self { s3: S3Store::new(config, None).await, local: LocalStore }
+    }
+
+    /// The same with this access key and secret instead of the AWS chain's: for programs that hold them.
+    pub async fn with_credentials(
+        config: &crate::config::StoreConfig,
+        access_key: &str,
+        secret_key: &SecretString,
+    ) -> Self {
+        Self { s3: S3Store::new(config, Some((access_key, secret_key))).await, local: LocalStore }
+    }
+
+    /// Waits until what dropped calls left behind (multipart uploads) is cleared away; each has a time
+    /// limit. A drain calls it last, or the process ends before them.
+    pub async fn settled(&self) {
+        self.s3.settled().await;
     }
 
     fn of(&self, uri: &ObjectUri) -> &dyn ObjectStore {

@@ -1,39 +1,132 @@
-//! Objects in S3.
+//! Objects in S3, by the AWS SDK: the only part of the crate that knows it.
+
+mod classify;
+mod client;
+mod download;
+#[cfg(test)]
+mod tests;
+mod upload;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use aws_sdk_s3::{Client, presigning::PresigningConfig};
+use backon::Retryable;
+use bytes::Bytes;
+use secrecy::SecretString;
+use tokio_util::task::TaskTracker;
+use url::Url;
+
+use self::{classify::Failure, client::Limits, download::Download};
+use super::{Content, Creation, Object, ObjectStore, ObjectUri, StoreError, probe};
+use crate::config::StoreConfig;
+
+/// The longest life that the signature of a link can have (AWS Signature Version 4).
+const LONGEST_LINK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Objects in S3, by the AWS SDK.
-#[derive(Clone, Debug)]
-pub struct S3Store;
+#[derive(Clone)]
+pub struct S3Store {
+    client: Client,
+    /// The endpoint and region, for messages.
+    place: Arc<str>,
+    /// Whether the parts of a multipart upload carry checksums (not where the AWS settings forbid them).
+    checksums: bool,
+    limits: Limits,
+    /// Aborts of multipart uploads whose callers are gone.
+    cleanup: TaskTracker,
+}
 
-impl S3Store {
-    pub(super) async fn new(_config: &crate::config::StoreConfig) -> Self {
-        Self
+impl fmt::Debug for S3Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Store").field("place", &self.place).finish_non_exhaustive()
     }
 }
 
-#[async_trait::async_trait]
-impl super::ObjectStore for S3Store {
-    async fn open(&self, _uri: &super::ObjectUri) -> Result<super::Object, super::StoreError> {
-        todo!()
+impl S3Store {
+    /// A store with this access key and secret, or with those of the AWS chain. Contacts nothing.
+    pub(super) async fn new(config: &StoreConfig, keys: Option<(&str, &SecretString)>) -> Self {
+        Self::with_limits(config, keys, Limits::default()).await
     }
-    async fn put(&self, _: &super::ObjectUri, _: super::Content, _: &str) -> Result<(), super::StoreError> {
-        todo!()
+
+    /// Waits for the aborts of uploads whose callers are gone.
+    pub(super) async fn settled(&self) {
+        self.cleanup.close();
+        self.cleanup.wait().await;
     }
-    async fn create(
-        &self,
-        _: &super::ObjectUri,
-        _: bytes::Bytes,
-        _: &str,
-    ) -> Result<super::Creation, super::StoreError> {
-        todo!()
+
+    /// Sends what the SDK itself has given up on again, where that may help.
+    async fn again<T, F>(&self, attempt: impl FnMut() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let backoff = backon::ExponentialBuilder::default()
+            .with_min_delay(self.limits.backoff)
+            .with_max_times(4)
+            .with_jitter();
+        attempt.retry(backoff).when(Failure::is_worth_repeating).await.map_err(Failure::into_error)
     }
-    async fn presign_get(
-        &self,
-        _: &super::ObjectUri,
-        _: std::time::Duration,
-    ) -> Result<Option<url::Url>, super::StoreError> {
-        todo!()
+
+    async fn delete(&self, uri: &ObjectUri) -> Result<(), StoreError> {
+        let (bucket, key) = object_of(uri)?;
+        let delete = self.client.delete_object().bucket(bucket).key(key).send();
+        Box::pin(delete).await.map(drop).map_err(|error| self.failure(uri, error).into_error())
     }
-    async fn probe(&self, _: &super::ObjectUri) -> Result<(), super::StoreError> {
-        todo!()
+}
+
+#[async_trait]
+impl ObjectStore for S3Store {
+    async fn open(&self, uri: &ObjectUri) -> Result<Object, StoreError> {
+        let download = Box::pin(Download::start(self, uri)).await?;
+        Ok(Object { size: download.size(), body: download.into_reader() })
+    }
+
+    async fn put(&self, uri: &ObjectUri, content: Content, content_type: &str) -> Result<(), StoreError> {
+        Box::pin(upload::put(self, uri, content, content_type)).await
+    }
+
+    async fn create(&self, uri: &ObjectUri, body: Bytes, content_type: &str) -> Result<Creation, StoreError> {
+        Box::pin(upload::create(self, uri, body, content_type)).await
+    }
+
+    async fn presign_get(&self, uri: &ObjectUri, lifetime: Duration) -> Result<Option<Url>, StoreError> {
+        let (bucket, key) = object_of(uri)?;
+        let wrong = |reason: String| StoreError::Misconfigured { uri: uri.to_string(), reason };
+        let signing = PresigningConfig::expires_in(lifetime.min(LONGEST_LINK))
+            .map_err(|error| wrong(format!("a link cannot live {lifetime:?}: {error}")))?;
+        let request = self.client.get_object().bucket(bucket).key(key).presigned(signing);
+        // Signing contacts no store, but it may have to fetch credentials first.
+        let signed = tokio::time::timeout(self.limits.attempt, Box::pin(request)).await;
+        let signed = signed.map_err(|_| StoreError::Unavailable {
+            uri: uri.to_string(),
+            reason: format!("no credentials to sign a link with after {:?}", self.limits.attempt),
+        })?;
+        let link = signed.map_err(|error| self.failure(uri, error).into_error())?;
+        // The link opens the object: it must not show up in an error.
+        Url::parse(link.uri()).map(Some).map_err(|error| wrong(format!("the signed link is no URL: {error}")))
+    }
+
+    async fn probe(&self, prefix: &ObjectUri) -> Result<(), StoreError> {
+        let uri = probe::object_beneath(prefix)?;
+        let outcome = probe::run(self, &uri).await;
+        match self.delete(&uri).await {
+            // Jobs need no right to delete: a place that refuses it is fit for work all the same.
+            Err(StoreError::Forbidden { reason, .. }) => {
+                tracing::warn!(object = %uri, reason, "the probe's object stays: the credentials cannot delete");
+                outcome
+            }
+            removed => outcome.and(removed),
+        }
+    }
+}
+
+/// Bucket and key of an object.
+fn object_of(uri: &ObjectUri) -> Result<(&str, &str), StoreError> {
+    match uri {
+        ObjectUri::S3 { bucket, key } if !key.is_empty() => Ok((bucket, key)),
+        _ => Err(StoreError::Misconfigured {
+            uri: uri.to_string(),
+            reason: "names no object in S3: use s3://bucket/key".to_owned(),
+        }),
     }
 }

@@ -1,6 +1,10 @@
 //! Where an object lies: `s3://bucket/key` or `file:///folder/file`.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    path::{Component, Path, PathBuf},
+    str::FromStr,
+};
 
 use url::Url;
 
@@ -25,30 +29,38 @@ pub enum UriError {
     #[error("{0:?} starts with neither s3:// nor file://")]
     Scheme(String),
     /// No bucket, or one that S3 cannot have.
-    #[error("{0:?} names no bucket (3-63 of a-z 0-9 . -)")]
+    #[error("{0:?} names no bucket (3-63 of a-z 0-9 . -, a letter or digit at both ends)")]
     Bucket(String),
+    /// A key longer than S3 takes.
+    #[error("{0:?}: the key is longer than {MAX_KEY_BYTES} bytes")]
+    TooLong(String),
     /// A key with an empty, `.` or `..` part, or a control character.
     #[error("{0:?} has a part that is empty, `.`, `..` or a control character")]
     Key(String),
-    /// `file://` with a host, or without an absolute path.
-    #[error("{0:?} is no file:///absolute/path")]
+    /// `file://` with a host, a query, a fragment or an encoded `/`, or without an absolute path.
+    #[error("{0:?} is no file:///absolute/path (write % as %25, ? as %3F, # as %23)")]
     File(String),
 }
+
+/// The longest key of S3, in bytes of UTF-8 (Amazon S3 user guide, "Naming objects").
+const MAX_KEY_BYTES: usize = 1024;
 
 impl ObjectUri {
     /// The address of `relative` beneath this one. Invariant: the result lies beneath `self`.
     ///
     /// # Errors
-    /// When a part of `relative` is empty, `.` or `..`, or holds a control character.
+    /// When a part of `relative` is empty, `.` or `..`, or holds a control character, or the key
+    /// becomes longer than S3 takes.
     pub fn join(&self, relative: &str) -> Result<Self, UriError> {
         check_parts(relative)?;
-        Ok(match self {
-            Self::S3 { bucket, key } if key.is_empty() => {
-                Self::S3 { bucket: bucket.clone(), key: relative.to_owned() }
+        match self {
+            Self::S3 { bucket, key } => {
+                let key = if key.is_empty() { relative.to_owned() } else { format!("{key}/{relative}") };
+                check_length(&key)?;
+                Ok(Self::S3 { bucket: bucket.clone(), key })
             }
-            Self::S3 { bucket, key } => Self::S3 { bucket: bucket.clone(), key: format!("{key}/{relative}") },
-            Self::File(path) => Self::File(path.join(relative)),
-        })
+            Self::File(path) => Ok(Self::File(path.join(relative))),
+        }
     }
 
     /// The last part of the key or path; empty for a bare bucket.
@@ -60,11 +72,28 @@ impl ObjectUri {
         }
     }
 
-    /// Whether this address lies beneath one of `prefixes` (`s3://bucket/`, `s3://`).
+    /// Whether this address lies beneath one of `prefixes` (`s3://bucket/folder/`, `file:///folder/`,
+    /// `s3://` for every bucket), or is one. Whole parts are compared: `s3://bucket/in` does not open
+    /// `s3://bucket/internal`.
     #[must_use]
     pub fn is_beneath(&self, prefixes: &[String]) -> bool {
-        let text = self.to_string();
-        prefixes.iter().any(|prefix| text.starts_with(prefix.as_str()) || format!("{text}/") == *prefix)
+        prefixes.iter().any(|prefix| match (prefix.as_str(), self) {
+            ("s3://", Self::S3 { .. }) | ("file://", Self::File(_)) => true,
+            (text, _) => text.parse().is_ok_and(|folder| self.lies_in(&folder)),
+        })
+    }
+
+    fn lies_in(&self, folder: &Self) -> bool {
+        match (self, folder) {
+            (Self::S3 { bucket, key }, Self::S3 { bucket: same, key: above }) => {
+                let below = key.strip_prefix(above.as_str());
+                bucket == same
+                    && below.is_some_and(|rest| above.is_empty() || rest.is_empty() || rest.starts_with('/'))
+            }
+            // A path that was not parsed here may climb (`..`), which starts_with does not see.
+            (Self::File(path), Self::File(above)) => !climbs(path) && path.starts_with(above),
+            _ => false,
+        }
     }
 }
 
@@ -73,28 +102,50 @@ fn check_parts(key: &str) -> Result<(), UriError> {
     if key.split('/').any(bad) { Err(UriError::Key(key.to_owned())) } else { Ok(()) }
 }
 
+fn check_length(key: &str) -> Result<(), UriError> {
+    if key.len() > MAX_KEY_BYTES { Err(UriError::TooLong(key.to_owned())) } else { Ok(()) }
+}
+
+fn climbs(path: &Path) -> bool {
+    path.components().any(|part| part == Component::ParentDir)
+}
+
+fn is_bucket(name: &str) -> bool {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    (3..=63).contains(&name.len())
+        && edge(name.chars().next())
+        && edge(name.chars().next_back())
+        && !name.contains("..")
+        && name.chars().all(|c| edge(Some(c)) || matches!(c, '.' | '-'))
+}
+
 impl FromStr for ObjectUri {
     type Err = UriError;
 
     fn from_str(text: &str) -> Result<Self, UriError> {
         if let Some(rest) = text.strip_prefix("s3://") {
             // The key is taken as it is: S3 keys are not percent-encoded in such addresses.
-            let (bucket, key) =
-                rest.trim_end_matches('/').split_once('/').unwrap_or((rest.trim_end_matches('/'), ""));
-            let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-');
-            if !(3..=63).contains(&bucket.len()) || !bucket.chars().all(allowed) {
+            let rest = rest.trim_end_matches('/');
+            let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+            if !is_bucket(bucket) {
                 return Err(UriError::Bucket(text.to_owned()));
             }
             if !key.is_empty() {
                 check_parts(key).map_err(|_| UriError::Key(text.to_owned()))?;
+                check_length(key)?;
             }
             return Ok(Self::S3 { bucket: bucket.to_owned(), key: key.to_owned() });
         }
         if text.starts_with("file://") {
+            // `%2F` decodes into a separator after the URL's own `..` were resolved:
+            // `..%2f..` would climb out of a folder that the text seems to lie in.
+            let plain =
+                |path: &PathBuf| !climbs(path) && !path.to_string_lossy().chars().any(char::is_control);
             return Url::parse(text)
                 .ok()
-                .filter(|url| url.host().is_none())
+                .filter(|url| url.host().is_none() && url.query().is_none() && url.fragment().is_none())
                 .and_then(|url| url.to_file_path().ok())
+                .filter(plain)
                 .map(Self::File)
                 .ok_or_else(|| UriError::File(text.to_owned()));
         }
@@ -120,3 +171,7 @@ impl serde::Serialize for ObjectUri {
         serializer.collect_str(self)
     }
 }
+
+#[cfg(test)]
+#[path = "uri_tests.rs"]
+mod tests;

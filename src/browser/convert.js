@@ -1,0 +1,109 @@
+// Runs in a ready page: UI workflow (JSON text) in, JSON text out, one of
+// {output, workflow}, {missing: [types]}, {refused: text}.
+async (text) => {
+  const source = JSON.parse(text);
+  const app = window.app;
+  const graph = app.rootGraph ?? app.graph;
+  const { load, served } = window.comfyWorker;
+
+  // ---- node types that cannot run here ----
+  // The frontend strips these characters from types that it does not know.
+  const stripped = (type) => String(type).replace(/[&<>"'`=]/g, '');
+  const isKnown = (type) => Object.hasOwn(window.LiteGraph.registered_node_types, type);
+  const isActive = (node) => node.mode !== 2 && node.mode !== 4; // muted, bypassed
+  const definitions = [];
+  const collect = (within) => {
+    for (const subgraph of within?.definitions?.subgraphs ?? []) {
+      definitions.push(subgraph);
+      collect(subgraph);
+    }
+  };
+  collect(source);
+  const local = new Set(definitions.map((subgraph) => subgraph.id));
+  const groups = source.extra?.groupNodes ?? {};
+  // What to tell for a node of an unknown type: of a group node, the parts that it lacks.
+  const lacking = (type, seen = new Set()) => {
+    const group = /^workflow[>/]/.test(type) ? groups[type.slice('workflow>'.length)] : undefined;
+    if (!group || seen.has(type)) return [type];
+    seen.add(type);
+    const parts = (group.nodes ?? []).map((node) => String(node.type));
+    const unknown = parts.filter((part) => !isKnown(part)).flatMap((part) => lacking(part, seen));
+    return unknown.length ? unknown : [type];
+  };
+  const nodes = [source, ...definitions].flatMap((within) => within.nodes ?? []);
+  const suspects = nodes.filter((node) => isActive(node) && !isKnown(node.type) && !local.has(node.type));
+  const written = new Map(nodes.map((node) => [stripped(node.type), String(node.type)]));
+  // `12:3` is node 3 in the subgraph that node 12 stands for.
+  const typeOf = (id) => {
+    let node;
+    let within = graph;
+    for (const part of id.split(':')) {
+      node = within?.getNodeById?.(part) ?? within?.getNodeById?.(Number(part));
+      within = node?.subgraph;
+    }
+    return node?.type;
+  };
+
+  // ---- load and convert ----
+  // The frontend shows a dialog for an exception in these and returns as if all was well.
+  let failure;
+  const undo = [];
+  const overhear = (target, name, onCall) => {
+    const original = target[name];
+    if (typeof original !== 'function') return;
+    const own = Object.hasOwn(target, name);
+    target[name] = onCall(original);
+    undo.push(() => (own ? (target[name] = original) : delete target[name]));
+  };
+  overhear(graph, 'configure', (original) => function (...values) {
+    try {
+      return original.apply(this, values);
+    } catch (error) {
+      failure ??= error;
+      throw error;
+    }
+  });
+  overhear(app, 'reportGraphLoadFailure', (original) => function (error) {
+    failure ??= error;
+    return original.apply(this, arguments);
+  });
+
+  let prompt;
+  try {
+    const loaded = await load(source, true, false, null, {
+      showMissingNodesDialog: false,
+      showMissingModelsDialog: false,
+      // Newer frontends: whether model files exist is the server's business.
+      skipAssetScans: true,
+      silentAssetErrors: true,
+      deferWarnings: true,
+    });
+    if (failure) throw failure;
+    if (loaded === false) throw new Error('it could not be loaded');
+    prompt = await app.graphToPrompt();
+  } catch (error) {
+    if (suspects.length) return JSON.stringify({ missing: suspects.flatMap((node) => lacking(String(node.type))) });
+    return JSON.stringify({ refused: String(error?.message || error) });
+  } finally {
+    for (const step of undo) step();
+  }
+
+  // Judged by what was emitted: that a muted node or an unused subgraph has an unknown type is
+  // no reason to refuse.
+  const missing = [];
+  for (const [id, { class_type: type }] of Object.entries(prompt.output)) {
+    if (type == null) {
+      const seen = String(typeOf(id) ?? '(no type)');
+      missing.push(...lacking(written.get(seen) ?? seen));
+    } else if (!served.has(type)) {
+      missing.push(type);
+    }
+  }
+  if (missing.length) return JSON.stringify({ missing });
+
+  // The view is not restored (that would draw), so the page's own one was saved: put it right.
+  const view = source.extra?.ds;
+  if (view) prompt.workflow.extra.ds = view;
+  else delete prompt.workflow.extra?.ds;
+  return JSON.stringify({ output: prompt.output, workflow: prompt.workflow });
+}

@@ -1,0 +1,191 @@
+//! What goes into the page and what comes out of it; no browser in here.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{Conversion, ConvertError};
+use crate::text::one_line;
+
+/// Longest word of the frontend that goes into an error.
+const MESSAGE_CHARS: usize = 500;
+
+/// What the page made of a workflow.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Converted {
+        prompt: Map<String, Value>,
+        workflow: Value,
+    },
+    /// Sorted, each once.
+    Missing(Vec<String>),
+    Refused(String),
+}
+
+#[derive(Deserialize)]
+struct Reply {
+    output: Option<Map<String, Value>>,
+    #[serde(default)]
+    workflow: Value,
+    missing: Option<Vec<String>>,
+    refused: Option<String>,
+}
+
+impl Answer {
+    /// Reads what `convert.js` returned.
+    ///
+    /// # Errors
+    /// The text is none of the three forms.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let reply: Reply = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        match reply {
+            Reply { missing: Some(mut types), .. } => {
+                for name in &mut types {
+                    *name = one_line(name, 200);
+                }
+                types.sort_unstable();
+                types.dedup();
+                Ok(Self::Missing(types))
+            }
+            Reply { refused: Some(text), .. } => Ok(Self::Refused(one_line(text.trim(), MESSAGE_CHARS))),
+            Reply { output: Some(prompt), workflow, .. } => Ok(Self::Converted { prompt, workflow }),
+            _ => Err("it is empty".into()),
+        }
+    }
+}
+
+impl Conversion {
+    pub(super) fn new(prompt: Map<String, Value>, workflow: Value, source: &Value) -> Self {
+        let warnings = rounded_numbers(source, &prompt);
+        Self { prompt, workflow, warnings }
+    }
+}
+
+/// The workflow as text, when it has the shape of one.
+///
+/// # Errors
+/// [`ConvertError::Refused`]: for anything but an object the frontend would load its default
+/// workflow, and convert that.
+pub(super) fn text_of(workflow: &Value) -> Result<String, ConvertError> {
+    match workflow.get("nodes") {
+        Some(Value::Array(_)) => serde_json::to_string(workflow)
+            .map_err(|error| ConvertError::Refused(one_line(&error.to_string(), MESSAGE_CHARS))),
+        _ => Err(ConvertError::Refused("a UI workflow is an object with a list of nodes".into())),
+    }
+}
+
+/// A warning for each integer that JavaScript cannot hold exactly, in nodes that run.
+fn rounded_numbers(source: &Value, prompt: &Map<String, Value>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for node in source["nodes"].as_array().into_iter().flatten() {
+        // A muted node's number goes nowhere; a virtual one's (a primitive's) goes elsewhere.
+        let muted = matches!(node["mode"].as_u64(), Some(2 | 4));
+        if !muted || prompt.contains_key(&plain(&node["id"])) {
+            warn_of(node, "", &mut warnings);
+        }
+    }
+    let mut pending = vec![source];
+    while let Some(within) = pending.pop() {
+        for subgraph in within["definitions"]["subgraphs"].as_array().into_iter().flatten() {
+            let place = format!(" in subgraph {}", one_line(subgraph["name"].as_str().unwrap_or("?"), 60));
+            for node in subgraph["nodes"].as_array().into_iter().flatten() {
+                warn_of(node, &place, &mut warnings);
+            }
+            pending.push(subgraph);
+        }
+    }
+    for (name, group) in source["extra"]["groupNodes"].as_object().into_iter().flatten() {
+        let place = format!(" in group node {}", one_line(name, 60));
+        for node in group["nodes"].as_array().into_iter().flatten() {
+            warn_of(node, &place, &mut warnings);
+        }
+    }
+    warnings
+}
+
+fn warn_of(node: &Value, place: &str, warnings: &mut Vec<String>) {
+    let mut visit = |position: String, value: &Value| {
+        if let Some(rounded) = rounded(value) {
+            let id = one_line(&plain(if node["id"].is_null() { &node["index"] } else { &node["id"] }), 40);
+            warnings.push(format!(
+                "node {id}{place}: {value} (widgets_values {position}) is no number that the frontend can \
+                 hold, it became {rounded}; give it through inputs to keep it exact"
+            ));
+        }
+    };
+    match &node["widgets_values"] {
+        Value::Array(values) => {
+            for (position, value) in values.iter().enumerate() {
+                visit(position.to_string(), value);
+            }
+        }
+        Value::Object(values) => {
+            for (name, value) in values {
+                visit(one_line(name, 60), value);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What JavaScript makes of this integer, when that is another one.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+fn rounded(value: &Value) -> Option<i128> {
+    let exact = value.as_u64().map(i128::from).or_else(|| value.as_i64().map(i128::from))?;
+    // To i128 and back: a cast to u64 would saturate and hide the difference at its maximum.
+    let held = exact as f64 as i128;
+    (held != exact).then_some(held)
+}
+
+fn plain(id: &Value) -> String {
+    id.as_str().map_or_else(|| id.to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_looks_like_a_workflow_goes_in() {
+        for garbage in [json!(null), json!(7), json!("{}"), json!([]), json!({}), json!({"nodes": {}})] {
+            assert!(matches!(text_of(&garbage), Err(ConvertError::Refused(_))), "{garbage}");
+        }
+        assert!(text_of(&json!({"nodes": []})).is_ok());
+    }
+
+    #[test]
+    fn answers_are_told_apart() {
+        let converted = Answer::parse(r#"{"output": {}, "workflow": {"nodes": []}}"#).unwrap();
+        assert!(matches!(converted, Answer::Converted { prompt, .. } if prompt.is_empty()));
+        let Answer::Missing(types) = Answer::parse(r#"{"missing": ["b", "a", "b"]}"#).unwrap() else {
+            panic!()
+        };
+        assert_eq!(types, ["a", "b"]);
+        let Answer::Refused(text) = Answer::parse(r#"{"refused": "one\ntwo"}"#).unwrap() else { panic!() };
+        assert_eq!(text, r"one\ntwo");
+        assert!(Answer::parse("").is_err());
+        assert!(Answer::parse("{}").is_err());
+    }
+
+    #[test]
+    fn rounded_numbers_are_named() {
+        let source = json!({
+            "nodes": [
+                {"id": 3, "widgets_values": [u64::MAX, "fixed", 9_007_199_254_740_993_u64, 1.5, 9_007_199_254_740_992_u64]},
+                {"id": 4, "widgets_values": {"seed": -9_007_199_254_740_993_i64}},
+                {"id": 5, "mode": 2, "widgets_values": [u64::MAX]},
+            ],
+            "definitions": {"subgraphs": [{"name": "inner", "nodes": [{"id": 8, "widgets_values": [u64::MAX - 1]}]}]},
+        });
+        let prompt = json!({"3": {}, "4": {}});
+        let warnings = rounded_numbers(&source, prompt.as_object().unwrap());
+        assert_eq!(warnings.len(), 4, "{warnings:#?}");
+        assert!(warnings[0].contains("node 3: 18446744073709551615 (widgets_values 0)"));
+        assert!(warnings[0].contains("18446744073709551616"));
+        assert!(warnings[1].contains("9007199254740993 (widgets_values 2)"));
+        assert!(warnings[2].contains("node 4: -9007199254740993 (widgets_values seed)"));
+        assert!(warnings[3].contains("node 8 in subgraph inner"));
+    }
+}

@@ -1,0 +1,216 @@
+//! One page of ComfyUI's frontend in a browser context of its own.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chromiumoxide::{
+    Page as CdpPage,
+    cdp::{
+        browser_protocol::{
+            browser::BrowserContextId,
+            target::{CreateBrowserContextParams, CreateTargetParams, EventTargetCrashed},
+        },
+        js_protocol::runtime::{CallArgument, CallFunctionOnParams},
+    },
+    error::CdpError,
+};
+use futures_util::StreamExt;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use url::Url;
+
+use super::{
+    convert::Answer,
+    process::{ANSWER_LIMIT, CallError, Chromium},
+};
+use crate::text::one_line;
+
+/// From nothing to ready. 4–5 s measured on two cores; thousands of node types take longer.
+const PREPARE_LIMIT: Duration = Duration::from_secs(90);
+/// A dialog would stop the page until somebody answers it.
+const ON_NEW_DOCUMENT: &str =
+    "window.alert = () => {}; window.confirm = () => false; window.prompt = () => null;";
+/// What a call of [`Page::convert`] is called in errors.
+pub(super) const CONVERSION: &str = "the conversion";
+const READY: &str = include_str!("ready.js");
+const CONVERT: &str = include_str!("convert.js");
+
+/// A page that is ready to convert.
+#[derive(Debug)]
+pub(super) struct Page {
+    page: CdpPage,
+    context: Context,
+    crashed: CancellationToken,
+    _watch: AbortOnDropHandle<()>,
+    frontend: String,
+    conversions: u32,
+}
+
+#[derive(Deserialize)]
+struct Readiness {
+    #[serde(default)]
+    ready: bool,
+    #[serde(default)]
+    stage: String,
+    #[serde(default)]
+    frontend: String,
+    #[serde(default)]
+    unregistered: Vec<String>,
+}
+
+impl Page {
+    /// A new context and page at `server`, ready. Dropping the future leaves nothing behind.
+    pub(super) async fn prepare(chromium: Arc<Chromium>, server: &Url) -> Result<Self, CallError> {
+        let started = Instant::now();
+        let left = || PREPARE_LIMIT.saturating_sub(started.elapsed()).max(ANSWER_LIMIT);
+        let context = Context::create(chromium).await?;
+        let chromium = &context.chromium;
+        let mut blank = CreateTargetParams::new("about:blank");
+        blank.browser_context_id = Some(context.id.clone());
+        let page = chromium.call("a new page", left(), chromium.cdp().new_page(blank)).await?;
+        let (crashed, watch) = watch_for_crash(chromium, &page).await?;
+        chromium.call("a script", left(), page.evaluate_on_new_document(ON_NEW_DOCUMENT)).await?;
+        chromium.call("opening ComfyUI's page", left(), page.goto(server.as_str())).await?;
+
+        let limit = left();
+        let poll = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        // The page gives up first, and can say what it waited for.
+        let ready = call_function(&page, READY, poll.into());
+        let ready = tokio::select! {
+            ready = chromium.call("the frontend's set-up", limit + ANSWER_LIMIT, ready) => ready?,
+            () = crashed.cancelled() => return Err(CallError::Crashed),
+        };
+        let failed = |text| CallError::Failed { what: "the frontend's set-up", text };
+        let ready: Readiness = serde_json::from_value(ready).map_err(|error| failed(error.to_string()))?;
+        if !ready.ready {
+            let stage = one_line(&ready.stage, 200);
+            return Err(failed(format!("still waiting after {:?} until {stage}", started.elapsed())));
+        }
+        if !ready.unregistered.is_empty() {
+            tracing::warn!(types = ?ready.unregistered, "the frontend did not register some of the server's node types");
+        }
+        tracing::debug!(frontend = ready.frontend, took = ?started.elapsed(), "page ready");
+        Ok(Self { page, context, crashed, _watch: watch, frontend: ready.frontend, conversions: 0 })
+    }
+
+    /// The version of the frontend that this page runs.
+    pub(super) fn frontend(&self) -> &str {
+        &self.frontend
+    }
+
+    /// How many conversions were tried here.
+    pub(super) fn conversions(&self) -> u32 {
+        self.conversions
+    }
+
+    /// Whether the page's own process answers.
+    pub(super) async fn ping(&self, limit: Duration) -> Result<(), CallError> {
+        self.call("a sign of life", limit, "() => 1", Value::Null).await.map(drop)
+    }
+
+    /// Converts the workflow in `text`. After an error the page is not fit for another one.
+    pub(super) async fn convert(&mut self, text: String, limit: Duration) -> Result<Answer, CallError> {
+        self.conversions += 1;
+        let answer = self.call(CONVERSION, limit, CONVERT, text.into());
+        let answer = tokio::select! {
+            answer = answer => answer?,
+            // A stopped browser is noticed within seconds, whatever the conversion's limit is.
+            error = self.context.chromium.watch() => return Err(error),
+        };
+        Answer::parse(answer.as_str().unwrap_or_default())
+            .map_err(|text| CallError::Failed { what: "the conversion's answer", text })
+    }
+
+    async fn call(
+        &self,
+        what: &'static str,
+        limit: Duration,
+        function: &str,
+        argument: Value,
+    ) -> Result<Value, CallError> {
+        tokio::select! {
+            answer = self.context.chromium.call(what, limit, call_function(&self.page, function, argument)) => answer,
+            () = self.crashed.cancelled() => Err(CallError::Crashed),
+        }
+    }
+
+    /// Closes the page with all that it stored.
+    pub(super) async fn dispose(mut self) -> Result<(), CallError> {
+        self.context.dispose().await
+    }
+}
+
+/// Calls a JavaScript function with one argument; what it returns, `null` for what JSON cannot hold.
+async fn call_function(page: &CdpPage, function: &str, argument: Value) -> Result<Value, CdpError> {
+    let mut call = CallFunctionOnParams::new(function);
+    call.arguments = Some(vec![CallArgument { value: Some(argument), ..CallArgument::default() }]);
+    call.await_promise = Some(true);
+    call.return_by_value = Some(true);
+    Ok(page.evaluate_function(call).await?.value().cloned().unwrap_or_default())
+}
+
+/// After a crash of the page's process no pending call is ever answered.
+async fn watch_for_crash(
+    chromium: &Chromium,
+    page: &CdpPage,
+) -> Result<(CancellationToken, AbortOnDropHandle<()>), CallError> {
+    let listen = chromium.cdp().event_listener::<EventTargetCrashed>();
+    let mut events = chromium.call("crash events", ANSWER_LIMIT, listen).await?;
+    let crashed = CancellationToken::new();
+    let (token, target) = (crashed.clone(), page.target_id().clone());
+    let watch = tokio::spawn(async move {
+        while let Some(event) = events.next().await {
+            if event.target_id == target {
+                tracing::warn!(status = event.status, "the frontend's page crashed");
+                token.cancel();
+            }
+        }
+    });
+    Ok((crashed, AbortOnDropHandle::new(watch)))
+}
+
+/// A browser context: cookies, storage and pages that no other context sees.
+#[derive(Debug)]
+struct Context {
+    chromium: Arc<Chromium>,
+    id: BrowserContextId,
+    disposed: bool,
+}
+
+impl Context {
+    async fn create(chromium: Arc<Chromium>) -> Result<Self, CallError> {
+        let create = chromium.cdp().create_browser_context(CreateBrowserContextParams::default());
+        let id = chromium.call("a new context", ANSWER_LIMIT * 5, create).await?;
+        Ok(Self { chromium, id, disposed: false })
+    }
+
+    async fn dispose(&mut self) -> Result<(), CallError> {
+        self.disposed = true;
+        dispose(&self.chromium, self.id.clone()).await
+    }
+}
+
+impl Drop for Context {
+    /// A dropped future (a cancelled job) must not leave its page running.
+    fn drop(&mut self) {
+        if self.disposed || self.chromium.is_dead() {
+            return;
+        }
+        let (chromium, id) = (Arc::clone(&self.chromium), self.id.clone());
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if let Err(error) = dispose(&chromium, id).await {
+                    tracing::warn!(%error, "cannot close a page, closing Chromium");
+                    chromium.close().await;
+                }
+            });
+        }
+    }
+}
+
+async fn dispose(chromium: &Chromium, id: BrowserContextId) -> Result<(), CallError> {
+    chromium.call("closing a page", ANSWER_LIMIT, chromium.cdp().dispose_browser_context(id)).await
+}

@@ -1,0 +1,409 @@
+//! One Chromium: started by us in a process group of its own, spoken to over DevTools.
+//!
+//! Invariant: whoever holds a [`Running`] owns the processes and the profile folder; dropping it
+//! ends both, also when the start is cancelled halfway.
+
+use std::{
+    net::Ipv6Addr,
+    path::Path,
+    process::Stdio,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use chromiumoxide::{
+    Browser as Cdp,
+    cdp::browser_protocol::browser::{CloseParams, GetVersionParams},
+    error::CdpError,
+    handler::HandlerConfig,
+};
+use futures_util::StreamExt;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid};
+use tokio::{
+    process::Command,
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use url::Url;
+
+use super::profile::Profile;
+use crate::{
+    child::{Group, LogTail},
+    config::BrowserConfig,
+    text::one_line,
+};
+
+/// From the start to a DevTools connection; 0.3–0.9 s measured, cold disks take longer.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// A Chromium that answers nothing for this long is given up.
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+
+/// Why a call to Chromium gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallError {
+    #[error("Chromium ended")]
+    Dead,
+    #[error("the page crashed")]
+    Crashed,
+    #[error("no answer to {what} within {limit:?}")]
+    Silent { what: &'static str, limit: Duration },
+    #[error("{what}: {text}")]
+    Failed { what: &'static str, text: String },
+}
+
+/// A Chromium that runs, or did: see [`Chromium::is_dead`].
+#[derive(Debug)]
+pub(super) struct Chromium {
+    cdp: Cdp,
+    product: String,
+    running: Mutex<Option<Running>>,
+    dead: CancellationToken,
+    _handler: AbortOnDropHandle<()>,
+    _stderr: AbortOnDropHandle<()>,
+}
+
+impl Chromium {
+    /// Starts `program`, which may reach `server` and nothing else.
+    ///
+    /// # Errors
+    /// One line: what the start said.
+    pub(super) async fn start(program: &Path, config: &BrowserConfig, server: &Url) -> Result<Self, String> {
+        if rustix::process::geteuid().is_root() {
+            tracing::warn!("running as root: Chromium starts without its sandbox");
+            return Self::start_once(program, config, server, false).await;
+        }
+        match Self::start_once(program, config, server, true).await {
+            // What Chromium says where the kernel grants neither user namespaces nor its setuid helper.
+            Err(reason) if reason.to_lowercase().contains("sandbox") => {
+                tracing::warn!(reason, "the kernel refuses Chromium's sandbox: starting without");
+                Self::start_once(program, config, server, false).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn start_once(
+        program: &Path,
+        config: &BrowserConfig,
+        server: &Url,
+        sandbox: bool,
+    ) -> Result<Self, String> {
+        let profile = Profile::create().map_err(|error| format!("cannot make a profile folder: {error}"))?;
+        let command = command(program, config, server, profile.path(), sandbox);
+        let group = Group::spawn(command, "chromium")
+            .await
+            .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+        let mut running = Running { group: Some(group), profile: Some(profile) };
+
+        let dead = CancellationToken::new();
+        let tail = LogTail::default();
+        let (found, address) = oneshot::channel();
+        let stderr = running.group.as_mut().and_then(|group| group.take_output().1);
+        let stderr = stderr.ok_or_else(|| "its standard error is missing".to_owned())?;
+        let follow = {
+            let (tail, dead, mut found) = (tail.clone(), dead.clone(), Some(found));
+            async move {
+                tail.follow(stderr, |line| {
+                    tracing::debug!(target: "chromium", "{line}");
+                    let address =
+                        line.split_once("DevTools listening on ").map(|(_, address)| address.trim());
+                    if let Some((address, found)) = address.and_then(|address| Some((address, found.take()?)))
+                    {
+                        let _ = found.send(address.to_owned());
+                    }
+                })
+                .await;
+                dead.cancel();
+            }
+        };
+        let stderr = AbortOnDropHandle::new(tokio::spawn(follow));
+
+        let connect = async {
+            let address = address.await.map_err(|_| one_line(&tail.last(6), 900))?;
+            let settings = HandlerConfig {
+                viewport: None,
+                // Our own limits are shorter. Theirs would fail a conversion that may take longer.
+                request_timeout: config.convert_timeout.saturating_mul(2).max(Duration::from_secs(600)),
+                ..HandlerConfig::default()
+            };
+            let (cdp, mut handler) =
+                Cdp::connect_with_config(address, settings).await.map_err(|error| error.to_string())?;
+            let gone = dead.clone();
+            let handler = AbortOnDropHandle::new(tokio::spawn(async move {
+                // Polling on after a lost connection would leave pending calls without an answer.
+                while let Some(event) = handler.next().await {
+                    if let Err(error) = event {
+                        tracing::debug!(%error, "DevTools");
+                        if matches!(error, CdpError::Ws(_) | CdpError::Io(_)) {
+                            break;
+                        }
+                    }
+                }
+                gone.cancel();
+            }));
+            let version =
+                cdp.execute(GetVersionParams::default()).await.map_err(|error| error.to_string())?;
+            Ok((cdp, handler, version.result.product))
+        };
+        let (cdp, handler, product) = match timeout(START_LIMIT, connect).await {
+            Ok(connected) => {
+                connected.map_err(|text: String| format!("{} did not start: {text}", program.display()))?
+            }
+            Err(_) => {
+                return Err(format!(
+                    "{} did not start within {START_LIMIT:?}: {}",
+                    program.display(),
+                    one_line(&tail.last(3), 500)
+                ));
+            }
+        };
+        Ok(Self {
+            cdp,
+            product,
+            running: Mutex::new(Some(running)),
+            dead,
+            _handler: handler,
+            _stderr: stderr,
+        })
+    }
+
+    /// The DevTools connection. Every call through it belongs into [`Chromium::call`].
+    pub(super) fn cdp(&self) -> &Cdp {
+        &self.cdp
+    }
+
+    /// Such as `Chrome/156.0.8078.79`.
+    pub(super) fn product(&self) -> &str {
+        &self.product
+    }
+
+    /// Its connection or its processes are gone.
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead.is_cancelled()
+    }
+
+    /// Waits for an answer, `limit` at most, and not at all once Chromium is dead.
+    pub(super) async fn call<T>(
+        &self,
+        what: &'static str,
+        limit: Duration,
+        answer: impl Future<Output = Result<T, CdpError>>,
+    ) -> Result<T, CallError> {
+        tokio::select! {
+            answer = timeout(limit, answer) => match answer {
+                Ok(Ok(value)) => Ok(value),
+                Ok(Err(CdpError::Ws(_) | CdpError::Io(_) | CdpError::ChannelSendError(_) | CdpError::NoResponse)) => {
+                    Err(CallError::Dead)
+                }
+                Ok(Err(error)) => Err(CallError::Failed { what, text: describe(&error) }),
+                Err(_) => Err(CallError::Silent { what, limit }),
+            },
+            () = self.dead.cancelled() => Err(CallError::Dead),
+        }
+    }
+
+    /// Whether the browser process itself answers.
+    pub(super) async fn ping(&self, limit: Duration) -> Result<(), CallError> {
+        self.call("a sign of life", limit, self.cdp.execute(GetVersionParams::default())).await.map(drop)
+    }
+
+    /// Ends with [`CallError::Silent`] once the browser process stopped answering, else never.
+    pub(super) async fn watch(&self) -> CallError {
+        loop {
+            sleep(Duration::from_secs(2)).await;
+            if let Err(error) = self.ping(ANSWER_LIMIT * 3).await {
+                return error;
+            }
+        }
+    }
+
+    /// Asks Chromium to close, for 1 s at most; then nothing of its group is left, nor its profile.
+    pub(super) async fn close(&self) {
+        let asked = self.call("close", ANSWER_LIMIT, self.cdp.execute(CloseParams::default())).await;
+        if asked.is_ok() {
+            let _ = timeout(ANSWER_LIMIT, self.dead.cancelled()).await;
+        }
+        if let Some(running) = self.take_running() {
+            // Waits for processes and removes files: both block.
+            let _ = tokio::task::spawn_blocking(move || drop(running)).await;
+        }
+    }
+
+    /// Kills the group and removes the profile, now. Blocks for as long as dying takes.
+    pub(super) fn kill(&self) {
+        drop(self.take_running());
+    }
+
+    fn take_running(&self) -> Option<Running> {
+        self.dead.cancel();
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The processes and their profile folder.
+#[derive(Debug)]
+struct Running {
+    group: Option<Group>,
+    profile: Option<Profile>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(group) = self.group.take() {
+            kill(group);
+        }
+        if let Some(profile) = self.profile.take() {
+            profile.remove();
+        }
+    }
+}
+
+/// Kills the group and waits, for 1 s at most, until it is empty: a dying process still writes
+/// into the profile.
+fn kill(mut group: Group) {
+    let Some(id) = i32::try_from(group.pid()).ok().and_then(Pid::from_raw) else { return };
+    let _ = kill_process_group(id, Signal::KILL);
+    for _ in 0..200 {
+        if group.exit_status().is_some() {
+            // As process 1 of a container we inherit Chromium's orphans: nobody else reaps them.
+            while let Ok(Some(_)) = waitpgid(id, WaitOptions::NOHANG) {}
+            if test_kill_process_group(id).is_err() {
+                break;
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn command(program: &Path, config: &BrowserConfig, server: &Url, profile: &Path, sandbox: bool) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args([
+            "--headless",
+            "--remote-debugging-port=0",
+            "--enable-webgl",
+            "--disable-gpu",
+            "--window-size=1280,720",
+            "--no-first-run",
+            "--no-default-browser-check",
+            "--no-proxy-server",
+            "--no-pings",
+            "--mute-audio",
+            "--password-store=basic",
+            "--use-mock-keychain",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-client-side-phishing-detection",
+            "--disable-default-apps",
+            "--disable-domain-reliability",
+            "--disable-extensions",
+            "--disable-quic",
+            "--disable-sync",
+            // Its handler would leave our process group.
+            "--disable-breakpad",
+            "--disable-crash-reporter",
+            // Containers have 64 MiB of /dev/shm; a full one crashes the page.
+            "--disable-dev-shm-usage",
+            // A page that nobody looks at must not be slowed down.
+            "--disable-background-timer-throttling",
+            "--disable-backgrounding-occluded-windows",
+            "--disable-renderer-backgrounding",
+            "--disable-features=Translate,MediaRouter,OptimizationHints,HttpsUpgrades",
+        ])
+        .arg(format!("--host-resolver-rules={}", resolver_rules(server)))
+        .arg(format!("--user-data-dir={}", profile.display()));
+    if !sandbox {
+        command.arg("--no-sandbox");
+    }
+    command
+        .args(&config.args)
+        .arg("about:blank")
+        // The worker's credentials must not be readable in /proc/<pid>/environ of a browser.
+        .env_clear()
+        .envs(
+            ["PATH", "LD_LIBRARY_PATH", "TZ"].iter().filter_map(|name| Some((name, std::env::var_os(name)?))),
+        )
+        .env("LANG", "C.UTF-8")
+        .env("DBUS_SESSION_BUS_ADDRESS", "disabled:")
+        .envs(
+            ["HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"]
+                .map(|name| (name, profile)),
+        )
+        .current_dir(profile)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// No name and no address is found but the server's own, on its own port. This holds for every
+/// page, worker and websocket, unlike interception by DevTools, which a new target can escape.
+fn resolver_rules(server: &Url) -> String {
+    let port = server.port_or_known_default().unwrap_or(80);
+    let host = server.host_str().unwrap_or("127.0.0.1");
+    // A URL writes [::1], the rules match it written either way, by Chromium's version.
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    match bare.parse::<Ipv6Addr>() {
+        Ok(_) => format!("MAP [{bare}]:{port} [{bare}]:{port},MAP * ~NOTFOUND,EXCLUDE {bare}"),
+        Err(_) => format!("MAP {host}:{port} {host}:{port},MAP * ~NOTFOUND"),
+    }
+}
+
+/// One line of what went wrong.
+fn describe(error: &CdpError) -> String {
+    let text = match error {
+        CdpError::JavascriptException(details) => details
+            .exception
+            .as_ref()
+            .and_then(|exception| exception.description.clone())
+            .unwrap_or_else(|| details.text.clone()),
+        other => other.to_string(),
+    };
+    one_line(text.lines().next().unwrap_or_default(), 500)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_the_servers_port_is_found() {
+        let rules = |url: &str| resolver_rules(&url.parse().unwrap());
+        assert_eq!(rules("http://127.0.0.1:8188/"), "MAP 127.0.0.1:8188 127.0.0.1:8188,MAP * ~NOTFOUND");
+        assert_eq!(
+            rules("https://comfy.example/x"),
+            "MAP comfy.example:443 comfy.example:443,MAP * ~NOTFOUND"
+        );
+        assert!(rules("http://[::1]:8188/").starts_with("MAP [::1]:8188 [::1]:8188,MAP * ~NOTFOUND"));
+    }
+
+    #[test]
+    fn the_workers_environment_stays_with_the_worker() {
+        let config = BrowserConfig {
+            executable: None,
+            args: vec!["--lang=de".into()],
+            convert_timeout: Duration::from_secs(1),
+        };
+        let server = "http://127.0.0.1:1/".parse().unwrap();
+        let command = command(Path::new("/chromium"), &config, &server, Path::new("/profile"), true);
+        let kept: Vec<_> = command.as_std().get_envs().filter_map(|(name, _)| name.to_str()).collect();
+        let allowed = [
+            "DBUS_SESSION_BUS_ADDRESS",
+            "HOME",
+            "LANG",
+            "LD_LIBRARY_PATH",
+            "PATH",
+            "TMPDIR",
+            "TZ",
+            "XDG_CACHE_HOME",
+            "XDG_CONFIG_HOME",
+            "XDG_RUNTIME_DIR",
+        ];
+        assert!(kept.iter().all(|name| allowed.contains(name)), "{kept:?}");
+        let args: Vec<_> = command.as_std().get_args().filter_map(|arg| arg.to_str()).collect();
+        assert!(args.contains(&"--lang=de") && !args.contains(&"--no-sandbox"));
+    }
+}

@@ -1,0 +1,250 @@
+//! ComfyUI's process: started on a free port, watched, stopped.
+
+use std::{process::Stdio, time::Duration};
+
+use backon::{ConstantBuilder, Retryable};
+use serde_json::Value;
+use tokio::{process::Command, sync::watch, task::JoinHandle, time::sleep};
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::{client::Client, port};
+use crate::{
+    child::{Group, LogTail},
+    config::ComfyUiConfig,
+};
+
+/// How long ComfyUI may take to end on TERM before its group is killed.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+/// A boot that lost its port to somebody else moves on this often.
+const PORT_TRIES: u32 = 10;
+/// How often the boot looks whether ComfyUI answers.
+const PROBE_EVERY: Duration = Duration::from_millis(100);
+/// Lines of ComfyUI's log in an error.
+const LINES_IN_ERROR: usize = 12;
+
+/// A ComfyUI that answers, and is ours.
+#[derive(Debug)]
+pub struct Server {
+    client: Client,
+    pid: u32,
+    version: String,
+    exit: watch::Receiver<Option<String>>,
+    stop: CancellationToken,
+    supervisor: JoinHandle<()>,
+}
+
+/// Why ComfyUI did not come up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BootError {
+    /// The command could not be started.
+    #[error("cannot start ComfyUI with `{command}` in {workdir}: {reason}; see comfyui.command and comfyui.workdir")]
+    Spawn {
+        /// The command line.
+        command: String,
+        /// Its folder.
+        workdir: String,
+        /// What the operating system says.
+        reason: String,
+    },
+    /// It ended before it answered.
+    #[error("ComfyUI ended while starting: {0}")]
+    Exited(String),
+    /// It did not answer within `comfyui.boot_timeout`.
+    #[error("ComfyUI did not answer within {limit:?} (comfyui.boot_timeout); its last lines:\n{tail}")]
+    TimedOut {
+        /// The limit.
+        limit: Duration,
+        /// ComfyUI's last lines.
+        tail: String,
+    },
+    /// No port from `comfyui.port` upwards is free.
+    #[error("no free port from {0} upwards; see comfyui.port")]
+    NoPort(u16),
+}
+
+impl Server {
+    /// Starts ComfyUI on the first free port and waits until it answers: as long as its process
+    /// lives, or `boot_timeout`. `each_line` gets its log.
+    ///
+    /// # Errors
+    /// See [`BootError`].
+    pub async fn boot(
+        config: &ComfyUiConfig,
+        each_line: impl Fn(&str) + Clone + Send + 'static,
+    ) -> Result<Self, BootError> {
+        let mut first = config.port;
+        for _ in 0..PORT_TRIES {
+            let port = port::find_free(&config.host, first).ok_or(BootError::NoPort(config.port))?;
+            match Self::boot_at(config, port, each_line.clone()).await {
+                // ComfyUI ends at once when somebody took the port meanwhile.
+                Err(BootError::Exited(_)) if port::find_free(&config.host, port) != Some(port) => {
+                    tracing::info!(port, "the port was taken while ComfyUI started, trying the next");
+                    first = port.saturating_add(1);
+                }
+                outcome => return outcome,
+            }
+        }
+        Err(BootError::NoPort(config.port))
+    }
+
+    async fn boot_at(
+        config: &ComfyUiConfig,
+        port: u16,
+        each_line: impl Fn(&str) + Clone + Send + 'static,
+    ) -> Result<Self, BootError> {
+        let spawn_error = |reason: String| BootError::Spawn {
+            command: config.command.join(" "),
+            workdir: config.workdir.display().to_string(),
+            reason,
+        };
+        let base = Url::parse(&format!("http://{}:{port}/", config.host));
+        let base = base.map_err(|error| spawn_error(error.to_string()))?;
+        let client = Client::new(base).map_err(|error| spawn_error(error.to_string()))?;
+        let command = command(config, port).ok_or_else(|| spawn_error("the command is empty".into()))?;
+        let mut group = Group::spawn(command, "comfyui").await.map_err(|error| spawn_error(error.to_string()))?;
+        tracing::debug!(pid = group.pid(), port, "ComfyUI started");
+
+        let tail = LogTail::default();
+        let (stdout, stderr) = group.take_output();
+        if let (Some(stdout), Some(stderr)) = (stdout, stderr) {
+            // Both end with the child's pipes.
+            tokio::spawn(tail.clone().follow(stdout, each_line.clone()));
+            tokio::spawn(tail.clone().follow(stderr, each_line));
+        }
+
+        let probe = || client.system_stats();
+        let answers = probe.retry(ConstantBuilder::new().with_delay(PROBE_EVERY).without_max_times());
+        let limit = config.boot_timeout;
+        let stats = tokio::select! {
+            Ok(stats) = answers => stats,
+            status = group.wait() => {
+                // What it wrote last may still be in the pipe.
+                sleep(Duration::from_millis(50)).await;
+                return Err(BootError::Exited(ending(status, &tail)));
+            }
+            () = sleep(limit.unwrap_or_default()), if limit.is_some() => {
+                group.stop(STOP_GRACE).await;
+                return Err(BootError::TimedOut {
+                    limit: limit.unwrap_or_default(),
+                    tail: tail.last(LINES_IN_ERROR),
+                });
+            }
+        };
+        let version = stats.pointer("/system/comfyui_version").and_then(Value::as_str).unwrap_or("unknown");
+        Ok(Self::supervise(client, group, version.to_owned(), tail))
+    }
+
+    fn supervise(client: Client, mut group: Group, version: String, tail: LogTail) -> Self {
+        let pid = group.pid();
+        let stop = CancellationToken::new();
+        let stopping = stop.clone();
+        let (report, exit) = watch::channel(None);
+        let supervisor = tokio::spawn(async move {
+            tokio::select! {
+                status = group.wait() => {
+                    sleep(Duration::from_millis(50)).await;
+                    report.send_replace(Some(ending(status, &tail)));
+                }
+                () = stopping.cancelled() => {}
+            }
+            group.stop(STOP_GRACE).await;
+            report.send_if_modified(|exit| {
+                let first = exit.is_none();
+                exit.get_or_insert_with(|| "stopped".to_owned());
+                first
+            });
+        });
+        Self { client, pid, version, exit, stop, supervisor }
+    }
+
+    /// Its HTTP calls.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The version it says it is.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// How it ended, when it has.
+    #[must_use]
+    pub fn exit(&self) -> Option<String> {
+        self.exit.borrow().clone()
+    }
+
+    /// Waits for its end; how it ended and its last lines.
+    pub async fn exited(&self) -> String {
+        let mut exit = self.exit.clone();
+        match exit.wait_for(Option::is_some).await {
+            Ok(exit) => exit.clone().unwrap_or_default(),
+            Err(_) => "no longer watched".to_owned(),
+        }
+    }
+
+    /// TERM, then KILL, to its whole group; returns when it is gone. Idempotent.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.exited().await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Dropping the supervisor's future drops the group, which kills it.
+        self.supervisor.abort();
+    }
+}
+
+fn command(config: &ComfyUiConfig, port: u16) -> Option<Command> {
+    let (program, args) = config.command.split_first()?;
+    let mut command = Command::new(program);
+    command.args(args).args(["--port", &port.to_string()]).current_dir(&config.workdir);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_str().is_none_or(is_secret) {
+            command.env_remove(variable);
+        }
+    }
+    // A node's print would otherwise arrive when its buffer is full.
+    command.env("PYTHONUNBUFFERED", "1").envs(&config.env);
+    Some(command)
+}
+
+/// Variables that a workflow's nodes must not see: the worker's own, and what looks like a credential.
+fn is_secret(variable: &str) -> bool {
+    let name = variable.to_ascii_uppercase();
+    let ours = ["AWS_", "COMFY_WORKER_", "AMQP", "RABBITMQ", "OTEL_"];
+    let words = ["SECRET", "PASSWORD", "PASSWD", "TOKEN", "CREDENTIAL", "API_KEY", "PRIVATE_KEY", "ACCESS_KEY"];
+    ours.iter().any(|prefix| name.starts_with(prefix)) || words.iter().any(|word| name.contains(word))
+}
+
+fn ending(status: std::io::Result<std::process::ExitStatus>, tail: &LogTail) -> String {
+    let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+    let lines = tail.last(LINES_IN_ERROR);
+    if lines.is_empty() { status } else { format!("{status}; its last lines:\n{lines}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_secret;
+
+    #[test]
+    fn credentials_stay_with_the_worker() {
+        for name in ["AWS_SECRET_ACCESS_KEY", "COMFY_WORKER_AMQP_URL", "HF_TOKEN", "aws_profile", "DB_PASSWORD"] {
+            assert!(is_secret(name), "{name}");
+        }
+        for name in ["PATH", "HOME", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PYTORCH_CUDA_ALLOC_CONF"] {
+            assert!(!is_secret(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! One prompt's progress, out of its websocket events. Pure: recorded transcripts replay through it.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
+
+use super::events::{Event, Image, NodeProgress};
+use crate::job::{
+    apply::{Prompt, node_title},
+    result::NodeTiming,
+};
+
+/// What an event means for the one who waits.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Nothing new.
+    Nothing,
+    /// The prompt left the queue and runs.
+    Started,
+    /// There is progress to tell.
+    Progress(Progress),
+    /// A preview to show.
+    Preview(Image),
+    /// An output that exists only here.
+    Output(OutputImage),
+    /// The prompt is over: read the history.
+    Ended,
+}
+
+/// How far a prompt is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// The node that runs.
+    pub node: String,
+    /// Its title.
+    pub title: String,
+    /// Its steps done.
+    pub value: f64,
+    /// Its steps in all.
+    pub max: f64,
+    /// Of the whole prompt, 0 to 1: nodes weigh the same.
+    pub fraction: f64,
+}
+
+/// A picture that a node sent over the websocket as its output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputImage {
+    /// The node.
+    pub node: String,
+    /// Position among that node's.
+    pub index: usize,
+    /// The picture.
+    pub image: Image,
+}
+
+/// Follows one prompt. Times are since any fixed moment, on a clock that never goes back.
+#[derive(Debug)]
+pub struct Tracker {
+    titles: HashMap<String, String>,
+    socket_outputs: HashSet<String>,
+    sent: HashMap<String, usize>,
+    running: Option<(String, Duration)>,
+    steps: (f64, f64),
+    timings: BTreeMap<String, NodeTiming>,
+    started: bool,
+}
+
+impl Tracker {
+    /// For this prompt.
+    #[must_use]
+    pub fn new(prompt: &Prompt) -> Self {
+        let sends_outputs = |id: &&String| {
+            let class = prompt.get(*id).and_then(|node| node.get("class_type")?.as_str()).unwrap_or_default();
+            class.to_ascii_lowercase().contains("websocket")
+        };
+        Self {
+            titles: prompt.keys().map(|id| (id.clone(), node_title(prompt, id))).collect(),
+            socket_outputs: prompt.keys().filter(sends_outputs).cloned().collect(),
+            sent: HashMap::new(),
+            running: None,
+            steps: (0.0, 1.0),
+            timings: BTreeMap::new(),
+            started: false,
+        }
+    }
+
+    /// Takes an event of this prompt.
+    pub fn step(&mut self, event: Event, now: Duration) -> Step {
+        match event {
+            Event::Started => return self.start(),
+            Event::Cached(nodes) => {
+                self.start();
+                for node in nodes {
+                    self.timings.insert(node, NodeTiming { ms: 0.0, cached: true });
+                }
+            }
+            Event::Executing(None) => {
+                self.leave_node(now);
+                return Step::Ended;
+            }
+            Event::Executing(Some(node)) => {
+                self.enter_node(node, now);
+                return self.progress();
+            }
+            Event::Progress { node, value, max } if self.is_running(&node) => {
+                self.steps = (value, max);
+                return self.progress();
+            }
+            Event::ProgressState(nodes) => return self.take_state(&nodes),
+            Event::Image(image) => return self.take_image(image),
+            Event::Failed(_) | Event::Interrupted | Event::Succeeded => self.leave_node(now),
+            Event::Progress { .. } | Event::Status { .. } | Event::Executed { .. } | Event::Other(_) => {}
+        }
+        Step::Nothing
+    }
+
+    /// Whether anything has shown that the prompt runs.
+    #[must_use]
+    pub fn has_started(&self) -> bool {
+        self.started
+    }
+
+    /// Whether this prompt has nodes whose outputs exist only as websocket frames.
+    #[must_use]
+    pub fn expects_socket_outputs(&self) -> bool {
+        !self.socket_outputs.is_empty()
+    }
+
+    /// Each node's time so far.
+    #[must_use]
+    pub fn into_timings(self) -> BTreeMap<String, NodeTiming> {
+        self.timings
+    }
+
+    fn start(&mut self) -> Step {
+        if std::mem::replace(&mut self.started, true) { Step::Nothing } else { Step::Started }
+    }
+
+    fn is_running(&self, node: &str) -> bool {
+        self.running.as_ref().is_some_and(|(running, _)| running == node)
+    }
+
+    fn enter_node(&mut self, node: String, now: Duration) {
+        self.started = true;
+        self.leave_node(now);
+        self.steps = (0.0, 1.0);
+        self.running = Some((node, now));
+    }
+
+    fn leave_node(&mut self, now: Duration) {
+        if let Some((node, since)) = self.running.take() {
+            let timing = self.timings.entry(node).or_default();
+            timing.ms += now.saturating_sub(since).as_secs_f64() * 1000.0;
+        }
+    }
+
+    fn take_state(&mut self, nodes: &BTreeMap<String, NodeProgress>) -> Step {
+        let running = self.running.as_ref().and_then(|(node, _)| nodes.get(node));
+        match running.filter(|state| state.state == "running" && state.max > 1.0) {
+            Some(state) if self.steps != (state.value, state.max) => {
+                self.steps = (state.value, state.max);
+                self.progress()
+            }
+            _ => Step::Nothing,
+        }
+    }
+
+    fn take_image(&mut self, image: Image) -> Step {
+        let node = image.node.clone().or_else(|| self.running.as_ref().map(|(node, _)| node.clone()));
+        match node {
+            // Its previews are JPEG; what it outputs comes as PNG.
+            Some(node) if self.socket_outputs.contains(&node) && image.content_type == "image/png" => {
+                let sent = self.sent.entry(node.clone()).or_default();
+                let index = *sent;
+                *sent += 1;
+                Step::Output(OutputImage { node, index, image })
+            }
+            _ => Step::Preview(image),
+        }
+    }
+
+    fn progress(&self) -> Step {
+        let Some((node, _)) = &self.running else { return Step::Nothing };
+        let (value, max) = self.steps;
+        let within = if max > 0.0 { (value / max).clamp(0.0, 1.0) } else { 0.0 };
+        let done = self.timings.keys().filter(|id| *id != node && self.titles.contains_key(*id)).count();
+        let all = self.titles.len().max(1);
+        #[allow(clippy::cast_precision_loss)]
+        let fraction = ((done as f64 + within) / all as f64).clamp(0.0, 1.0);
+        let title = self.titles.get(node).unwrap_or(node).clone();
+        Step::Progress(Progress { node: node.clone(), title, value, max, fraction })
+    }
+}

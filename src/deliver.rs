@@ -1,0 +1,310 @@
+//! Outputs: found on disk as the history lists them, opened beneath their folders, uploaded.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fs::File,
+    io,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use crate::{
+    checksum,
+    comfy::{
+        history::{History, OutputContent, OutputItem},
+        tracker::OutputImage,
+    },
+    job::{
+        failure::Failure,
+        request::{FolderType, OutputRequest},
+        result::{Kind, Output, OutputFile},
+    },
+    stage::{FileName, Folders, Subfolder, open_beneath},
+    store::{Content, ObjectStore, ObjectUri, StoreError},
+    text::one_line,
+};
+
+/// Files uploaded side by side.
+const PARALLEL_UPLOADS: usize = 4;
+
+/// What one execution left, ready to be uploaded.
+#[derive(Debug, Default)]
+pub struct Findings {
+    files: Vec<Found>,
+    texts: Vec<Output>,
+    written: Vec<PathBuf>,
+}
+
+#[derive(Debug)]
+struct Found {
+    node: String,
+    key: String,
+    index: usize,
+    temp: bool,
+    /// Folder and name beneath `outputs/`.
+    place: String,
+    filename: String,
+    content: FoundContent,
+}
+
+#[derive(Clone, Debug)]
+enum FoundContent {
+    File(Arc<File>),
+    Bytes(Bytes),
+}
+
+/// A listed file that is not there, or must not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The nodes that listed such files.
+    pub nodes: BTreeSet<String>,
+    /// What is missing and why.
+    pub message: String,
+}
+
+/// Opens every file that the history lists. `own_folder` is the job's own beneath `output`, which
+/// its publisher does not see.
+///
+/// # Errors
+/// [`Missing`] with all of them: an answer from the execution cache lists files that are gone.
+pub fn find(
+    folders: &Folders,
+    own_folder: &str,
+    request: &OutputRequest,
+    history: &History,
+    images: Vec<OutputImage>,
+) -> Result<Findings, Missing> {
+    let mut findings = Findings::default();
+    let mut missing = Missing { nodes: BTreeSet::new(), message: String::new() };
+    let mut places = Places::default();
+    for item in history.outputs() {
+        let OutputItem { node, key, index, content } = item;
+        match content {
+            OutputContent::Text(text) => {
+                findings.texts.push(Output { node, key, index, kind: Kind::Text, text: Some(text), file: None });
+            }
+            OutputContent::File { filename, subfolder, folder } => {
+                let folder = match folder.as_str() {
+                    "output" => FolderType::Output,
+                    "temp" => FolderType::Temp,
+                    // What a node lists from `input` is nothing that it made.
+                    _ => continue,
+                };
+                let temp = folder == FolderType::Temp;
+                if temp && !request.include_temp {
+                    findings.written.push(folders.of(folder).join(subfolder).join(filename));
+                    continue;
+                }
+                match open(folders, folder, &subfolder, &filename) {
+                    Ok((file, path)) => {
+                        findings.written.push(path);
+                        let shown = subfolder.strip_prefix(own_folder).unwrap_or(&subfolder);
+                        let shown = shown.trim_matches('/');
+                        let wanted =
+                            if shown.is_empty() { filename.clone() } else { format!("{shown}/{filename}") };
+                        let place = places.give(&wanted, &format!("{folder:?}/{subfolder}/{filename}"));
+                        let content = FoundContent::File(Arc::new(file));
+                        findings.files.push(Found { node, key, index, temp, place, filename, content });
+                    }
+                    Err(error) => {
+                        let name = one_line(&format!("{}/{subfolder}/{filename}", folder.name()), 200);
+                        let separator = if missing.nodes.is_empty() { "" } else { "; " };
+                        missing.message += &format!("{separator}node {node} lists {name:?}: {error}");
+                        missing.nodes.insert(node);
+                    }
+                }
+            }
+        }
+    }
+    if !missing.nodes.is_empty() {
+        return Err(missing);
+    }
+    for OutputImage { node, index, image } in images {
+        let extension = if image.content_type == "image/png" { "png" } else { "jpg" };
+        let filename = format!("{}_{:05}_.{extension}", node.replace(':', "-"), index + 1);
+        let place = places.give(&filename, &format!("socket/{filename}"));
+        let content = FoundContent::Bytes(image.bytes);
+        let key = "images".to_owned();
+        findings.files.push(Found { node, key, index, temp: false, place, filename, content });
+    }
+    Ok(findings)
+}
+
+/// Object names: the same file listed twice is uploaded once, two files of one name stay apart.
+#[derive(Default)]
+struct Places {
+    given: HashMap<String, String>,
+    taken: HashSet<String>,
+}
+
+impl Places {
+    fn give(&mut self, wanted: &str, source: &str) -> String {
+        if let Some(place) = self.given.get(source) {
+            return place.clone();
+        }
+        let (folder, name) = wanted.rsplit_once('/').map_or(("", wanted), |(folder, name)| (folder, name));
+        let mut place = wanted.to_owned();
+        let mut number = 2;
+        while !self.taken.insert(place.clone()) {
+            let separator = if folder.is_empty() { "" } else { "/" };
+            place = format!("{folder}{separator}{number}-{name}");
+            number += 1;
+        }
+        self.given.insert(source.to_owned(), place.clone());
+        place
+    }
+}
+
+fn open(folders: &Folders, folder: FolderType, subfolder: &str, filename: &str) -> io::Result<(File, PathBuf)> {
+    let refuse = |error: crate::stage::NameError| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
+    let name = FileName::parse(filename).map_err(refuse)?;
+    let relative = Subfolder::parse(subfolder.trim_matches('/')).map_err(refuse)?.join(&name);
+    let root = folders.of(folder);
+    let file = open_beneath(&root, Path::new(&relative))?;
+    Ok((file, root.join(relative)))
+}
+
+/// Where outputs go.
+#[derive(Debug)]
+pub struct Destination<'a> {
+    /// The store.
+    pub store: &'a dyn ObjectStore,
+    /// The folder `…/<job id>/<attempt>`.
+    pub base: ObjectUri,
+    /// Lifetime of presigned links.
+    pub presign: Option<Duration>,
+}
+
+impl Findings {
+    /// How many files there are.
+    #[must_use]
+    pub fn files(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Uploads every file; texts come along as they are. `each` is told of each file done: its
+    /// name, bytes, how many are done and how many there are.
+    ///
+    /// # Errors
+    /// When the store does not take one.
+    pub async fn upload(
+        self,
+        destination: &Destination<'_>,
+        each: impl Fn(&str, u64, usize, usize) + Sync,
+    ) -> Result<Vec<Output>, Failure> {
+        let of = self.files.len();
+        let done = std::sync::atomic::AtomicUsize::new(0);
+        let (done, each) = (&done, &each);
+        let uploads = self.files.into_iter().map(|found| async move {
+            let output = found.upload(destination).await?;
+            let done = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+            if let Some(file) = &output.file {
+                each(&file.filename, file.size, done, of);
+            }
+            Ok::<_, Failure>(output)
+        });
+        let mut outputs: Vec<Output> =
+            stream::iter(uploads).buffered(PARALLEL_UPLOADS).try_collect().await?;
+        outputs.extend(self.texts);
+        remove_written(&self.written);
+        Ok(outputs)
+    }
+}
+
+/// Files outside the job's own folder (a node with a naming of its own, previews): removed so that
+/// the disk does not fill, unless they were there before.
+fn remove_written(paths: &[PathBuf]) {
+    for path in paths {
+        let made_lately = path.symlink_metadata().and_then(|metadata| metadata.created()).is_ok_and(|created| {
+            // Born within this process's life means: written by one of its jobs.
+            created >= *PROCESS_START
+        });
+        if made_lately && let Err(error) = std::fs::remove_file(path) {
+            tracing::debug!(%error, path = %path.display(), "a delivered output stays on disk");
+        }
+    }
+}
+
+static PROCESS_START: std::sync::LazyLock<SystemTime> = std::sync::LazyLock::new(SystemTime::now);
+
+/// Fixes the moment from which on files count as made by this worker.
+pub fn mark_start() {
+    std::sync::LazyLock::force(&PROCESS_START);
+}
+
+impl Found {
+    async fn upload(self, destination: &Destination<'_>) -> Result<Output, Failure> {
+        let content_type = mime_guess::from_path(&self.filename).first_or_octet_stream().to_string();
+        let uri = destination.base.join(&format!("outputs/{}", self.place));
+        let uri = uri.map_err(|error| Failure::OutputMissing {
+            message: error.to_string(),
+            nodes: BTreeSet::from([self.node.clone()]),
+        })?;
+        let (sha256, size) = match self.content {
+            FoundContent::Bytes(bytes) => {
+                let (sum, size) = (checksum::of_bytes(&bytes), bytes.len() as u64);
+                destination.store.put(&uri, Content::Bytes(bytes), &content_type).await.map_err(upload_failure)?;
+                (sum, size)
+            }
+            FoundContent::File(file) => {
+                let reader = Arc::clone(&file);
+                let summed = tokio::task::spawn_blocking(move || checksum::of_reader(&*reader)).await;
+                let summed = summed.map_err(io::Error::other).and_then(|sum| sum);
+                let (sum, size) =
+                    summed.map_err(|error| Failure::Local(format!("{}: {error}", self.filename)))?;
+                // By descriptor: the name could be made to stand for something else meanwhile.
+                let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+                let content = Content::File { path, size };
+                destination.store.put(&uri, content, &content_type).await.map_err(upload_failure)?;
+                (sum, size)
+            }
+        };
+        let url = match destination.presign {
+            Some(lifetime) => destination.store.presign_get(&uri, lifetime).await.map_err(upload_failure)?,
+            None => None,
+        };
+        Ok(Output {
+            kind: kind(&self.filename),
+            node: self.node,
+            key: self.key,
+            index: self.index,
+            text: None,
+            file: Some(OutputFile {
+                filename: self.filename,
+                uri: uri.to_string(),
+                url: url.map(String::from),
+                content_type,
+                size,
+                sha256,
+                temp: self.temp,
+            }),
+        })
+    }
+}
+
+/// GPU time is spent: whatever the store says, the job goes back rather than being answered.
+pub(crate) fn upload_failure(error: StoreError) -> Failure {
+    match error {
+        StoreError::Local { .. } => Failure::Local(error.to_string()),
+        _ => Failure::StoreUnavailable(error.to_string()),
+    }
+}
+
+fn kind(filename: &str) -> Kind {
+    let extension = filename.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+    match extension.as_str() {
+        "png" | "jpg" | "jpeg" | "webp" | "gif" | "bmp" | "tif" | "tiff" | "exr" | "hdr" | "avif" | "apng" | "svg" => {
+            Kind::Image
+        }
+        "mp4" | "webm" | "mkv" | "mov" | "avi" | "m4v" => Kind::Video,
+        "wav" | "mp3" | "flac" | "ogg" | "opus" | "m4a" | "aac" => Kind::Audio,
+        "glb" | "gltf" | "obj" | "stl" | "ply" | "fbx" | "usdz" | "spz" | "splat" => Kind::Model,
+        "latent" => Kind::Latent,
+        _ => Kind::File,
+    }
+}

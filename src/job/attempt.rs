@@ -1,0 +1,137 @@
+//! Attempts, counted in the store: `<store.uri>/<job id>/attempts/<n>.json`, created once each.
+//!
+//! A marker that was never closed is an attempt that ended without a word: a crash. The broker's
+//! own count cannot tell those from orderly hand-backs (FAULTS, "measured on RabbitMQ 3.10.8").
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{failure::Failure, request::JobRequest};
+use crate::store::{Creation, ObjectStore, ObjectUri, StoreError};
+
+/// Largest marker or manifest that is read back.
+const LARGEST_RECORD: u64 = 64 << 20;
+/// More hand-backs than any orderly life has.
+const MOST_MARKERS: u32 = 1000;
+
+/// The records of one job.
+#[derive(Clone, Debug)]
+pub(super) struct Records<'a> {
+    store: &'a dyn ObjectStore,
+    folder: ObjectUri,
+}
+
+/// Where an accepted job stands.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// Run it: this is attempt `n`.
+    Attempt(OpenAttempt),
+    /// It has a result already: the stored bytes.
+    Finished(Bytes),
+    /// The id belongs to another body.
+    Conflict,
+    /// Too many attempts ended without a word.
+    Poison { attempt: OpenAttempt, crashes: u32 },
+}
+
+/// An attempt that has begun.
+#[derive(Clone, Debug)]
+pub(super) struct OpenAttempt {
+    pub(super) number: u32,
+    marker: Marker,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Marker {
+    version: u32,
+    attempt: u32,
+    worker: String,
+    body_sha256: String,
+    /// Set when the attempt ended in good order: handed back, not crashed.
+    closed: Option<String>,
+}
+
+impl<'a> Records<'a> {
+    /// # Errors
+    /// Never for a checked job id.
+    pub(super) fn new(store: &'a dyn ObjectStore, base: &ObjectUri, job: &str) -> Result<Self, Failure> {
+        let folder = base.join(job).map_err(|error| Failure::Internal(error.to_string()))?;
+        Ok(Self { store, folder })
+    }
+
+    fn at(&self, name: &str) -> Result<ObjectUri, Failure> {
+        self.folder.join(name).map_err(|error| Failure::Internal(error.to_string()))
+    }
+
+    /// Begins an attempt, or finds that there is nothing to run.
+    pub(super) async fn open(&self, job: &JobRequest, worker: &str, max_crashes: u32) -> Result<Opened, Failure> {
+        let mut crashes = 0;
+        for number in 1..=MOST_MARKERS {
+            let marker = Marker {
+                version: 1,
+                attempt: number,
+                worker: worker.to_owned(),
+                body_sha256: job.digest.clone(),
+                closed: None,
+            };
+            let uri = self.at(&format!("attempts/{number}.json"))?;
+            let body = serde_json::to_vec(&marker).map_err(|error| Failure::Internal(error.to_string()))?;
+            match self.store.create(&uri, body.into(), JSON).await.map_err(unavailable)? {
+                Creation::Created if crashes >= max_crashes => {
+                    return Ok(Opened::Poison { attempt: OpenAttempt { number, marker }, crashes });
+                }
+                Creation::Created => return Ok(Opened::Attempt(OpenAttempt { number, marker })),
+                Creation::Exists => {}
+            }
+            let earlier = self.store.read(&uri, LARGEST_RECORD).await.map_err(unavailable)?;
+            let earlier: Marker = serde_json::from_slice(&earlier)
+                .map_err(|error| Failure::StoreUnavailable(format!("{uri}: not a marker: {error}")))?;
+            if earlier.body_sha256 != job.digest {
+                return Ok(Opened::Conflict);
+            }
+            if number == 1
+                && let Some(result) = self.result().await?
+            {
+                return Ok(Opened::Finished(result));
+            }
+            crashes += u32::from(earlier.closed.is_none());
+        }
+        Err(Failure::Internal(format!("{MOST_MARKERS} attempts at one job")))
+    }
+
+    /// Says that an attempt ended in good order.
+    pub(super) async fn close(&self, attempt: &OpenAttempt, reason: &str) -> Result<(), Failure> {
+        let marker = Marker { closed: Some(reason.to_owned()), ..attempt.marker.clone() };
+        let body = serde_json::to_vec(&marker).map_err(|error| Failure::Internal(error.to_string()))?;
+        let uri = self.at(&format!("attempts/{}.json", attempt.number))?;
+        self.store.put(&uri, crate::store::Content::Bytes(body.into()), JSON).await.map_err(unavailable)
+    }
+
+    /// The stored result, if there is one.
+    pub(super) async fn result(&self) -> Result<Option<Bytes>, Failure> {
+        match self.store.read(&self.at("result.json")?, LARGEST_RECORD).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+
+    /// Makes `result` the truth about the job, unless there is one already: the bytes that are.
+    pub(super) async fn settle(&self, result: Bytes) -> Result<Bytes, Failure> {
+        match self.store.create(&self.at("result.json")?, result.clone(), JSON).await.map_err(unavailable)? {
+            Creation::Created => Ok(result),
+            Creation::Exists => self
+                .result()
+                .await?
+                .ok_or_else(|| Failure::StoreUnavailable("result.json exists and cannot be read".to_owned())),
+        }
+    }
+}
+
+/// The media type of every record.
+pub(super) const JSON: &str = "application/json";
+
+/// The store is ours: whatever it says, it is not the job's fault.
+fn unavailable(error: StoreError) -> Failure {
+    Failure::StoreUnavailable(error.to_string())
+}

@@ -1,0 +1,301 @@
+//! One try at a job: from its inputs to its uploaded outputs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use secrecy::ExposeSecret;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::{
+    apply::{self, Prompt, is_ui_workflow},
+    attempt::JSON,
+    event::EventKind,
+    failure::Failure,
+    report::Reporter,
+    request::{FolderType, JobRequest, WorkflowSource},
+    result::{NodeTiming, Output, Stage, Timings},
+    runner::{At, Met, Runner, ms},
+};
+use crate::{
+    browser::{Conversion, ConvertError},
+    comfy::{ExecuteError, Executed, Execution, history::History},
+    connector::{ConnectorError, Engine},
+    deliver::{self, Destination, Findings, upload_failure},
+    stage::{Owned, Staged},
+    store::{Content, ObjectStore, ObjectUri},
+};
+
+/// Largest workflow that is fetched from an address.
+const LARGEST_WORKFLOW: u64 = 64 << 20;
+
+/// One try.
+pub(super) struct Executor<'a> {
+    pub(super) runner: &'a Runner,
+    pub(super) job: &'a JobRequest,
+    pub(super) attempt: u32,
+    pub(super) reporter: &'a Reporter,
+    /// Nodes that must run again although ComfyUI remembers their outputs: an earlier try found
+    /// their files gone.
+    pub(super) rerun: BTreeSet<String>,
+    left: Mutex<Option<(Prompt, History)>>,
+}
+
+/// A try that succeeded.
+pub(super) struct Done {
+    pub(super) outputs: Vec<Output>,
+    pub(super) records: RecordUris,
+    pub(super) warnings: Vec<String>,
+    pub(super) nodes: BTreeMap<String, NodeTiming>,
+    pub(super) comfyui_version: String,
+}
+
+/// Where history and prompt are stored.
+pub(super) struct RecordUris {
+    pub(super) history: ObjectUri,
+    pub(super) prompt: ObjectUri,
+}
+
+struct Prepared {
+    prompt: Prompt,
+    extra_data: Map<String, Value>,
+    warnings: Vec<String>,
+}
+
+impl<'a> Executor<'a> {
+    pub(super) fn new(runner: &'a Runner, job: &'a JobRequest, attempt: u32, reporter: &'a Reporter) -> Self {
+        Self { runner, job, attempt, reporter, rerun: BTreeSet::new(), left: Mutex::default() }
+    }
+
+    pub(super) async fn execute(&self, timings: &mut Timings) -> Result<Done, Met> {
+        let stop = &self.runner.stops.stop;
+        let destination = self.destination().at(Stage::Accept)?;
+        // Until the prompt is posted nothing is lost by handing the job back at once.
+        let before_post = async {
+            let engine = self.runner.connector.engine().await.map_err(engine_failure).at(Stage::Run)?;
+            let (staged, prepared) =
+                tokio::try_join!(timed(self.stage()), timed(self.prepare(&engine)))?;
+            Ok::<_, Met>((engine, staged, prepared))
+        };
+        let (engine, (staged, staged_in), (prepared, converted_in)) = tokio::select! {
+            ready = before_post => ready?,
+            () = stop.cancelled() => return Err(Failure::Draining).at(Stage::Stage),
+        };
+        timings.staged_ms = ms(staged_in);
+        timings.converted_ms = ms(converted_in);
+        let Prepared { mut prompt, extra_data, mut warnings } = prepared;
+        let folder = self.apply(&mut prompt, &staged).at(Stage::Convert)?;
+        self.reporter.tell(EventKind::Converted { nodes: prompt.len() });
+
+        let executed = self.run(&engine, &prompt, extra_data).await?;
+        timings.waited_ms = ms(executed.waited);
+        timings.executed_ms = ms(executed.executed);
+        self.reporter.tell(EventKind::Executed);
+        if let Some(failure) = executed.history.outcome().failure() {
+            *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((prompt, executed.history));
+            return Err(failure).at(Stage::Run);
+        }
+        if let Some(node_errors) = &executed.node_errors {
+            warnings.push(format!("ComfyUI dropped outputs that failed validation: {node_errors}"));
+        }
+        let Executed { history, images, nodes, .. } = executed;
+        let findings = self.find(&folder, &history, images, executed.images_lost).await.at(Stage::Collect)?;
+        let (outputs, uploaded_in) =
+            timed(self.upload(&destination, findings, &prompt, &history)).await.at(Stage::Upload)?;
+        timings.uploaded_ms = ms(uploaded_in);
+        let (outputs, records) = outputs;
+        let comfyui_version = engine.server().version().to_owned();
+        Ok(Done { outputs, records, warnings, nodes, comfyui_version })
+    }
+
+    /// `<output.uri, else store.uri>/<job id>/<attempt>`, if outputs may go there.
+    fn destination(&self) -> Result<Destination<'a>, Failure> {
+        let Runner { base, outputs, store, .. } = self.runner;
+        let invalid = |problem: String| Failure::Invalid(format!("output.uri: {problem}"));
+        let root = match &self.job.output.uri {
+            None => base.clone(),
+            Some(text) => {
+                let uri: ObjectUri =
+                    text.parse().map_err(|error: crate::store::UriError| invalid(error.to_string()))?;
+                if !uri.is_beneath(&[format!("{base}/")]) && !uri.is_beneath(&outputs.allow) {
+                    return Err(invalid(format!("outputs may not go to {uri} (outputs.allow)")));
+                }
+                uri
+            }
+        };
+        let base = root.join(&format!("{}/{}", self.job.id, self.attempt));
+        let presign = self.job.output.presign_seconds.map(Duration::from_secs);
+        Ok(Destination { store: &**store, base: base.map_err(|error| invalid(error.to_string()))?, presign })
+    }
+
+    async fn stage(&self) -> Result<Staged, Met> {
+        let staged = self.runner.connector.stager().stage_inputs(self.job).await.at(Stage::Stage)?;
+        self.reporter.tell(EventKind::Staged { files: staged.files, bytes: staged.bytes });
+        Ok(staged)
+    }
+
+    /// The prompt and what goes with it, before the job's inputs are applied.
+    async fn prepare(&self, engine: &Engine) -> Result<Prepared, Met> {
+        let workflow = match &self.job.workflow {
+            WorkflowSource::Inline(workflow) => workflow.clone(),
+            WorkflowSource::At(uri) => {
+                let bytes = self.runner.connector.stager().read(uri, LARGEST_WORKFLOW).await.at(Stage::Stage)?;
+                serde_json::from_slice(&bytes)
+                    .map_err(|error| Failure::Invalid(format!("workflow_uri: {uri}: no JSON: {error}")))
+                    .at(Stage::Stage)?
+            }
+        };
+        let mut extra_data = Map::new();
+        if let Some(key) = &self.job.api_key_comfy_org {
+            extra_data.insert("api_key_comfy_org".into(), key.expose_secret().into());
+        }
+        if !is_ui_workflow(&workflow) {
+            let prompt = apply::prompt_from_value(workflow).at(Stage::Convert)?;
+            return Ok(Prepared { prompt, extra_data, warnings: Vec::new() });
+        }
+        let converted = engine.browser().convert(&workflow).await;
+        let Conversion { prompt, workflow, warnings } =
+            converted.map_err(conversion_failure).at(Stage::Convert)?;
+        extra_data.insert("extra_pnginfo".into(), serde_json::json!({"workflow": workflow}));
+        Ok(Prepared { prompt, extra_data, warnings })
+    }
+
+    /// Puts the job's inputs into the prompt, and its outputs into a folder of its own.
+    fn apply(&self, prompt: &mut Prompt, staged: &Staged) -> Result<Owned, Failure> {
+        apply::set_inputs(prompt, &staged.values)?;
+        apply::rename_files(prompt, &staged.renamed);
+        let stager = self.runner.connector.stager();
+        let folder = format!("comfy-worker-{}", Uuid::new_v4().simple());
+        apply::set_output_folder(prompt, &folder)?;
+        apply::force_rerun(prompt, self.rerun.iter().map(String::as_str), &folder);
+        Ok(stager.journal().own_random(stager.folders().of(FolderType::Output).join(folder)))
+    }
+
+    async fn run(
+        &self,
+        engine: &Engine,
+        prompt: &Prompt,
+        extra_data: Map<String, Value>,
+    ) -> Result<Executed, Met> {
+        let limit = self.job.timeout.unwrap_or(self.runner.limits.timeout);
+        let execution = Execution {
+            prompt,
+            extra_data: Value::Object(extra_data),
+            limit,
+            allow_partial: self.job.allow_partial,
+            abort: &self.runner.stops.abort,
+        };
+        let error = match engine.execute(execution, &mut self.reporter.clone()).await {
+            Ok(executed) => return Ok(executed),
+            Err(error) => error,
+        };
+        let beyond_words = matches!(
+            error,
+            ExecuteError::TimedOut { stuck: true, .. }
+                | ExecuteError::Aborted { stuck: true }
+                | ExecuteError::Unreachable(_)
+        );
+        if beyond_words {
+            self.runner.connector.kill_engine().await;
+        }
+        let message = error.to_string();
+        Err(match error {
+            ExecuteError::Refused { message, node_errors } => Met {
+                stage: Stage::Post,
+                failure: Failure::PromptRefused { message, node_errors: Some(node_errors) },
+            },
+            ExecuteError::TimedOut { limit, .. } => {
+                Met { stage: Stage::Run, failure: Failure::TimedOut { seconds: limit.as_secs_f64() } }
+            }
+            ExecuteError::Aborted { .. } => Met { stage: Stage::Run, failure: Failure::Draining },
+            ExecuteError::Vanished => Met { stage: Stage::Run, failure: Failure::Interrupted },
+            ExecuteError::Died(_) | ExecuteError::Unreachable(_) => {
+                Met { stage: Stage::Run, failure: Failure::EngineCrashed(message) }
+            }
+        })
+    }
+
+    async fn find(
+        &self,
+        folder: &Owned,
+        history: &History,
+        images: Vec<crate::comfy::tracker::OutputImage>,
+        images_lost: bool,
+    ) -> Result<Findings, Failure> {
+        if images_lost {
+            let message = "pictures that ComfyUI sends over the websocket only were lost with it".to_owned();
+            return Err(Failure::OutputMissing { message, nodes: BTreeSet::new() });
+        }
+        let folders = self.runner.connector.stager().folders().clone();
+        let own_folder = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (request, history) = (self.job.output.clone(), history.clone());
+        tokio::task::spawn_blocking(move || deliver::find(&folders, &own_folder, &request, &history, images))
+            .await
+            .map_err(|error| Failure::Internal(error.to_string()))?
+            .map_err(|missing| Failure::OutputMissing { message: missing.message, nodes: missing.nodes })
+    }
+
+    async fn upload(
+        &self,
+        destination: &Destination<'_>,
+        findings: Findings,
+        prompt: &Prompt,
+        history: &History,
+    ) -> Result<(Vec<Output>, RecordUris), Failure> {
+        let each = |name: &str, bytes, done, of| {
+            self.reporter.tell(EventKind::Uploaded { filename: name.to_owned(), bytes, done, of });
+        };
+        tokio::try_join!(findings.upload(destination, each), self.store_records(destination, prompt, history))
+    }
+
+    async fn store_records(
+        &self,
+        destination: &Destination<'_>,
+        prompt: &Prompt,
+        history: &History,
+    ) -> Result<RecordUris, Failure> {
+        let put = async |name: &str, value: &Value| {
+            let uri = destination.base.join(name).map_err(|error| Failure::Internal(error.to_string()))?;
+            let body = serde_json::to_vec_pretty(value).map_err(|error| Failure::Internal(error.to_string()))?;
+            let content = Content::Bytes(body.into());
+            destination.store.put(&uri, content, JSON).await.map_err(upload_failure)?;
+            Ok(uri)
+        };
+        let (history, prompt) = (history.without_secrets(), Value::Object(prompt.clone()));
+        let (history, prompt) = tokio::try_join!(put("history.json", &history), put("prompt.json", &prompt))?;
+        Ok(RecordUris { history, prompt })
+    }
+
+    /// Stores what ComfyUI said of an execution that failed; for the result, as far as it goes.
+    pub(super) async fn left_records(&self) -> Option<RecordUris> {
+        let (prompt, history) = self.left.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let destination = self.destination().ok()?;
+        let stored = self.store_records(&destination, &prompt, &history).await;
+        stored.inspect_err(|error| tracing::warn!(job = %self.job.id, %error, "history not stored")).ok()
+    }
+}
+
+async fn timed<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<(T, Duration), E> {
+    let since = Instant::now();
+    Ok((work.await?, since.elapsed()))
+}
+
+fn engine_failure(error: ConnectorError) -> Failure {
+    match error {
+        ConnectorError::Killed => Failure::Draining,
+        error => Failure::EngineUnavailable(error.to_string()),
+    }
+}
+
+fn conversion_failure(error: ConvertError) -> Failure {
+    let message = error.to_string();
+    match error {
+        ConvertError::MissingNodes(types) => Failure::MissingNodes(types),
+        ConvertError::Refused(_) => Failure::ConversionRefused(message),
+        ConvertError::TimedOut(_) => Failure::ConversionTimedOut(message),
+        ConvertError::Browser(_) => Failure::BrowserDown(message),
+    }
+}

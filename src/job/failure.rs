@@ -1,0 +1,179 @@
+//! Everything that can go wrong with a job. A variant says what happened; whose fault that is and
+//! what follows stands in [`super::verdict`], the contract's code and stage stand here.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::result::{Code, JobError, Stage};
+
+/// What ended an attempt.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Failure {
+    /// The body is no JSON object.
+    #[error("{0}")]
+    Malformed(String),
+    /// The body breaks the contract.
+    #[error("{0}")]
+    Invalid(String),
+    /// The id was used before, with another body.
+    #[error("the job id {0} was used before with another body; choose another id")]
+    IdConflict(String),
+    /// An input does not exist.
+    #[error("{0}")]
+    InputNotFound(String),
+    /// An input lies where jobs may not read, or the credentials do not open it.
+    #[error("{0}")]
+    InputForbidden(String),
+    /// An input, or all of them, are larger than allowed.
+    #[error("{0}")]
+    InputTooLarge(String),
+    /// An input is not what its checksum says.
+    #[error("{0}")]
+    ChecksumMismatch(String),
+    /// A URI of a kind that is not read here.
+    #[error("{0}")]
+    UnsupportedUri(String),
+    /// The workflow needs nodes that this server lacks.
+    #[error("this server lacks the node types {}", .0.join(", "))]
+    MissingNodes(Vec<String>),
+    /// The frontend refused the workflow.
+    #[error("{0}")]
+    ConversionRefused(String),
+    /// The conversion did not end in time, in fresh pages neither.
+    #[error("{0}")]
+    ConversionTimedOut(String),
+    /// Chromium is gone and did not come back.
+    #[error("{0}")]
+    BrowserDown(String),
+    /// ComfyUI refused the prompt (400), or dropped outputs while running the rest.
+    #[error("{message}")]
+    PromptRefused {
+        /// ComfyUI's words.
+        message: String,
+        /// ComfyUI's `node_errors`, as they came.
+        node_errors: Option<Value>,
+    },
+    /// A node raised an exception.
+    #[error("{0}")]
+    NodeFailed(Box<NodeFailure>),
+    /// A node ran out of the GPU's memory.
+    #[error("{0}")]
+    OutOfMemory(Box<NodeFailure>),
+    /// The execution outlasted its limit.
+    #[error("not finished within {seconds} s")]
+    TimedOut {
+        /// The limit.
+        seconds: f64,
+    },
+    /// Somebody else interrupted it.
+    #[error("interrupted by somebody else at ComfyUI")]
+    Interrupted,
+    /// ComfyUI lists an output that is not there, or must not be read.
+    #[error("{message}")]
+    OutputMissing {
+        /// Which, and what is wrong with it.
+        message: String,
+        /// The nodes that listed such files.
+        nodes: std::collections::BTreeSet<String>,
+    },
+    /// ComfyUI died while it ran.
+    #[error("{0}")]
+    EngineCrashed(String),
+    /// ComfyUI cannot be reached or started.
+    #[error("{0}")]
+    EngineUnavailable(String),
+    /// The store cannot be reached.
+    #[error("{0}")]
+    StoreUnavailable(String),
+    /// The disk or another local resource failed.
+    #[error("{0}")]
+    Local(String),
+    /// The job crashed as many workers as it may.
+    #[error("given up after {crashes} attempts that ended without a word: it kills its worker")]
+    Poison {
+        /// Attempts that ended without a word.
+        crashes: u32,
+    },
+    /// The worker is draining: nobody's fault.
+    #[error("the worker is shutting down")]
+    Draining,
+    /// A bug of ours.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// A node's exception, in ComfyUI's words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NodeFailure {
+    /// The node's id.
+    pub node_id: String,
+    /// Its class.
+    pub node_type: String,
+    /// The exception's class.
+    pub exception_type: String,
+    /// The exception's text.
+    pub exception_message: String,
+    /// Python's traceback, a line or frame each.
+    pub traceback: Vec<String>,
+}
+
+impl std::fmt::Display for NodeFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let message = self.exception_message.trim_end();
+        write!(f, "node {} ({}): {}: {message}", self.node_id, self.node_type, self.exception_type)
+    }
+}
+
+impl Failure {
+    /// The contract's code.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Malformed(_) => Code::MalformedJob,
+            Self::Invalid(_) => Code::InvalidJob,
+            Self::IdConflict(_) => Code::IdConflict,
+            Self::InputNotFound(_) => Code::InputNotFound,
+            Self::InputForbidden(_) => Code::InputForbidden,
+            Self::InputTooLarge(_) => Code::InputTooLarge,
+            Self::ChecksumMismatch(_) => Code::ChecksumMismatch,
+            Self::UnsupportedUri(_) => Code::UnsupportedUri,
+            Self::MissingNodes(_) => Code::MissingNodes,
+            Self::ConversionRefused(_) | Self::ConversionTimedOut(_) | Self::BrowserDown(_) => {
+                Code::ConversionFailed
+            }
+            Self::PromptRefused { .. } => Code::InvalidPrompt,
+            Self::NodeFailed(_) => Code::ExecutionError,
+            Self::OutOfMemory(_) => Code::OutOfMemory,
+            Self::TimedOut { .. } => Code::Timeout,
+            Self::Interrupted | Self::Draining => Code::Interrupted,
+            Self::OutputMissing { .. } => Code::OutputMissing,
+            Self::EngineCrashed(_) => Code::EngineCrashed,
+            Self::Poison { .. } => Code::Poison,
+            Self::EngineUnavailable(_) | Self::StoreUnavailable(_) | Self::Local(_) | Self::Internal(_) => {
+                Code::Internal
+            }
+        }
+    }
+
+    /// The `error` of a result: this failure, met in `stage`.
+    #[must_use]
+    pub fn to_error(&self, stage: Stage) -> JobError {
+        let mut error = JobError {
+            code: self.code(),
+            stage,
+            message: self.to_string(),
+            node_errors: None,
+            node: None,
+            traceback: None,
+        };
+        match self {
+            Self::PromptRefused { node_errors, .. } => error.node_errors.clone_from(node_errors),
+            Self::NodeFailed(failure) | Self::OutOfMemory(failure) => {
+                error.node = Some(failure.node_id.clone());
+                error.traceback = Some(failure.traceback.clone());
+            }
+            _ => {}
+        }
+        error
+    }
+}

@@ -1,0 +1,331 @@
+//! The job as published (version 1), parsed into meaning.
+//!
+//! What is refused here is the publisher's mistake: [`Failure::Malformed`] for a body that is no
+//! JSON object, [`Failure::Invalid`] for everything else, with the field's path in the message.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{JobId, failure::Failure, runpod};
+use crate::checksum;
+
+/// A job, checked.
+#[derive(Clone, Debug)]
+pub struct JobRequest {
+    /// Its name; the manifest lies beneath it.
+    pub id: JobId,
+    /// SHA-256 of the body: same id with another digest is a conflict.
+    pub digest: String,
+    /// The workflow or where it is.
+    pub workflow: WorkflowSource,
+    /// What to set in the prompt.
+    pub inputs: BTreeMap<NodeInput, InputValue>,
+    /// Files to place beside the inputs.
+    pub files: Vec<FileRequest>,
+    /// Files that the workflow mentions by their bare name; staged apart and renamed in the prompt.
+    pub named_files: Vec<FileSource>,
+    /// Where outputs go and which.
+    pub output: OutputRequest,
+    /// Longest execution.
+    pub timeout: Option<Duration>,
+    /// Whether outputs that ComfyUI dropped are mere warnings.
+    pub allow_partial: bool,
+    /// Key for ComfyUI's API nodes.
+    pub api_key_comfy_org: Option<SecretString>,
+    /// Echoed untouched.
+    pub metadata: Option<Value>,
+}
+
+/// Where the workflow is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WorkflowSource {
+    /// In the message.
+    Inline(Value),
+    /// At an address.
+    At(String),
+}
+
+/// `<node id>.<input name>` of the prompt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeInput {
+    /// The node's id; inside subgraphs it holds a colon (`12:3`).
+    pub node: String,
+    /// The input's name.
+    pub input: String,
+}
+
+impl std::fmt::Display for NodeInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.node, self.input)
+    }
+}
+
+impl std::str::FromStr for NodeInput {
+    type Err = String;
+
+    /// Node ids hold no dot, input names may: the first one divides.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('.') {
+            Some((node, input)) if !node.is_empty() && !input.is_empty() => {
+                Ok(Self { node: node.to_owned(), input: input.to_owned() })
+            }
+            _ => Err(format!("{:?} is no <node id>.<input name>", crate::text::one_line(text, 80))),
+        }
+    }
+}
+
+/// What an input is set to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum InputValue {
+    /// This value.
+    Literal(Value),
+    /// The staged name of this file.
+    File(FileSource),
+}
+
+/// A file to be fetched.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSource {
+    /// Its URI.
+    pub source: String,
+    /// Its SHA-256 in hexadecimal digits, checked when given.
+    pub sha256: Option<String>,
+    /// The name to stage it under; default: the last part of the URI.
+    pub name: Option<String>,
+}
+
+/// A file to be placed in one of ComfyUI's folders.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRequest {
+    /// Its URI.
+    pub source: String,
+    /// Which folder.
+    pub folder: FolderType,
+    /// Folder within it; models need one (`checkpoints`, `loras` …).
+    pub subfolder: Option<String>,
+    /// File name; default: the last part of the URI.
+    pub name: Option<String>,
+    /// Replace a file that is there.
+    #[serde(default)]
+    pub overwrite: bool,
+    /// Remove it after the job.
+    #[serde(default)]
+    pub ephemeral: bool,
+    /// Its SHA-256 in hexadecimal digits, checked when given.
+    pub sha256: Option<String>,
+}
+
+/// One of ComfyUI's folders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FolderType {
+    /// What workflows read.
+    Input,
+    /// What workflows write.
+    Output,
+    /// What ComfyUI clears at its next start.
+    Temp,
+    /// Model files, in subfolders by kind.
+    Models,
+}
+
+impl FolderType {
+    /// The folder's name beneath ComfyUI's base folder.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Input => "input",
+            Self::Output => "output",
+            Self::Temp => "temp",
+            Self::Models => "models",
+        }
+    }
+}
+
+/// Where outputs go and which.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputRequest {
+    /// Instead of the store's own place.
+    pub uri: Option<String>,
+    /// Previews in ComfyUI's temp folder too.
+    #[serde(default)]
+    pub include_temp: bool,
+    /// Lifetime of presigned links, in seconds; none when absent.
+    pub presign_seconds: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    version: Option<u64>,
+    id: Option<JobId>,
+    workflow: Option<Map<String, Value>>,
+    workflow_uri: Option<String>,
+    #[serde(default)]
+    inputs: BTreeMap<String, Value>,
+    #[serde(default)]
+    files: Vec<FileRequest>,
+    #[serde(default)]
+    output: OutputRequest,
+    timeout_seconds: Option<f64>,
+    #[serde(default)]
+    allow_partial: bool,
+    api_key_comfy_org: Option<SecretString>,
+    metadata: Option<Value>,
+}
+
+/// The longest deadline a job may ask for: a week. More is a mistake of units.
+const LONGEST_TIMEOUT_SECONDS: f64 = 7.0 * 24.0 * 3600.0;
+/// S3 signs links for at most a week.
+const LONGEST_PRESIGN_SECONDS: u64 = 7 * 24 * 3600;
+
+impl JobRequest {
+    /// Reads a message's body; `message_id` names the job when the body does not.
+    ///
+    /// # Errors
+    /// [`Refused`]: what is wrong, beside as much of the job's identity as could be read, so that
+    /// the publisher can be told.
+    pub fn parse(body: &[u8], message_id: Option<&str>) -> Result<Self, Box<Refused>> {
+        let digest = checksum::of_bytes(body);
+        let fallback_id = message_id
+            .and_then(|id| id.parse().ok())
+            .or_else(|| digest.parse().ok());
+        let refuse = |failure, id: Option<JobId>, metadata| {
+            Box::new(Refused { id: id.or(fallback_id.clone()), digest: digest.clone(), metadata, failure })
+        };
+        let value: Value = serde_json::from_slice(body)
+            .map_err(|error| refuse(Failure::Malformed(format!("the body is no JSON: {error}")), None, None))?;
+        let Value::Object(mut object) = value else {
+            return Err(refuse(Failure::Malformed("the body is no JSON object".into()), None, None));
+        };
+        let own_id = object.get("id").and_then(Value::as_str).and_then(|id| id.parse::<JobId>().ok());
+        let metadata = object.get("metadata").cloned();
+        let invalid = |problem: String| refuse(Failure::Invalid(problem), own_id.clone(), metadata.clone());
+
+        let named_files = runpod::translate(&mut object).map_err(&invalid)?;
+        let body: Body = serde_path_to_error::deserialize(Value::Object(object)).map_err(|error| {
+            let path = error.path().to_string();
+            let problem = error.into_inner().to_string();
+            invalid(if path == "." { problem } else { format!("{path}: {problem}") })
+        })?;
+        body.check(digest.clone(), fallback_id.clone(), named_files).map_err(&invalid)
+    }
+}
+
+impl Body {
+    fn check(
+        self,
+        digest: String,
+        fallback_id: Option<JobId>,
+        named_files: Vec<FileSource>,
+    ) -> Result<JobRequest, String> {
+        if let Some(version) = self.version.filter(|version| *version != 1) {
+            return Err(format!("version: {version} is unknown here; this worker speaks version 1"));
+        }
+        let workflow = match (self.workflow, self.workflow_uri) {
+            (Some(workflow), None) => WorkflowSource::Inline(Value::Object(workflow)),
+            (None, Some(uri)) => WorkflowSource::At(uri),
+            (None, None) => return Err("workflow: missing; give workflow or workflow_uri".into()),
+            (Some(_), Some(_)) => return Err("workflow: give either workflow or workflow_uri, not both".into()),
+        };
+        let inputs = self
+            .inputs
+            .into_iter()
+            .map(|(address, value)| {
+                let address: NodeInput = address.parse().map_err(|problem| format!("inputs: {problem}"))?;
+                let value = InputValue::parse(value).map_err(|problem| format!("inputs.{address}: {problem}"))?;
+                Ok((address, value))
+            })
+            .collect::<Result<_, String>>()?;
+        for (index, file) in self.files.iter().enumerate() {
+            check_sha256(file.sha256.as_deref()).map_err(|problem| format!("files[{index}].sha256: {problem}"))?;
+            if file.folder == FolderType::Models && file.subfolder.as_deref().is_none_or(str::is_empty) {
+                return Err(format!("files[{index}].subfolder: models need one, such as checkpoints or loras"));
+            }
+        }
+        let timeout = match self.timeout_seconds {
+            None => None,
+            Some(seconds) if seconds > 0.0 && seconds <= LONGEST_TIMEOUT_SECONDS => {
+                Some(Duration::from_secs_f64(seconds))
+            }
+            Some(seconds) => return Err(format!("timeout_seconds: {seconds} is not within 0 and a week")),
+        };
+        if let Some(seconds) = self.output.presign_seconds
+            && !(1..=LONGEST_PRESIGN_SECONDS).contains(&seconds)
+        {
+            return Err(format!("output.presign_seconds: {seconds} is not within 1 second and a week"));
+        }
+        Ok(JobRequest {
+            id: self.id.or(fallback_id).ok_or("id: missing")?,
+            digest,
+            workflow,
+            inputs,
+            files: self.files,
+            named_files,
+            output: self.output,
+            timeout,
+            allow_partial: self.allow_partial,
+            api_key_comfy_org: self.api_key_comfy_org,
+            metadata: self.metadata,
+        })
+    }
+}
+
+impl InputValue {
+    /// A string with a known scheme is a file, `{source…}` a file, `{value}` a literal, all else a literal.
+    fn parse(value: Value) -> Result<Self, String> {
+        match value {
+            Value::String(text) if has_file_scheme(&text) => {
+                Ok(Self::File(FileSource { source: text, sha256: None, name: None }))
+            }
+            Value::Object(mut object) => {
+                if object.contains_key("source") {
+                    let file: FileSource =
+                        serde_json::from_value(Value::Object(object)).map_err(|error| error.to_string())?;
+                    check_sha256(file.sha256.as_deref()).map_err(|problem| format!("sha256: {problem}"))?;
+                    return Ok(Self::File(file));
+                }
+                match (object.remove("value"), object.keys().next()) {
+                    (Some(value), None) => Ok(Self::Literal(value)),
+                    (_, Some(key)) => Err(format!("unknown field `{key}`; an object has `source` or `value`")),
+                    (None, None) => Err("an object has `source` or `value`".into()),
+                }
+            }
+            literal => Ok(Self::Literal(literal)),
+        }
+    }
+}
+
+/// Whether a bare string names a file to be staged. Web addresses are literals: prompts hold them.
+#[must_use]
+pub fn has_file_scheme(text: &str) -> bool {
+    ["s3://", "data:"].iter().any(|scheme| text.starts_with(scheme))
+}
+
+fn check_sha256(sum: Option<&str>) -> Result<(), String> {
+    match sum {
+        Some(sum) if sum.len() != 64 || !sum.bytes().all(|c| c.is_ascii_hexdigit()) => {
+            Err("must be 64 hexadecimal digits".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A body that is no job, with what could be read of it.
+#[derive(Debug)]
+pub struct Refused {
+    /// The id it gave, or its fallback.
+    pub id: Option<JobId>,
+    /// SHA-256 of the body.
+    pub digest: String,
+    /// Its metadata, to be echoed.
+    pub metadata: Option<Value>,
+    /// What is wrong.
+    pub failure: Failure,
+}

@@ -1,0 +1,148 @@
+//! The handle that the rest of the worker holds.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    Consumer, EventSender, Follow, Health, JobProperties, PublishError, QueueError, ReplyWarning,
+    ResultMessage, events, results,
+    session::{Session, pauses},
+};
+use crate::config::AmqpConfig;
+
+/// Longest flush of events, and longest end of the tasks.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A session with the broker. Clones share it; when the last is dropped it ends, but only
+/// [`Broker::close`] waits for that.
+#[derive(Clone)]
+pub struct Broker {
+    session: Arc<Session>,
+    events: EventSender,
+    flush: CancellationToken,
+    _ends: Arc<[DropGuard; 2]>,
+}
+
+impl Broker {
+    /// Connects and checks or declares queues and exchanges: one attempt. `name` (the worker's id)
+    /// is what the broker's lists of connections and consumers show.
+    ///
+    /// # Errors
+    /// [`QueueError::Misconfigured`] when something must be changed first, else
+    /// [`QueueError::Unavailable`]. Neither holds the password.
+    pub async fn connect(config: &AmqpConfig, name: &str) -> Result<Self, QueueError> {
+        let session = Session::open(config, name).await?;
+        let flush = CancellationToken::new();
+        let events = events::start(&session, flush.clone());
+        let ends = Arc::new([flush.clone().drop_guard(), session.stop.clone().drop_guard()]);
+        Ok(Self { session, events, flush, _ends: ends })
+    }
+
+    /// Like [`Broker::connect`], but tries for ever while the broker is unavailable.
+    ///
+    /// # Errors
+    /// [`QueueError::Misconfigured`] at once, [`QueueError::Stopped`] when `stop` is cancelled.
+    pub async fn connect_retrying(
+        config: &AmqpConfig,
+        name: &str,
+        stop: &CancellationToken,
+    ) -> Result<Self, QueueError> {
+        let mut pauses = pauses();
+        loop {
+            let connected = tokio::select! {
+                () = stop.cancelled() => return Err(QueueError::Stopped),
+                connected = Self::connect(config, name) => connected,
+            };
+            match connected {
+                Err(QueueError::Unavailable(reason)) => tracing::warn!(reason, "waiting for the broker"),
+                settled => return settled,
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Err(QueueError::Stopped),
+                () = sleep(pauses.next().unwrap_or(Duration::from_secs(5))) => {}
+            }
+        }
+    }
+
+    /// Subscribes to the queue of jobs, at most `prefetch` (at least 1) unsettled at a time.
+    #[must_use]
+    pub fn consume(&self, prefetch: u16) -> Consumer {
+        Consumer::start(&self.session, prefetch)
+    }
+
+    /// Sends a stored result to its `reply_to` and to `amqp.results_exchange`, each confirmed.
+    /// Tried again on new channels and connections until `deadline`; a result may be sent twice.
+    ///
+    /// A reply queue that is gone, forbidden or full is a warning: `result.json` stands, and
+    /// the job can be acked. With neither address there is nothing to do.
+    ///
+    /// # Errors
+    /// When it is not known to be where it must be. The job must not be acked then.
+    pub async fn publish_result(
+        &self,
+        result: &ResultMessage,
+        deadline: Instant,
+    ) -> Result<Vec<ReplyWarning>, PublishError> {
+        results::publish_result(&self.session, result, deadline).await
+    }
+
+    /// Puts a job into the queue, confirmed. Sent again after an attempt without an answer, so it
+    /// may be there twice: same id, same body, one job.
+    ///
+    /// # Errors
+    /// When it is not known to be in the queue.
+    pub async fn submit(
+        &self,
+        body: Bytes,
+        properties: &JobProperties,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        results::submit(&self.session, body, properties, deadline).await
+    }
+
+    /// Where events go. Sending never waits.
+    #[must_use]
+    pub fn events(&self) -> EventSender {
+        self.events.clone()
+    }
+
+    /// Follows the job `job_id`. Follow first, then submit: events are not kept.
+    ///
+    /// # Errors
+    /// When the queue for it cannot be made.
+    pub async fn follow(&self, job_id: &str) -> Result<Follow, QueueError> {
+        Follow::open(&self.session, job_id).await
+    }
+
+    /// The state of the session as it changes, for readiness.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.session.health.subscribe()
+    }
+
+    /// Whether there is a connection now.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.session.current_link().is_some()
+    }
+
+    /// Flushes events, closes the connection and waits for every task, each within a time limit.
+    /// Jobs in hand become stale: settle them before.
+    pub async fn close(self) {
+        self.flush.cancel();
+        if timeout(CLOSE_LIMIT, self.events.flushed()).await.is_err() {
+            tracing::debug!("events were dropped at the end");
+        }
+        self.session.stop.cancel();
+        self.session.tasks.close();
+        if timeout(CLOSE_LIMIT, self.session.tasks.wait()).await.is_err() {
+            tracing::warn!("the session with the broker did not end in time");
+        }
+    }
+}

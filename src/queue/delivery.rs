@@ -1,0 +1,107 @@
+//! A job in hand, and how it is let go.
+
+use std::{fmt, sync::Arc};
+
+use lapin::{
+    Acker, Channel,
+    message::Delivery as Delivered,
+    options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
+};
+use tokio::time::timeout;
+
+use super::{
+    link::{ANSWER_LIMIT, Link},
+    message::Message,
+};
+
+/// What becomes of a delivered job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// Done: it leaves the queue. Only after its result is durable.
+    Ack,
+    /// Back to the *head* of the queue, one delivery used up. Without a pause before it, this is a
+    /// hot loop.
+    HandBack,
+    /// To the dead letters.
+    DeadLetter,
+}
+
+/// What became of a [`Settlement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It is on its way to the broker.
+    Done,
+    /// The connection that the job came by is gone: the job comes again, here or elsewhere.
+    Stale,
+}
+
+/// One job in hand. Dropped without [`Delivery::settle`] it stays unacknowledged, and the broker
+/// delivers it again once its channel is closed.
+#[must_use = "a job that is not settled comes again"]
+pub struct Delivery {
+    /// Body and properties.
+    pub message: Message,
+    acker: Acker,
+    link: Arc<Link>,
+    /// Keeps the channel open: acks on a closed one are void.
+    _channel: Channel,
+}
+
+impl Delivery {
+    pub(super) fn new(delivered: Delivered, channel: Channel, link: Arc<Link>) -> Self {
+        let message = Message::read(delivered.data, delivered.redelivered, &delivered.properties);
+        Self { message, acker: delivered.acker, link, _channel: channel }
+    }
+
+    /// Number of the connection that it came by.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.link.epoch
+    }
+
+    /// Whether the broker has taken it back already, so that settling it is in vain.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.link.is_lost() || self.acker.poisoned()
+    }
+
+    /// Tells the broker, within a time limit. A broker that takes no answer loses the connection,
+    /// so that `Stale` is true.
+    pub async fn settle(self, settlement: Settlement) -> Settled {
+        if self.is_stale() {
+            return Settled::Stale;
+        }
+        let answer = async {
+            match settlement {
+                Settlement::Ack => self.acker.ack(BasicAckOptions::default()).await,
+                Settlement::HandBack => {
+                    self.acker.nack(BasicNackOptions { multiple: false, requeue: true }).await
+                }
+                Settlement::DeadLetter => self.acker.reject(BasicRejectOptions { requeue: false }).await,
+            }
+        };
+        match timeout(ANSWER_LIMIT, answer).await {
+            Ok(Ok(true)) => Settled::Done,
+            Ok(Ok(false)) => Settled::Stale,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, ?settlement, epoch = self.link.epoch, "the channel ended before");
+                Settled::Stale
+            }
+            Err(_) => {
+                self.link.fail("the broker takes no acknowledgement");
+                Settled::Stale
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Delivery")
+            .field("epoch", &self.link.epoch)
+            .field("message_id", &self.message.message_id)
+            .field("bytes", &self.message.body.len())
+            .finish_non_exhaustive()
+    }
+}

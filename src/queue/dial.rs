@@ -1,0 +1,153 @@
+//! Opens a connection: name resolution, TCP, TLS and the AMQP handshake, within a time limit.
+
+use std::{
+    io,
+    net::{Shutdown, TcpStream},
+    os::fd::AsFd,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use lapin::{
+    Connection, ConnectionProperties, ErrorKind,
+    tcp::{AsyncTcpStream, OwnedTLSConfig},
+    uri::{AMQPScheme, AMQPUri},
+};
+use secrecy::ExposeSecret;
+use tokio::{
+    net::lookup_host,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{
+    error::{QueueError, Trouble},
+    refusal,
+};
+use crate::config::AmqpConfig;
+
+/// TCP and TLS; within the whole.
+const SOCKET_LIMIT: Duration = Duration::from_secs(8);
+const DIAL_LIMIT: Duration = Duration::from_secs(12);
+/// Seconds; lapin gives a silent broker up after two of them.
+const HEARTBEAT: u16 = 10;
+
+/// A second hold on the connection's socket, to end it when nothing else can.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Socket(Arc<Mutex<Option<TcpStream>>>);
+
+impl Socket {
+    fn keep(&self, socket: impl AsFd) -> io::Result<()> {
+        let copy = socket.as_fd().try_clone_to_owned()?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy.into());
+        Ok(())
+    }
+
+    /// Ends the connection at once, and with it lapin's thread, which waits for a silent peer
+    /// without a limit during the handshake.
+    pub(super) fn cut(&self) {
+        if let Some(socket) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // It may be closed already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Connects once. `name` is what the broker's connection list shows.
+pub(super) async fn dial(config: &AmqpConfig, name: &str) -> Result<(Connection, Socket), QueueError> {
+    let address = config.address();
+    // lapin's own message repeats the URL, password and all.
+    let mut uri: AMQPUri = config
+        .url
+        .expose_secret()
+        .parse()
+        .map_err(|_| QueueError::Misconfigured(format!("amqp.url ({address}): not an AMQP URL")))?;
+    uri.query.heartbeat.get_or_insert(HEARTBEAT);
+    let vhost = uri.vhost.clone();
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let socket = Socket::default();
+    let runtime = lapin::runtime::default_runtime()
+        .map_err(|error| QueueError::Unavailable(format!("no runtime for the broker: {error}")))?;
+    let handshake = {
+        let socket = socket.clone();
+        Connection::connector(
+            uri,
+            runtime,
+            async move |uri: AMQPUri, runtime| {
+                // The caller may have given up already: this runs on lapin's own thread.
+                let deadline = Instant::now() + SOCKET_LIMIT;
+                let place = (uri.authority.host.as_str(), uri.authority.port);
+                let addresses = timeout_at(deadline, lookup_host(place)).await.map_err(timed_out)??;
+                let mut refused = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
+                for address in addresses {
+                    let stream = match timeout_at(deadline, AsyncTcpStream::connect(&runtime, address)).await
+                    {
+                        Ok(Ok(stream)) => stream,
+                        Ok(Err(error)) => {
+                            refused = error;
+                            continue;
+                        }
+                        Err(elapsed) => return Err(timed_out(elapsed).into()),
+                    };
+                    if let AsyncTcpStream::Plain(plain) = &stream {
+                        // A small ack must not wait for the peer's delayed TCP acknowledgement.
+                        plain.get_ref().set_nodelay(true)?;
+                        socket.keep(plain.get_ref())?;
+                    }
+                    if uri.scheme == AMQPScheme::AMQP {
+                        return Ok(stream);
+                    }
+                    let tls = OwnedTLSConfig::default();
+                    let secured = stream.into_tls(&uri.authority.host, tls.as_ref());
+                    return Ok(timeout_at(deadline, secured).await.map_err(timed_out)??);
+                }
+                Err(refused.into())
+            },
+            properties,
+        )
+    };
+    match timeout(DIAL_LIMIT, handshake).await {
+        Ok(Ok(connection)) => Ok((connection, socket)),
+        Ok(Err(error)) => {
+            socket.cut();
+            Err(explain(&address, &vhost, error))
+        }
+        Err(_) => {
+            socket.cut();
+            Err(QueueError::Unavailable(format!("{address} does not answer within {DIAL_LIMIT:?}")))
+        }
+    }
+}
+
+fn timed_out(_: tokio::time::error::Elapsed) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {SOCKET_LIMIT:?}"))
+}
+
+/// Sorts a failed handshake into "change something" and "try again".
+fn explain(address: &str, vhost: &str, error: lapin::Error) -> QueueError {
+    if let ErrorKind::IOError(io) = error.kind() {
+        let text = io.to_string();
+        return if text.contains("certificate") {
+            QueueError::Misconfigured(format!(
+                "{address}: {text}: trust the broker's authority in the system's store, or name its file \
+                 in SSL_CERT_FILE"
+            ))
+        } else {
+            QueueError::Unavailable(format!("cannot reach {address}: {text}"))
+        };
+    }
+    match Trouble::from(error.clone()).refusal() {
+        Some((403, _)) => QueueError::Misconfigured(format!(
+            "{address} refuses the user name or the password: correct them in amqp.url"
+        )),
+        Some((530, text)) if !refusal::is_passing(&text) => {
+            let hint = if vhost.is_empty() {
+                ": an URL that ends in / names the empty one, leave the / away or write %2f for the default"
+            } else {
+                ": correct the path of amqp.url, or create it and give the user its permissions"
+            };
+            QueueError::Misconfigured(format!("{address}: no access to the virtual host {vhost:?}{hint}"))
+        }
+        Some((_, text)) => QueueError::Unavailable(format!("{address}: {text}")),
+        None => QueueError::Unavailable(format!("cannot reach {address}: {error}")),
+    }
+}

@@ -1,0 +1,132 @@
+//! A job's message: body and the properties that matter.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+
+use super::error::PublishError;
+
+/// `delivery_mode` of a message that survives a restart of the broker.
+pub(super) const PERSISTENT: u8 = 2;
+/// `delivery_mode` of a message that does not.
+pub(super) const TRANSIENT: u8 = 1;
+
+/// What a job's message carries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    /// The job, as published.
+    pub body: Bytes,
+    /// `message_id`.
+    pub message_id: Option<String>,
+    /// `correlation_id`, to be returned with the result.
+    pub correlation_id: Option<String>,
+    /// The queue that waits for the result.
+    pub reply_to: Option<String>,
+    /// W3C trace context, from the header of that name.
+    pub traceparent: Option<String>,
+    /// How long after publishing the job is worth starting.
+    pub expiration: Option<Duration>,
+    /// When it was published, in seconds since 1970, if the publisher said so.
+    pub published_at: Option<u64>,
+    /// Whether it was delivered before, to anybody.
+    pub redelivered: bool,
+    /// `x-delivery-count`: how often it came back to the queue.
+    pub delivery_count: u64,
+}
+
+impl Message {
+    pub(super) fn read(body: Vec<u8>, redelivered: bool, properties: &BasicProperties) -> Self {
+        let owned = |property: &Option<ShortString>| property.as_ref().map(ToString::to_string);
+        let headers = properties.headers().as_ref();
+        Self {
+            body: body.into(),
+            message_id: owned(properties.message_id()),
+            correlation_id: owned(properties.correlation_id()),
+            reply_to: owned(properties.reply_to()),
+            traceparent: headers.and_then(|headers| text(headers, "traceparent")),
+            expiration: owned(properties.expiration())
+                .and_then(|millis| millis.parse().ok())
+                .map(Duration::from_millis),
+            published_at: *properties.timestamp(),
+            redelivered,
+            delivery_count: headers.and_then(|headers| count(headers, "x-delivery-count")).unwrap_or(0),
+        }
+    }
+}
+
+/// A header's text, if it is one.
+pub(super) fn text(headers: &FieldTable, name: &str) -> Option<String> {
+    match headers.inner().get(name)? {
+        AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        _ => None,
+    }
+}
+
+/// A header's whole number, of whatever width, if it is one and not negative.
+pub(super) fn count(headers: &FieldTable, name: &str) -> Option<u64> {
+    match *headers.inner().get(name)? {
+        AMQPValue::ShortShortInt(count) => count.try_into().ok(),
+        AMQPValue::ShortShortUInt(count) => Some(count.into()),
+        AMQPValue::ShortInt(count) => count.try_into().ok(),
+        AMQPValue::ShortUInt(count) => Some(count.into()),
+        AMQPValue::LongInt(count) => count.try_into().ok(),
+        AMQPValue::LongUInt(count) => Some(count.into()),
+        AMQPValue::LongLongInt(count) => count.try_into().ok(),
+        _ => None,
+    }
+}
+
+/// The properties of a job to submit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobProperties {
+    /// The job's id when its body names none.
+    pub message_id: Option<String>,
+    /// Comes back with the result.
+    pub correlation_id: Option<String>,
+    /// The queue that waits for the result.
+    pub reply_to: Option<String>,
+    /// How long the job is worth starting.
+    pub expiration: Option<Duration>,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
+}
+
+impl JobProperties {
+    pub(super) fn write(&self) -> Result<BasicProperties, PublishError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_delivery_mode(PERSISTENT)
+            // `expiration` counts from here.
+            .with_timestamp(now);
+        if let Some(id) = &self.message_id {
+            properties = properties.with_message_id(short(id)?);
+        }
+        if let Some(id) = &self.correlation_id {
+            properties = properties.with_correlation_id(short(id)?);
+        }
+        if let Some(queue) = &self.reply_to {
+            properties = properties.with_reply_to(short(queue)?);
+        }
+        if let Some(expiration) = self.expiration {
+            properties = properties.with_expiration(short(&expiration.as_millis().to_string())?);
+        }
+        if let Some(parent) = &self.traceparent {
+            let mut headers = FieldTable::default();
+            headers.insert("traceparent".into(), AMQPValue::LongString(parent.as_str().into()));
+            properties = properties.with_headers(headers);
+        }
+        Ok(properties)
+    }
+}
+
+/// An AMQP short string. `ShortString::from` panics past 255 bytes: never use it on what came from
+/// outside.
+pub(super) fn short(text: &str) -> Result<ShortString, PublishError> {
+    ShortString::try_new(text).map_err(|error| PublishError::TooLarge(error.to_string()))
+}

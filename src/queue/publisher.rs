@@ -1,0 +1,144 @@
+//! Publishes that matter: mandatory, confirmed, tried again until a deadline.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use lapin::{BasicProperties, Confirmation, options::BasicPublishOptions, types::ShortString};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::{
+    error::{PublishError, Trouble, within},
+    link::Link,
+    refusal,
+    session::{Session, pauses},
+};
+
+/// Longest wait for one confirm, plus a second for each [`BYTES_A_SECOND`] of the body.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
+const BYTES_A_SECOND: u64 = 1 << 20;
+/// Unanswered publishes on one connection until it is given up. Not the first: that makes every
+/// job in hand stale, and a queue that has lost its majority would not be helped.
+const SILENCES: u32 = 2;
+
+/// A message and where it goes.
+pub(super) struct Envelope {
+    pub(super) exchange: ShortString,
+    pub(super) routing_key: ShortString,
+    pub(super) properties: BasicProperties,
+    pub(super) body: Bytes,
+}
+
+/// How often a refusal is worth another try.
+#[derive(Clone, Copy)]
+pub(super) struct Persistence {
+    /// Try again while no queue is bound; else that is final.
+    pub(super) unroutable: bool,
+    /// Tries while the queue takes nothing (it is full); `None`: up to the deadline.
+    pub(super) nacks: Option<u32>,
+}
+
+enum Attempt {
+    Routed,
+    Unroutable,
+    Nacked,
+    Final(PublishError),
+    Lost(String),
+    Silent,
+}
+
+/// Publishes until the broker confirms it, or `deadline` passes. After an attempt without an answer
+/// the message may be there twice.
+pub(super) async fn publish(
+    session: &Session,
+    envelope: &Envelope,
+    persistence: Persistence,
+    deadline: Instant,
+) -> Result<(), PublishError> {
+    let unroutable = || PublishError::Unroutable {
+        exchange: envelope.exchange.to_string(),
+        routing_key: envelope.routing_key.to_string(),
+    };
+    let mut last = PublishError::Unconfirmed("there is no connection to the broker".into());
+    let (mut nacks, mut silences, mut pauses) = (0, 0, pauses());
+    loop {
+        let link = match timeout_at(deadline, session.link()).await {
+            Ok(Some(link)) => link,
+            Ok(None) => return Err(PublishError::Unconfirmed("the session was closed".into())),
+            Err(_) => return Err(last),
+        };
+        last = match timeout_at(deadline, attempt(&link, envelope)).await {
+            Err(_) => {
+                return Err(match last {
+                    PublishError::Unconfirmed(_) => PublishError::Unconfirmed("the deadline passed".into()),
+                    definite => definite,
+                });
+            }
+            Ok(Attempt::Routed) => return Ok(()),
+            Ok(Attempt::Final(error)) => return Err(error),
+            Ok(Attempt::Unroutable) if persistence.unroutable => unroutable(),
+            Ok(Attempt::Unroutable) => return Err(unroutable()),
+            Ok(Attempt::Nacked) => {
+                nacks += 1;
+                let error = PublishError::Refused("the queue takes no more (nack)".into());
+                if persistence.nacks.is_some_and(|limit| nacks >= limit) {
+                    return Err(error);
+                }
+                error
+            }
+            Ok(Attempt::Lost(reason)) => PublishError::Unconfirmed(reason),
+            Ok(Attempt::Silent) => {
+                silences += 1;
+                if silences % SILENCES == 0 && !link.connection.status().blocked() {
+                    link.fail("publishes are not confirmed");
+                }
+                PublishError::Unconfirmed("the broker does not confirm".into())
+            }
+        };
+        tracing::debug!(error = %last, epoch = link.epoch, "publishing again");
+        // No publish at the very deadline either.
+        let again = Instant::now() + pauses.next().unwrap_or(Duration::from_secs(5));
+        if again >= deadline {
+            return Err(last);
+        }
+        sleep_until(again).await;
+    }
+}
+
+/// One publish on a channel of its own. A channel that did not settle it is dropped, which closes it.
+async fn attempt(link: &Link, envelope: &Envelope) -> Attempt {
+    let channel = match link.publisher().await {
+        Ok(channel) => channel,
+        Err(error) => return Attempt::Lost(error.to_string()),
+    };
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let confirmed = async {
+        let publish = channel.basic_publish(
+            envelope.exchange.clone(),
+            envelope.routing_key.clone(),
+            options,
+            &envelope.body,
+            envelope.properties.clone(),
+        );
+        publish.await?.await
+    };
+    let limit = CONFIRM_LIMIT + Duration::from_secs(envelope.body.len() as u64 / BYTES_A_SECOND);
+    match within(limit, "a publish", confirmed).await {
+        Ok(confirmation) => {
+            link.keep_publisher(channel);
+            match confirmation {
+                Confirmation::Ack(None) => Attempt::Routed,
+                // Confirmed *and* returned: no queue took it.
+                Confirmation::Ack(Some(_)) => Attempt::Unroutable,
+                Confirmation::Nack(_) => Attempt::Nacked,
+                Confirmation::NotRequested => Attempt::Lost("the channel gives no confirms".into()),
+            }
+        }
+        Err(Trouble::Silent(..)) => Attempt::Silent,
+        Err(error) => match error.refusal() {
+            Some((403, text)) => Attempt::Final(PublishError::Refused(text)),
+            Some((404, text)) if !refusal::is_passing(&text) => Attempt::Unroutable,
+            Some((406, text)) if text.contains("larger than") => Attempt::Final(PublishError::TooLarge(text)),
+            _ => Attempt::Lost(error.to_string()),
+        },
+    }
+}

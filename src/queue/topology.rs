@@ -1,0 +1,152 @@
+//! Queues and exchanges: declared, or only checked.
+
+use lapin::{
+    Channel, ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable, ShortString},
+};
+
+use super::{
+    error::{QueueError, Trouble, within},
+    link::{ANSWER_LIMIT, Link},
+    refusal,
+};
+use crate::config::AmqpConfig;
+
+/// The exchange that rejected jobs go through, to `<queue>.dead`.
+const DEAD_EXCHANGE: &str = "comfy.dead";
+
+/// Name of the queue that holds the dead letters of `queue`.
+pub(super) fn dead_queue(queue: &str) -> String {
+    format!("{queue}.dead")
+}
+
+/// Declares what DESIGN's "Broker objects" lists, or with `declare = false` checks that it is there.
+pub(super) async fn ensure(link: &Link, config: &AmqpConfig) -> Result<(), QueueError> {
+    let channel = link.channel().await.map_err(|error| unavailable(&error))?;
+    let topology = Topology { channel: &channel, declare: config.declare };
+    let dead = dead_queue(&config.queue);
+    topology.exchange(DEAD_EXCHANGE, ExchangeKind::Direct, None).await?;
+    topology.queue(&dead, table(&[("x-queue-type", text("quorum"))])).await?;
+    topology.bind(&dead, DEAD_EXCHANGE, &config.queue).await?;
+    topology.queue(&config.queue, job_queue_arguments(config)).await?;
+    topology.exchange(&config.events_exchange, ExchangeKind::Topic, Some("amqp.events_exchange")).await?;
+    if let Some(exchange) = &config.results_exchange {
+        topology.exchange(exchange, ExchangeKind::Topic, Some("amqp.results_exchange")).await?;
+    }
+    Ok(())
+}
+
+fn job_queue_arguments(config: &AmqpConfig) -> FieldTable {
+    table(&[
+        ("x-queue-type", text("quorum")),
+        ("x-delivery-limit", AMQPValue::LongLongInt(config.delivery_limit.into())),
+        ("x-dead-letter-exchange", text(DEAD_EXCHANGE)),
+        ("x-dead-letter-routing-key", text(&config.queue)),
+        // At least once needs reject-publish, or the broker falls back to at-most-once silently.
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+    ])
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+fn table(entries: &[(&str, AMQPValue)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (key, value) in entries {
+        table.insert(ShortString::from(*key), value.clone());
+    }
+    table
+}
+
+struct Topology<'a> {
+    channel: &'a Channel,
+    declare: bool,
+}
+
+impl Topology<'_> {
+    async fn exchange(&self, name: &str, kind: ExchangeKind, key: Option<&str>) -> Result<(), QueueError> {
+        let options = ExchangeDeclareOptions {
+            passive: !self.declare,
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        let answer = self.channel.exchange_declare(short(name)?, kind, options, FieldTable::default());
+        within(ANSWER_LIMIT, "exchange.declare", answer)
+            .await
+            .map_err(|error| explain(&error, "exchange", name, key))
+    }
+
+    async fn queue(&self, name: &str, arguments: FieldTable) -> Result<(), QueueError> {
+        let options =
+            QueueDeclareOptions { passive: !self.declare, durable: true, ..QueueDeclareOptions::default() };
+        let answer = self.channel.queue_declare(short(name)?, options, arguments);
+        within(ANSWER_LIMIT, "queue.declare", answer)
+            .await
+            .map(drop)
+            .map_err(|error| explain(&error, "queue", name, Some("amqp.queue")))
+    }
+
+    /// A binding cannot be checked passively.
+    async fn bind(&self, queue: &str, exchange: &str, routing_key: &str) -> Result<(), QueueError> {
+        if !self.declare {
+            return Ok(());
+        }
+        let options = QueueBindOptions::default();
+        let answer = self.channel.queue_bind(
+            short(queue)?,
+            short(exchange)?,
+            short(routing_key)?,
+            options,
+            FieldTable::default(),
+        );
+        within(ANSWER_LIMIT, "queue.bind", answer)
+            .await
+            .map_err(|error| explain(&error, "queue", queue, Some("amqp.queue")))
+    }
+}
+
+fn short(name: &str) -> Result<ShortString, QueueError> {
+    ShortString::try_new(name).map_err(|error| QueueError::Misconfigured(format!("{name:?}: {error}")))
+}
+
+fn unavailable(error: &Trouble) -> QueueError {
+    QueueError::Unavailable(format!("checking queues and exchanges: {error}"))
+}
+
+/// Turns a refused declaration into what differs and what to change. `key`: the setting that names
+/// the object, where there is one.
+fn explain(error: &Trouble, kind: &str, name: &str, key: Option<&str>) -> QueueError {
+    let Some((code, text)) = error.refusal() else { return unavailable(error) };
+    let elsewhere = key.map_or_else(String::new, |key| format!(", or name another one in {key}"));
+    let what = match code {
+        404 if !refusal::is_passing(&text) => {
+            format!("the {kind} {name:?} does not exist: create it, or set amqp.declare = true{elsewhere}")
+        }
+        406 => match refusal::difference(&text) {
+            Some(difference) => {
+                let settle = match difference.argument.as_str() {
+                    "x-delivery-limit" => {
+                        format!("set amqp.delivery_limit = {}", difference.existing)
+                    }
+                    _ => format!("delete the {kind} while it is empty and unused"),
+                };
+                format!(
+                    "the {kind} {name:?} exists with another {}: it has {}, this worker wants {}: {settle}, or \
+                     set amqp.declare = false to take it as it is{elsewhere}",
+                    difference.argument, difference.existing, difference.wanted,
+                )
+            }
+            None => format!("the {kind} {name:?} cannot be declared: {text}"),
+        },
+        403 => format!(
+            "the user of amqp.url may not declare or read the {kind} {name:?} ({text}): give it the permission, \
+             or set amqp.declare = false"
+        ),
+        405 => format!("the {kind} {name:?} belongs to another connection ({text}){elsewhere}"),
+        _ => return unavailable(error),
+    };
+    QueueError::Misconfigured(what)
+}

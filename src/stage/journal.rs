@@ -1,0 +1,195 @@
+//! What must be removed when its use is over, written down before it exists.
+//!
+//! Each worker has a journal file of its own and holds a lock on it as long as it lives. The next
+//! worker that starts sweeps what the journals of dead owners list, and nothing else.
+//!
+//! Invariant: a path is listed either under a name that only we can have made (a random one), or
+//! together with the inode that we made: the sweep never removes somebody else's file.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// This worker's journal.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: Mutex<File>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Owned { path: PathBuf, inode: Option<Inode> },
+    Gone { path: PathBuf },
+}
+
+/// Device and number: which file a name stood for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Inode(u64, u64);
+
+impl Inode {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok(Self(metadata.dev(), metadata.ino()))
+    }
+}
+
+/// A file or folder of ours; its drop removes it.
+#[derive(Debug)]
+pub struct Owned {
+    path: PathBuf,
+    inode: Option<Inode>,
+    journal: Arc<Journal>,
+}
+
+impl Owned {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        remove(&self.path, self.inode);
+        self.journal.write(&Line::Gone { path: self.path.clone() });
+    }
+}
+
+impl Journal {
+    /// Sweeps after dead workers, then starts a journal in `state_dir`.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn open(state_dir: &Path) -> io::Result<Arc<Self>> {
+        let folder = state_dir.join("journal");
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        sweep(&folder)?;
+        let path = folder.join(format!("{}.jsonl", Uuid::new_v4().simple()));
+        let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path)?;
+        file.lock()?;
+        Ok(Arc::new(Self { path, file: Mutex::new(file) }))
+    }
+
+    fn write(&self, line: &Line) {
+        let Ok(mut text) = serde_json::to_vec(line) else { return };
+        text.push(b'\n');
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        // No fsync: the journal outlives the process, and with the machine goes the container.
+        if let Err(error) = file.write_all(&text) {
+            tracing::error!(%error, journal = %self.path.display(), "cannot write the journal of ephemeral files");
+        }
+    }
+
+    /// Owns a path whose name nobody else can have chosen, before anything is there.
+    #[must_use]
+    pub fn own_random(self: &Arc<Self>, path: PathBuf) -> Owned {
+        self.write(&Line::Owned { path: path.clone(), inode: None });
+        Owned { path, inode: None, journal: Arc::clone(self) }
+    }
+
+    /// Makes a folder `parent/name` of ours; parents are made too and stay.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] when something has that name.
+    pub async fn create_folder(self: &Arc<Self>, parent: &Path, name: &str) -> io::Result<Owned> {
+        let (journal, parent, name) = (Arc::clone(self), parent.to_owned(), name.to_owned());
+        tokio::task::spawn_blocking(move || {
+            fs::create_dir_all(&parent)?;
+            let scratch = journal.own_random(parent.join(format!(".comfy-worker-{}", Uuid::new_v4().simple())));
+            fs::create_dir(&scratch.path)?;
+            journal.adopt(scratch, &parent.join(name))
+        })
+        .await
+        .map_err(io::Error::other)?
+    }
+
+    /// Gives something of ours its final name, unless something is there.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] when something is; `scratch` is removed then.
+    pub fn adopt(self: &Arc<Self>, scratch: Owned, target: &Path) -> io::Result<Owned> {
+        let inode = Inode::of(&scratch.path)?;
+        self.write(&Line::Owned { path: target.to_owned(), inode: Some(inode) });
+        let owned = Owned { path: target.to_owned(), inode: Some(inode), journal: Arc::clone(self) };
+        rename_new(&scratch.path, target)?;
+        Ok(owned)
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // Everything owned holds the journal, so all of it is gone by now.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Renames unless the target exists.
+pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // File systems without that flag (NFS): a look before the rename, which can race.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            if to.symlink_metadata().is_ok() {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            fs::rename(from, to)
+        }
+        outcome => outcome.map_err(io::Error::from),
+    }
+}
+
+fn remove(path: &Path, inode: Option<Inode>) {
+    let Ok(found) = Inode::of(path) else { return };
+    if inode.is_some_and(|inode| inode != found) {
+        return;
+    }
+    let is_folder = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    let outcome = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    if let Err(error) = outcome
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, path = %path.display(), "an ephemeral file could not be removed");
+    }
+}
+
+/// Removes what dead workers left.
+fn sweep(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "jsonl") {
+            continue;
+        }
+        let Ok(file) = OpenOptions::new().read(true).append(true).open(&path) else { continue };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => continue,
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        let mut left = HashMap::new();
+        // A last line that was cut by the death of its writer lists nothing that exists.
+        let text = fs::read_to_string(&path)?;
+        for line in text.lines().filter_map(|line| serde_json::from_str(line).ok()) {
+            match line {
+                Line::Owned { path, inode } => left.insert(path, inode),
+                Line::Gone { path } => left.remove(&path),
+            };
+        }
+        for (path, inode) in left {
+            tracing::info!(path = %path.display(), "removing what a dead worker left");
+            remove(&path, inode);
+        }
+        fs::remove_file(&path)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! Names from jobs and from ComfyUI: checked before they are joined to a path, opened beneath
+//! their root without following links.
+
+use std::{
+    fmt,
+    fs::File,
+    io,
+    path::{Component, Path},
+};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+use crate::text::one_line;
+
+/// Room for our own prefixes and suffixes within a file system's 255 bytes.
+const LONGEST_NAME: usize = 200;
+const DEEPEST_SUBFOLDER: usize = 8;
+
+/// Why a name is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the name {name:?} {problem}")]
+pub struct NameError {
+    /// The name, fit for a log.
+    pub name: String,
+    /// What is wrong with it.
+    pub problem: &'static str,
+}
+
+/// One component of a path: cannot leave its folder, cannot trick a terminal, cannot be taken for
+/// one of ComfyUI's annotated names (`x.png [output]`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FileName(String);
+
+impl FileName {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(name: &str) -> Result<Self, NameError> {
+        match problem(name) {
+            None => Ok(Self(name.to_owned())),
+            Some(problem) => Err(NameError { name: one_line(name, 80), problem }),
+        }
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Invisible marks that reorder text, so that a name shows as another.
+const REORDERING: [char; 9] = [
+    '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
+];
+
+fn problem(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        Some("is empty")
+    } else if matches!(name, "." | "..") {
+        Some("names a folder")
+    } else if name.len() > LONGEST_NAME {
+        Some("is longer than 200 bytes")
+    } else if name.contains(['/', '\\']) {
+        Some("holds a path separator")
+    } else if name.chars().any(char::is_control) || name.contains(REORDERING) {
+        Some("holds a control character")
+    } else if ["[input]", "[output]", "[temp]"].iter().any(|mark| name.trim_end().ends_with(mark)) {
+        Some("ends in a mark that ComfyUI takes for a folder")
+    } else {
+        None
+    }
+}
+
+/// Folders beneath one of ComfyUI's; empty for the folder itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subfolder(Vec<FileName>);
+
+impl Subfolder {
+    /// Checks a path such as `loras/style`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(path: &str) -> Result<Self, NameError> {
+        if path.is_empty() {
+            return Ok(Self::default());
+        }
+        let parts = path.split('/').map(FileName::parse).collect::<Result<Vec<_>, _>>()?;
+        if parts.len() > DEEPEST_SUBFOLDER {
+            return Err(NameError { name: one_line(path, 80), problem: "is deeper than 8 folders" });
+        }
+        Ok(Self(parts))
+    }
+
+    /// Whether it names no folder.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// `subfolder/name`, relative.
+    #[must_use]
+    pub fn join(&self, name: &FileName) -> String {
+        let parts = self.0.iter().chain([name]).map(FileName::as_str);
+        parts.collect::<Vec<_>>().join("/")
+    }
+}
+
+/// Opens a regular file beneath `root` by names that come from outside: no link is followed at any
+/// step, nothing that blocks (a FIFO) or has side effects (a device) is opened, and a file with
+/// several names is refused, since one of them may be somebody else's.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`] when there is none; [`io::ErrorKind::InvalidInput`] when there is
+/// something that must not be read.
+pub fn open_beneath(root: &Path, relative: &Path) -> io::Result<File> {
+    use std::os::unix::fs::MetadataExt;
+    let refuse = |reason: &str| io::Error::new(io::ErrorKind::InvalidInput, reason.to_owned());
+    let mut parts = Vec::new();
+    for part in relative.components() {
+        match part {
+            Component::Normal(part) => parts.push(part),
+            Component::CurDir => {}
+            _ => return Err(refuse("the path leaves its folder")),
+        }
+    }
+    let (name, folders) = parts.split_last().ok_or_else(|| refuse("the name is empty"))?;
+    let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // The root itself may be a link: the operator's choice.
+    let mut folder = openat(CWD, root, directory, Mode::empty())?;
+    for part in folders {
+        folder = openat(&folder, *part, directory | OFlags::NOFOLLOW, Mode::empty()).map_err(as_refusal)?;
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(openat(&folder, *name, flags, Mode::empty()).map_err(as_refusal)?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(refuse("not a regular file"));
+    }
+    if metadata.nlink() > 1 {
+        return Err(refuse("the file has a second name somewhere else"));
+    }
+    Ok(file)
+}
+
+fn as_refusal(error: rustix::io::Errno) -> io::Error {
+    match error {
+        rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR | rustix::io::Errno::NXIO => {
+            io::Error::new(io::ErrorKind::InvalidInput, "a link or not a regular file")
+        }
+        other => other.into(),
+    }
+}
+

@@ -1,0 +1,133 @@
+//! `upload_data`: a local file into one of ComfyUI's folders.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use uuid::Uuid;
+
+use super::{
+    Folders,
+    journal::{Journal, Owned, rename_new},
+    names::{FileName, NameError, Subfolder},
+};
+use crate::job::request::FolderType;
+
+/// Where a file goes and how long it stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UploadOptions {
+    /// Which of ComfyUI's folders.
+    pub folder: FolderType,
+    /// Folder within it; models need one (`checkpoints`, `loras` …).
+    pub subfolder: Subfolder,
+    /// Replace a file that is there.
+    pub overwrite: bool,
+    /// Remove it at the end. A file that was there before is never removed, also when replaced.
+    pub ephemeral: bool,
+}
+
+impl Default for UploadOptions {
+    fn default() -> Self {
+        Self { folder: FolderType::Input, subfolder: Subfolder::default(), overwrite: false, ephemeral: false }
+    }
+}
+
+impl UploadOptions {
+    pub(super) fn target(&self, folders: &Folders, name: &FileName) -> PathBuf {
+        folders.of(self.folder).join(self.subfolder.join(name))
+    }
+}
+
+/// Why a file was not placed.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// There is no such source.
+    #[error("{0}: no such file")]
+    SourceMissing(PathBuf),
+    /// The destination is there and `overwrite` is false.
+    #[error("{0} exists; say overwrite to replace it")]
+    Exists(PathBuf),
+    /// Models need a subfolder.
+    #[error("models need a subfolder, such as checkpoints or loras")]
+    ModelSubfolderMissing,
+    /// A name that must not be used.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The operating system refused (disk full, no permission). Nothing half-written is left.
+    #[error("{path}: {source}")]
+    Io {
+        /// What was touched.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+pub(super) async fn upload(
+    folders: &Folders,
+    journal: &Arc<Journal>,
+    source: &Path,
+    options: &UploadOptions,
+) -> Result<(PathBuf, Option<Owned>), PlaceError> {
+    if options.folder == FolderType::Models && options.subfolder.is_empty() {
+        return Err(PlaceError::ModelSubfolderMissing);
+    }
+    if !source.is_file() {
+        return Err(PlaceError::SourceMissing(source.to_owned()));
+    }
+    let name = FileName::parse(&source.file_name().unwrap_or_default().to_string_lossy())?;
+    let target = options.target(folders, &name);
+    if !options.overwrite && target.symlink_metadata().is_ok() {
+        return Err(PlaceError::Exists(target));
+    }
+    let (journal, source, options) = (Arc::clone(journal), source.to_owned(), options.clone());
+    tokio::task::spawn_blocking(move || {
+        let parent = target.parent().unwrap_or(&target).to_owned();
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| PlaceError::Io { path, source }
+        };
+        fs::create_dir_all(&parent).map_err(failed(&parent))?;
+        let part = journal.own_random(parent.join(format!(".{}.part", Uuid::new_v4().simple())));
+        // In the kernel, by reflink where the file system can; the mode comes along.
+        fs::copy(&source, part.path()).map_err(failed(part.path()))?;
+        if let Ok(metadata) = fs::metadata(&source)
+            && let Ok(modified) = metadata.modified()
+        {
+            let times = fs::FileTimes::new().set_modified(modified);
+            let file = fs::File::options().write(true).open(part.path());
+            // A source that is read-only leaves a copy that is read-only: its times stay ours.
+            let _ = file.and_then(|file| file.set_times(times));
+        }
+        let owned = settle(&journal, part.path(), &target, &options)?;
+        Ok((target, owned))
+    })
+    .await
+    .map_err(|error| PlaceError::Io { path: PathBuf::new(), source: io::Error::other(error) })?
+}
+
+/// Gives a whole file its final name; what is to be removed later.
+pub(super) fn settle(
+    journal: &Arc<Journal>,
+    part: &Path,
+    target: &Path,
+    options: &UploadOptions,
+) -> Result<Option<Owned>, PlaceError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::AlreadyExists => PlaceError::Exists(target.to_owned()),
+        _ => PlaceError::Io { path: target.to_owned(), source },
+    };
+    let existed = target.symlink_metadata().is_ok();
+    if existed && options.overwrite {
+        fs::rename(part, target).map_err(failed)?;
+        return Ok(None);
+    }
+    if options.ephemeral {
+        let scratch = journal.own_random(part.to_owned());
+        return journal.adopt(scratch, target).map(Some).map_err(failed);
+    }
+    rename_new(part, target).map_err(failed)?;
+    Ok(None)
+}
