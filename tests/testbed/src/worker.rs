@@ -83,8 +83,8 @@ impl WorkerBuilder {
         Ok(file)
     }
 
-    /// A command of the same binary in the same environment, with the same configuration file:
-    /// `comfy-worker ARGUMENTS --config FILE`.
+    /// A command of the same binary in the same environment, with the same configuration file
+    /// (by the variable `COMFY_WORKER_CONFIG`): `comfy-worker ARGUMENTS`.
     ///
     /// # Errors
     /// Those of [`WorkerBuilder::write_config`].
@@ -98,7 +98,7 @@ impl WorkerBuilder {
                 command.env_remove(&name);
             }
         }
-        command.envs(&self.env).args(arguments).arg("--config").arg(config);
+        command.args(arguments).env("COMFY_WORKER_CONFIG", config).envs(&self.env);
         Ok(command)
     }
 
