@@ -4,6 +4,7 @@
 //! ends both, also when the start is cancelled halfway.
 
 use std::{
+    fs,
     net::Ipv6Addr,
     path::Path,
     process::Stdio,
@@ -269,12 +270,28 @@ fn kill(mut group: Group) {
         if group.exit_status().is_some() {
             // As process 1 of a container we inherit Chromium's orphans: nobody else reaps them.
             while let Ok(Some(_)) = waitpgid(id, WaitOptions::NOHANG) {}
-            if test_kill_process_group(id).is_err() {
+            if test_kill_process_group(id).is_err() || !has_live_member(id) {
                 break;
             }
         }
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A group of nothing but zombies still counts as one: where process 1 reaps nobody's children
+/// it never ends.
+fn has_live_member(id: Pid) -> bool {
+    let is_live_member = |stat: String| {
+        // The program's name may hold anything; after its last bracket: state, parent, group.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let live = !matches!(fields.next()?, "Z" | "X");
+        let group: i32 = fields.nth(1)?.parse().ok()?;
+        Some(live && group == id.as_raw_nonzero().get())
+    };
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    processes
+        .filter_map(|process| fs::read_to_string(process.ok()?.path().join("stat")).ok())
+        .any(|stat| is_live_member(stat).unwrap_or_default())
 }
 
 fn command(program: &Path, config: &BrowserConfig, server: &Url, profile: &Path, sandbox: bool) -> Command {
