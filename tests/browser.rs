@@ -406,6 +406,38 @@ async fn a_killed_chromium_costs_no_conversion() {
     started.browser.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crashed_page_costs_no_conversion_and_no_browser() {
+    let started = Started::new().await;
+    let leader = started.leader().unwrap();
+    let crash = || {
+        let profile = started.profile();
+        let of_this = |command: &str| {
+            command.contains("--type=renderer") && command.contains(profile.to_str().unwrap())
+        };
+        let renderers: Vec<_> = processes().into_iter().filter(|(_, command)| of_this(command)).collect();
+        for (pid, _) in &renderers {
+            kill_process(*pid, Signal::KILL).unwrap();
+        }
+        assert!(!renderers.is_empty());
+    };
+    crash();
+    let clock = Instant::now();
+    assert_eq!(started.prompt(&simple(&json!(7))).await["1"], empty_image());
+    println!("converted {:?} after the crash", clock.elapsed());
+
+    let busy = busy();
+    let clock = Instant::now();
+    let (converted, ()) = tokio::join!(started.browser.convert(&busy), async {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        crash();
+    });
+    assert!(!converted.unwrap().prompt.is_empty());
+    println!("converted {:?} after the crash halfway", clock.elapsed());
+    assert_eq!(started.leader().unwrap(), leader);
+    started.browser.shutdown().await;
+}
+
 /// Takes the frontend a while.
 fn busy() -> Value {
     let image = |id| node(id, "EmptyImage", &[], &[("IMAGE", "IMAGE", json!([]))], json!([64, 64, 1, id]));
@@ -518,7 +550,7 @@ async fn a_wrong_executable_is_one_clear_line() {
     };
     let error = Browser::start(config, server()).await.unwrap_err().to_string();
     println!("{error}");
-    assert!(error.starts_with("browser: /bin/false did not start") && !error.contains('\n'));
+    assert!(error.ends_with("/bin/false did not start: it ended and said nothing") && !error.contains('\n'));
 }
 
 /// Every template with a golden prompt: `BROWSER_TEST_TEMPLATES` is the folder `templates` of

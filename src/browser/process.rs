@@ -119,7 +119,10 @@ impl Chromium {
         let stderr = AbortOnDropHandle::new(tokio::spawn(follow));
 
         let connect = async {
-            let address = address.await.map_err(|_| one_line(&tail.last(6), 900))?;
+            let address = address.await.map_err(|_| match one_line(tail.last(6).trim(), 900) {
+                text if text.is_empty() => "it ended and said nothing".to_owned(),
+                text => text,
+            })?;
             let settings = HandlerConfig {
                 viewport: None,
                 // Our own limits are shorter. Theirs would fail a conversion that may take longer.
@@ -302,4 +305,66 @@ fn describe(error: &CdpError) -> String {
         other => other.to_string(),
     };
     one_line(text.lines().next().unwrap_or_default(), 500)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        io::{Read, Write},
+        net::{SocketAddr, TcpListener},
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use super::*;
+
+    /// Answers every request with an empty page, and counts the connections.
+    fn listen() -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let counter = Arc::clone(&count);
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                counter.fetch_add(1, Ordering::SeqCst);
+                let _ = stream.read(&mut [0; 4096]);
+                let _ =
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            }
+        });
+        (address, count)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nothing_but_the_servers_port_is_reached() {
+        let ((server, served), (other, leaked)) = (listen(), listen());
+        let config =
+            BrowserConfig { executable: None, args: Vec::new(), convert_timeout: Duration::from_secs(10) };
+        let program = super::super::find::chromium(None).unwrap();
+        let url: Url = format!("http://{server}/").parse().unwrap();
+        let chromium = Chromium::start(&program, &config, &url).await.unwrap();
+        let page = chromium.cdp().new_page(url.as_str()).await.unwrap();
+        let script = format!(
+            "async () => {{
+                const reach = async (url) => fetch(url, {{ mode: 'no-cors' }}).then(() => 'reached', () => 'blocked');
+                const socket = new Promise((done) => {{
+                    const socket = new WebSocket('ws://{other}/');
+                    socket.onerror = socket.onclose = () => done('closed');
+                }});
+                const port = {port};
+                return [
+                    await reach('/again'), await reach('http://{other}/'), await reach(`http://localhost:${{port}}/`),
+                    await reach('http://10.0.0.1/'), await socket,
+                ].join();
+            }}",
+            port = other.port()
+        );
+        let reached: String = page.evaluate_function(script.as_str()).await.unwrap().into_value().unwrap();
+        assert_eq!(reached, "reached,blocked,blocked,blocked,closed");
+        assert!(served.load(Ordering::SeqCst) > 1);
+        assert_eq!(leaked.load(Ordering::SeqCst), 0);
+        chromium.close().await;
+    }
 }
