@@ -438,6 +438,24 @@ async fn a_crashed_page_costs_no_conversion_and_no_browser() {
     started.browser.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_are_replaced_before_they_grow() {
+    let started = Started::new().await;
+    let leader = started.leader().unwrap();
+    let before = group(leader);
+    let mut times = Vec::new();
+    for color in 0..120 {
+        let clock = Instant::now();
+        assert_eq!(started.prompt(&simple(&json!(color))).await["1"]["inputs"]["color"], json!(color));
+        times.push(clock.elapsed());
+    }
+    times.sort();
+    println!("median {:?}, most {:?}", times[60], times[119]);
+    assert_eq!(started.leader().unwrap(), leader);
+    until("the first page is gone", Duration::from_secs(5), || group(leader) <= before).await;
+    started.browser.shutdown().await;
+}
+
 /// Takes the frontend a while.
 fn busy() -> Value {
     let image = |id| node(id, "EmptyImage", &[], &[("IMAGE", "IMAGE", json!([]))], json!([64, 64, 1, id]));

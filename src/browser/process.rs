@@ -6,7 +6,7 @@
 use std::{
     fs,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, Once, PoisonError},
     thread,
     time::Duration,
 };
@@ -69,12 +69,12 @@ impl Chromium {
     /// One line: what the start said.
     pub(super) async fn start(program: &Path, config: &BrowserConfig, server: &Url) -> Result<Self, String> {
         if rustix::process::geteuid().is_root() {
-            tracing::warn!("running as root: Chromium starts without its sandbox");
+            static SAID: Once = Once::new();
+            SAID.call_once(|| tracing::warn!("running as root: Chromium starts without its sandbox"));
             return Self::start_once(program, config, server, false).await;
         }
         match Self::start_once(program, config, server, true).await {
-            // What Chromium says where the kernel grants neither user namespaces nor its setuid helper.
-            Err(reason) if reason.to_lowercase().contains("sandbox") => {
+            Err(reason) if is_of_sandbox(&reason) => {
                 tracing::warn!(reason, "the kernel refuses Chromium's sandbox: starting without");
                 Self::start_once(program, config, server, false).await
             }
@@ -292,6 +292,13 @@ fn has_live_member(id: Pid) -> bool {
     processes
         .filter_map(|process| fs::read_to_string(process.ok()?.path().join("stat")).ok())
         .any(|stat| is_live_member(stat).unwrap_or_default())
+}
+
+/// What Chromium says where the kernel grants neither user namespaces nor its setuid helper: "No
+/// usable sandbox!", "Failed to move to new namespace", from `zygote_host_impl_linux.cc`.
+fn is_of_sandbox(reason: &str) -> bool {
+    let reason = reason.to_lowercase();
+    ["sandbox", "namespace", "zygote"].iter().any(|word| reason.contains(word))
 }
 
 /// One line of what went wrong.
