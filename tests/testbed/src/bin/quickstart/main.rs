@@ -66,7 +66,10 @@ async fn run() -> Result<Ending> {
     // The children's parent-death signal does what is left to do after a second signal.
     let stopped = tokio::select! {
         stopped = parts.stop() => stopped,
-        () = interrupt.wait() => bail!("interrupted while stopping"),
+        () = interrupt.wait() => {
+            println!("\nInterrupted again: what still runs is killed.");
+            return Ok(Ending::Interrupted);
+        }
     };
     match (outcome, stopped) {
         (Err(_), Ok(())) => bail!("the quick start failed; logs are in {}", parts.folder.display()),
