@@ -86,7 +86,14 @@ pub fn find(
         let OutputItem { node, key, index, content } = item;
         match content {
             OutputContent::Text(text) => {
-                findings.texts.push(Output { node, key, index, kind: Kind::Text, text: Some(text), file: None });
+                findings.texts.push(Output {
+                    node,
+                    key,
+                    index,
+                    kind: Kind::Text,
+                    text: Some(text),
+                    file: None,
+                });
             }
             OutputContent::File { filename, subfolder, folder } => {
                 let folder = match folder.as_str() {
@@ -160,8 +167,14 @@ impl Places {
     }
 }
 
-fn open(folders: &Folders, folder: FolderType, subfolder: &str, filename: &str) -> io::Result<(File, PathBuf)> {
-    let refuse = |error: crate::stage::NameError| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
+fn open(
+    folders: &Folders,
+    folder: FolderType,
+    subfolder: &str,
+    filename: &str,
+) -> io::Result<(File, PathBuf)> {
+    let refuse =
+        |error: crate::stage::NameError| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
     let name = FileName::parse(filename).map_err(refuse)?;
     let relative = Subfolder::parse(subfolder.trim_matches('/')).map_err(refuse)?.join(&name);
     let root = folders.of(folder);
@@ -208,8 +221,7 @@ impl Findings {
             }
             Ok::<_, Failure>(output)
         });
-        let mut outputs: Vec<Output> =
-            stream::iter(uploads).buffered(PARALLEL_UPLOADS).try_collect().await?;
+        let mut outputs: Vec<Output> = stream::iter(uploads).buffered(PARALLEL_UPLOADS).try_collect().await?;
         outputs.extend(self.texts);
         remove_written(&self.written);
         Ok(outputs)
@@ -220,10 +232,11 @@ impl Findings {
 /// the disk does not fill, unless they were there before.
 fn remove_written(paths: &[PathBuf]) {
     for path in paths {
-        let made_lately = path.symlink_metadata().and_then(|metadata| metadata.created()).is_ok_and(|created| {
-            // Born within this process's life means: written by one of its jobs.
-            created >= *PROCESS_START
-        });
+        let made_lately =
+            path.symlink_metadata().and_then(|metadata| metadata.created()).is_ok_and(|created| {
+                // Born within this process's life means: written by one of its jobs.
+                created >= *PROCESS_START
+            });
         if made_lately && let Err(error) = std::fs::remove_file(path) {
             tracing::debug!(%error, path = %path.display(), "a delivered output stays on disk");
         }
@@ -248,7 +261,11 @@ impl Found {
         let (sha256, size) = match self.content {
             FoundContent::Bytes(bytes) => {
                 let (sum, size) = (checksum::of_bytes(&bytes), bytes.len() as u64);
-                destination.store.put(&uri, Content::Bytes(bytes), &content_type).await.map_err(upload_failure)?;
+                destination
+                    .store
+                    .put(&uri, Content::Bytes(bytes), &content_type)
+                    .await
+                    .map_err(upload_failure)?;
                 (sum, size)
             }
             FoundContent::File(file) => {
@@ -298,9 +315,8 @@ pub(crate) fn upload_failure(error: StoreError) -> Failure {
 fn kind(filename: &str) -> Kind {
     let extension = filename.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
     match extension.as_str() {
-        "png" | "jpg" | "jpeg" | "webp" | "gif" | "bmp" | "tif" | "tiff" | "exr" | "hdr" | "avif" | "apng" | "svg" => {
-            Kind::Image
-        }
+        "png" | "jpg" | "jpeg" | "webp" | "gif" | "bmp" | "tif" | "tiff" | "exr" | "hdr" | "avif"
+        | "apng" | "svg" => Kind::Image,
         "mp4" | "webm" | "mkv" | "mov" | "avi" | "m4v" => Kind::Video,
         "wav" | "mp3" | "flac" | "ogg" | "opus" | "m4a" | "aac" => Kind::Audio,
         "glb" | "gltf" | "obj" | "stl" | "ply" | "fbx" | "usdz" | "spz" | "splat" => Kind::Model,

@@ -1,14 +1,41 @@
 //! comfy-worker: the serverless ComfyUI worker.
+//!
+//! One process a container boots ComfyUI and a headless Chromium once, takes jobs from RabbitMQ,
+//! stages their inputs, turns UI workflows into prompts with ComfyUI's own frontend, runs them,
+//! uploads what they made, answers, acks, and drains when it is told to.
+//!
+//! ```text
+//! main → cli → app ─┬─ queue ............ RabbitMQ (lapin)
+//!                   ├─ job::runner ─┬─ stage .... inputs → ComfyUI's folders, journalled
+//!                   │               ├─ connector ─┬─ comfy ..... process, HTTP, websocket, tracker
+//!                   │               │             └─ browser ... Chromium, graphToPrompt
+//!                   │               ├─ deliver .. outputs → store
+//!                   │               └─ store .... S3 or a folder
+//!                   └─ admin ............ health and status
+//! ```
+//!
+//! A job's life is in [`job::runner`]; what follows from a failure is one table, [`job::verdict`].
+//!
+//! Invariants: outputs are durable before the manifest (`result.json`), the manifest before the
+//! published result's confirm, the confirm before the ack. A manifest is created once and never
+//! changed. No child, file or listener outlives the worker.
 
+pub mod admin;
+pub mod app;
 pub mod browser;
 pub(crate) mod checksum;
 pub mod child;
+pub mod cli;
 pub mod comfy;
 pub mod config;
 pub mod connector;
 pub mod deliver;
 pub mod job;
+pub mod lifecycle;
 pub mod queue;
 pub mod stage;
 pub mod store;
+pub mod telemetry;
 pub(crate) mod text;
+
+pub use connector::{ComfyConnector, Payload, State};

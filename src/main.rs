@@ -1,2 +1,7 @@
-//! The comfy-worker binary.
-fn main() {}
+//! The comfy-worker command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    comfy_worker::cli::run()
+}

@@ -57,7 +57,9 @@ async fn templates_convert_to_their_golden_prompts() {
         let workflow = read(&templates.join(name));
         let started = Instant::now();
         match browser.convert(&workflow).await {
-            Ok(conversion) if Value::Object(conversion.prompt.clone()) == read(&path) => times.push(started.elapsed()),
+            Ok(conversion) if Value::Object(conversion.prompt.clone()) == read(&path) => {
+                times.push(started.elapsed())
+            }
             Ok(conversion) => {
                 let text = serde_json::to_string_pretty(&conversion.prompt).unwrap();
                 fs::write(env::temp_dir().join(name), text).unwrap();

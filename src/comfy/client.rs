@@ -111,7 +111,11 @@ impl Client {
 
     async fn post(&self, path: &str, body: &Value) -> Result<(), RequestError> {
         let (status, text) = self.call(path, self.request(Method::POST, path)?.json(body)).await?;
-        if status.is_success() { Ok(()) } else { Err(failed(path, &format!("{status}: {}", one_line(&text, 200)))) }
+        if status.is_success() {
+            Ok(())
+        } else {
+            Err(failed(path, &format!("{status}: {}", one_line(&text, 200))))
+        }
     }
 
     /// Versions and devices. The readiness probe: it answers only after the boot.

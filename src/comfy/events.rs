@@ -94,9 +94,9 @@ pub fn text_frame(text: &str) -> Option<Frame> {
     let data = message.get("data").unwrap_or(&Value::Null);
     let field = |name: &str| data.get(name).and_then(Value::as_str).map(str::to_owned);
     let event = match kind {
-        "status" => Event::Status {
-            queue_remaining: data.pointer("/status/exec_info/queue_remaining")?.as_u64()?,
-        },
+        "status" => {
+            Event::Status { queue_remaining: data.pointer("/status/exec_info/queue_remaining")?.as_u64()? }
+        }
         "execution_start" => Event::Started,
         "execution_cached" => {
             let nodes = data.get("nodes")?.as_array()?;
@@ -110,9 +110,9 @@ pub fn text_frame(text: &str) -> Option<Frame> {
         },
         "progress_state" => {
             let nodes = data.get("nodes")?.as_object()?;
-            let nodes = nodes.iter().filter_map(|(id, node)| {
-                Some((id.clone(), NodeProgress::deserialize(node).ok()?))
-            });
+            let nodes = nodes
+                .iter()
+                .filter_map(|(id, node)| Some((id.clone(), NodeProgress::deserialize(node).ok()?)));
             Event::ProgressState(nodes.collect())
         }
         "executed" => Event::Executed { node: field("node")? },

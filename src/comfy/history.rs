@@ -83,7 +83,10 @@ impl History {
 
     fn messages(&self) -> impl Iterator<Item = (&str, &Value)> {
         let messages = self.entry.get("status").and_then(|status| status.get("messages")?.as_array());
-        messages.into_iter().flatten().filter_map(|message| Some((message.get(0)?.as_str()?, message.get(1)?)))
+        messages
+            .into_iter()
+            .flatten()
+            .filter_map(|message| Some((message.get(0)?.as_str()?, message.get(1)?)))
     }
 
     /// Milliseconds between the first and the last message, on ComfyUI's clock.
@@ -99,7 +102,9 @@ impl History {
     pub fn outcome(&self) -> Outcome {
         for (kind, data) in self.messages() {
             match kind {
-                "execution_error" if data.get("exception_type").and_then(Value::as_str) != Some("ExecutionBlocked") => {
+                "execution_error"
+                    if data.get("exception_type").and_then(Value::as_str) != Some("ExecutionBlocked") =>
+                {
                     return Outcome::Failed(node_failure(data));
                 }
                 "execution_interrupted" => return Outcome::Interrupted,
@@ -134,7 +139,8 @@ impl History {
         for (node, keys) in sorted.into_values() {
             for (key, list) in keys.as_object().unwrap_or(&empty) {
                 let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
-                let contents = list.iter().enumerate().filter_map(|(index, item)| Some((index, content(item)?)));
+                let contents =
+                    list.iter().enumerate().filter_map(|(index, item)| Some((index, content(item)?)));
                 items.extend(contents.map(|(index, content)| OutputItem {
                     node: node.clone(),
                     key: key.clone(),

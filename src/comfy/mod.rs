@@ -14,7 +14,7 @@ mod socket;
 pub mod tracker;
 
 pub use client::{Client, PostError, Posted, PromptPost, RequestError};
-pub use execute::{Executed, ExecuteError, Execution, Observer, execute};
+pub use execute::{ExecuteError, Executed, Execution, Observer, execute};
 pub use process::{BootError, Server};
 pub use socket::Socket;
 

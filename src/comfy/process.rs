@@ -38,7 +38,9 @@ pub struct Server {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BootError {
     /// The command could not be started.
-    #[error("cannot start ComfyUI with `{command}` in {workdir}: {reason}; see comfyui.command and comfyui.workdir")]
+    #[error(
+        "cannot start ComfyUI with `{command}` in {workdir}: {reason}; see comfyui.command and comfyui.workdir"
+    )]
     Spawn {
         /// The command line.
         command: String,
@@ -102,7 +104,8 @@ impl Server {
         let base = base.map_err(|error| spawn_error(error.to_string()))?;
         let client = Client::new(base).map_err(|error| spawn_error(error.to_string()))?;
         let command = command(config, port).ok_or_else(|| spawn_error("the command is empty".into()))?;
-        let mut group = Group::spawn(command, "comfyui").await.map_err(|error| spawn_error(error.to_string()))?;
+        let mut group =
+            Group::spawn(command, "comfyui").await.map_err(|error| spawn_error(error.to_string()))?;
         tracing::debug!(pid = group.pid(), port, "ComfyUI started");
 
         let tail = LogTail::default();
@@ -224,7 +227,8 @@ fn command(config: &ComfyUiConfig, port: u16) -> Option<Command> {
 fn is_secret(variable: &str) -> bool {
     let name = variable.to_ascii_uppercase();
     let ours = ["AWS_", "COMFY_WORKER_", "AMQP", "RABBITMQ", "OTEL_"];
-    let words = ["SECRET", "PASSWORD", "PASSWD", "TOKEN", "CREDENTIAL", "API_KEY", "PRIVATE_KEY", "ACCESS_KEY"];
+    let words =
+        ["SECRET", "PASSWORD", "PASSWD", "TOKEN", "CREDENTIAL", "API_KEY", "PRIVATE_KEY", "ACCESS_KEY"];
     ours.iter().any(|prefix| name.starts_with(prefix)) || words.iter().any(|word| name.contains(word))
 }
 
@@ -240,7 +244,9 @@ mod tests {
 
     #[test]
     fn credentials_stay_with_the_worker() {
-        for name in ["AWS_SECRET_ACCESS_KEY", "COMFY_WORKER_AMQP_URL", "HF_TOKEN", "aws_profile", "DB_PASSWORD"] {
+        for name in
+            ["AWS_SECRET_ACCESS_KEY", "COMFY_WORKER_AMQP_URL", "HF_TOKEN", "aws_profile", "DB_PASSWORD"]
+        {
             assert!(is_secret(name), "{name}");
         }
         for name in ["PATH", "HOME", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PYTORCH_CUDA_ALLOC_CONF"] {

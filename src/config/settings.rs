@@ -160,6 +160,11 @@ pub const SETTINGS: &[Setting] = &[
         "0.0.0.0:9188",
         "address of /livez, /readyz and /status; `off` for none",
     ),
-    setting("log.level", "info", "comfy_worker=debug,warn", "what is logged: a level, or a tracing filter"),
+    setting(
+        "log.level",
+        "",
+        "comfy_worker=debug,warn",
+        "what is logged: a level, or a tracing filter; default: info in `serve`, else warn",
+    ),
     setting("log.format", "auto", "json", "`text`, `json`, or `auto`: text on a terminal, else json"),
 ];

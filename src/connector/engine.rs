@@ -40,10 +40,9 @@ impl Engine {
         };
         let server = Server::boot(&config.comfyui, each_line).await?;
         let address = server.client().base().clone();
-        let parts = tokio::try_join!(
-            async { Ok(Socket::connect(&address).await?) },
-            async { Ok::<_, ConnectorError>(Browser::start(config.browser.clone(), address.clone()).await?) },
-        );
+        let parts = tokio::try_join!(async { Ok(Socket::connect(&address).await?) }, async {
+            Ok::<_, ConnectorError>(Browser::start(config.browser.clone(), address.clone()).await?)
+        },);
         let (socket, browser) = match parts {
             Ok(parts) => parts,
             Err(error) => {
@@ -124,6 +123,7 @@ fn self_test(config: &Config) -> Result<Payload, ConnectorError> {
         }
         None => SELF_TEST.to_owned(),
     };
-    let workflow: Value = serde_json::from_str(&text).map_err(|error| problem(format!("no JSON: {error}")))?;
+    let workflow: Value =
+        serde_json::from_str(&text).map_err(|error| problem(format!("no JSON: {error}")))?;
     Ok(if is_ui_workflow(&workflow) { Payload::Workflow(workflow) } else { Payload::Prompt(workflow) })
 }

@@ -19,7 +19,10 @@ pub use engine::Engine;
 
 use crate::{
     browser::{Conversion, ConvertError},
-    comfy::{BootError, Execution, ExecuteError, Observer, PromptId, RequestError, events::Image, history::History, tracker::Progress},
+    comfy::{
+        BootError, ExecuteError, Execution, Observer, PromptId, RequestError, events::Image,
+        history::History, tracker::Progress,
+    },
     config::Config,
     job::{apply, failure::Failure},
     stage::{Folders, Journal, Owned, PlaceError, Stager, UploadOptions},
@@ -242,7 +245,8 @@ impl ComfyConnector {
             old.stop().await;
         }
         let boot = || Engine::boot(&self.0.config, Arc::clone(&self.0.on_boot_line));
-        let pauses = ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_times(BOOTS - 1).with_jitter();
+        let pauses =
+            ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_times(BOOTS - 1).with_jitter();
         let booted = boot
             .retry(pauses)
             .when(worth_another_boot)
@@ -343,6 +347,17 @@ impl ComfyConnector {
     }
 }
 
+impl ComfyConnector {
+    /// [`ComfyConnector::shutdown`] of the live instance, if there is one: also of one whose
+    /// [`ComfyConnector::create`] was cut short.
+    pub async fn shutdown_live() {
+        let live = LIVE.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(connector) = live {
+            connector.shutdown().await;
+        }
+    }
+}
+
 /// Another boot cannot mend a command that does not exist.
 fn worth_another_boot(error: &ConnectorError) -> bool {
     !matches!(
@@ -354,7 +369,9 @@ fn worth_another_boot(error: &ConnectorError) -> bool {
 impl Engine {
     async fn run(&self, payload: Payload, limit: Duration) -> Result<History, ConnectorError> {
         let (prompt, extra_data) = match payload {
-            Payload::Prompt(prompt) => (apply::prompt_from_value(prompt).map_err(ConnectorError::Failed)?, json!({})),
+            Payload::Prompt(prompt) => {
+                (apply::prompt_from_value(prompt).map_err(ConnectorError::Failed)?, json!({}))
+            }
             Payload::Workflow(workflow) => {
                 let Conversion { prompt, workflow, .. } = self.browser().convert(&workflow).await?;
                 (prompt, json!({"extra_pnginfo": {"workflow": workflow}}))

@@ -42,7 +42,11 @@ pub fn set_inputs(prompt: &mut Prompt, values: &BTreeMap<NodeInput, Value>) -> R
         let NodeInput { node, input } = address;
         let Some(entry) = prompt.get_mut(node) else {
             let known = prompt.keys().cloned().collect::<Vec<_>>();
-            let hint = if known.len() <= 12 { format!("; it has {}", known.join(", ")) } else { nearest(node, known) };
+            let hint = if known.len() <= 12 {
+                format!("; it has {}", known.join(", "))
+            } else {
+                nearest(node, known)
+            };
             return Err(Failure::Invalid(format!("inputs.{address}: the prompt has no node {node}{hint}")));
         };
         let class = entry.get("class_type").and_then(Value::as_str).unwrap_or_default().to_owned();

@@ -64,7 +64,12 @@ impl<'a> Records<'a> {
     }
 
     /// Begins an attempt, or finds that there is nothing to run.
-    pub(super) async fn open(&self, job: &JobRequest, worker: &str, max_crashes: u32) -> Result<Opened, Failure> {
+    pub(super) async fn open(
+        &self,
+        job: &JobRequest,
+        worker: &str,
+        max_crashes: u32,
+    ) -> Result<Opened, Failure> {
         let mut crashes = 0;
         for number in 1..=MOST_MARKERS {
             let marker = Marker {

@@ -26,7 +26,7 @@ use crate::{
     connector::{ConnectorError, Engine},
     deliver::{self, Destination, Findings, upload_failure},
     stage::{Owned, Staged},
-    store::{Content, ObjectStore, ObjectUri},
+    store::{Content, ObjectUri},
 };
 
 /// Largest workflow that is fetched from an address.
@@ -76,8 +76,7 @@ impl<'a> Executor<'a> {
         // Until the prompt is posted nothing is lost by handing the job back at once.
         let before_post = async {
             let engine = self.runner.connector.engine().await.map_err(engine_failure).at(Stage::Run)?;
-            let (staged, prepared) =
-                tokio::try_join!(timed(self.stage()), timed(self.prepare(&engine)))?;
+            let (staged, prepared) = tokio::try_join!(timed(self.stage()), timed(self.prepare(&engine)))?;
             Ok::<_, Met>((engine, staged, prepared))
         };
         let (engine, (staged, staged_in), (prepared, converted_in)) = tokio::select! {
@@ -142,7 +141,8 @@ impl<'a> Executor<'a> {
         let workflow = match &self.job.workflow {
             WorkflowSource::Inline(workflow) => workflow.clone(),
             WorkflowSource::At(uri) => {
-                let bytes = self.runner.connector.stager().read(uri, LARGEST_WORKFLOW).await.at(Stage::Stage)?;
+                let bytes =
+                    self.runner.connector.stager().read(uri, LARGEST_WORKFLOW).await.at(Stage::Stage)?;
                 serde_json::from_slice(&bytes)
                     .map_err(|error| Failure::Invalid(format!("workflow_uri: {uri}: no JSON: {error}")))
                     .at(Stage::Stage)?
@@ -259,7 +259,8 @@ impl<'a> Executor<'a> {
     ) -> Result<RecordUris, Failure> {
         let put = async |name: &str, value: &Value| {
             let uri = destination.base.join(name).map_err(|error| Failure::Internal(error.to_string()))?;
-            let body = serde_json::to_vec_pretty(value).map_err(|error| Failure::Internal(error.to_string()))?;
+            let body =
+                serde_json::to_vec_pretty(value).map_err(|error| Failure::Internal(error.to_string()))?;
             let content = Content::Bytes(body.into());
             destination.store.put(&uri, content, JSON).await.map_err(upload_failure)?;
             Ok(uri)

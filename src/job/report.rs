@@ -12,11 +12,7 @@ use super::{
     JobId,
     event::{EventKind, JobEvent},
 };
-use crate::comfy::{
-    Observer, PromptId,
-    events::Image,
-    tracker::Progress,
-};
+use crate::comfy::{Observer, PromptId, events::Image, tracker::Progress};
 
 /// Progress is told at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);

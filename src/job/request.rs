@@ -193,14 +193,13 @@ impl JobRequest {
     /// the publisher can be told.
     pub fn parse(body: &[u8], message_id: Option<&str>) -> Result<Self, Box<Refused>> {
         let digest = checksum::of_bytes(body);
-        let fallback_id = message_id
-            .and_then(|id| id.parse().ok())
-            .or_else(|| digest.parse().ok());
+        let fallback_id = message_id.and_then(|id| id.parse().ok()).or_else(|| digest.parse().ok());
         let refuse = |failure, id: Option<JobId>, metadata| {
             Box::new(Refused { id: id.or(fallback_id.clone()), digest: digest.clone(), metadata, failure })
         };
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|error| refuse(Failure::Malformed(format!("the body is no JSON: {error}")), None, None))?;
+        let value: Value = serde_json::from_slice(body).map_err(|error| {
+            refuse(Failure::Malformed(format!("the body is no JSON: {error}")), None, None)
+        })?;
         let Value::Object(mut object) = value else {
             return Err(refuse(Failure::Malformed("the body is no JSON object".into()), None, None));
         };
@@ -232,21 +231,27 @@ impl Body {
             (Some(workflow), None) => WorkflowSource::Inline(Value::Object(workflow)),
             (None, Some(uri)) => WorkflowSource::At(uri),
             (None, None) => return Err("workflow: missing; give workflow or workflow_uri".into()),
-            (Some(_), Some(_)) => return Err("workflow: give either workflow or workflow_uri, not both".into()),
+            (Some(_), Some(_)) => {
+                return Err("workflow: give either workflow or workflow_uri, not both".into());
+            }
         };
         let inputs = self
             .inputs
             .into_iter()
             .map(|(address, value)| {
                 let address: NodeInput = address.parse().map_err(|problem| format!("inputs: {problem}"))?;
-                let value = InputValue::parse(value).map_err(|problem| format!("inputs.{address}: {problem}"))?;
+                let value =
+                    InputValue::parse(value).map_err(|problem| format!("inputs.{address}: {problem}"))?;
                 Ok((address, value))
             })
             .collect::<Result<_, String>>()?;
         for (index, file) in self.files.iter().enumerate() {
-            check_sha256(file.sha256.as_deref()).map_err(|problem| format!("files[{index}].sha256: {problem}"))?;
+            check_sha256(file.sha256.as_deref())
+                .map_err(|problem| format!("files[{index}].sha256: {problem}"))?;
             if file.folder == FolderType::Models && file.subfolder.as_deref().is_none_or(str::is_empty) {
-                return Err(format!("files[{index}].subfolder: models need one, such as checkpoints or loras"));
+                return Err(format!(
+                    "files[{index}].subfolder: models need one, such as checkpoints or loras"
+                ));
             }
         }
         let timeout = match self.timeout_seconds {
@@ -293,7 +298,9 @@ impl InputValue {
                 }
                 match (object.remove("value"), object.keys().next()) {
                     (Some(value), None) => Ok(Self::Literal(value)),
-                    (_, Some(key)) => Err(format!("unknown field `{key}`; an object has `source` or `value`")),
+                    (_, Some(key)) => {
+                        Err(format!("unknown field `{key}`; an object has `source` or `value`"))
+                    }
                     (None, None) => Err("an object has `source` or `value`".into()),
                 }
             }

@@ -118,7 +118,9 @@ impl Runner {
         let size = incoming.body.len() as u64;
         let parsed = if size > self.limits.max_message_bytes {
             let limit = self.limits.max_message_bytes;
-            let failure = Failure::Malformed(format!("the message has {size} bytes, more than {limit} (job.max_message_bytes)"));
+            let failure = Failure::Malformed(format!(
+                "the message has {size} bytes, more than {limit} (job.max_message_bytes)"
+            ));
             let id = incoming.message_id.as_deref().and_then(|id| id.parse().ok());
             Err(Box::new(Refused { id, digest: String::new(), metadata: None, failure }))
         } else {
@@ -148,7 +150,8 @@ impl Runner {
         };
         let met = Met { stage: Stage::Accept, failure };
         let result = self.failed(&id, 1, Timings::default(), metadata, &met);
-        let settled = async { Records::new(&*self.store, &self.base, id.as_str())?.settle(encode(&result)?).await };
+        let settled =
+            async { Records::new(&*self.store, &self.base, id.as_str())?.settle(encode(&result)?).await };
         match settled.await {
             Ok(body) => Ending::Answered { id, body },
             Err(error) => Ending::HandBack { reason: error.to_string(), pause: true },
@@ -308,7 +311,13 @@ impl Life<'_> {
         }
     }
 
-    async fn failed(&mut self, job: &JobRequest, attempt: u32, met: &Met, executor: &Executor<'_>) -> JobResult {
+    async fn failed(
+        &mut self,
+        job: &JobRequest,
+        attempt: u32,
+        met: &Met,
+        executor: &Executor<'_>,
+    ) -> JobResult {
         let timings = self.total();
         let mut result = self.runner.failed(&job.id, attempt, timings, job.metadata.clone(), met);
         if let Ok(engine) = self.runner.connector.engine().await {

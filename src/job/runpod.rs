@@ -28,9 +28,11 @@ pub(super) fn translate(body: &mut Map<String, Value>) -> Result<Vec<FileSource>
     }
     match images {
         Value::Null => Ok(Vec::new()),
-        Value::Array(images) => {
-            images.iter().enumerate().map(|(index, image)| file(image).map_err(|p| format!("input.images[{index}]: {p}"))).collect()
-        }
+        Value::Array(images) => images
+            .iter()
+            .enumerate()
+            .map(|(index, image)| file(image).map_err(|p| format!("input.images[{index}]: {p}")))
+            .collect(),
         _ => Err("input.images: must be a list of {name, image}".into()),
     }
 }

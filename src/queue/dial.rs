@@ -32,22 +32,52 @@ const DIAL_LIMIT: Duration = Duration::from_secs(12);
 const HEARTBEAT: u16 = 10;
 
 /// A second hold on the connection's socket, to end it when nothing else can.
+///
+/// Invariant: once cut, no socket is ever kept in it, so that whoever dialled may give up at any
+/// moment, also while lapin's thread is still connecting.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Socket(Arc<Mutex<Option<TcpStream>>>);
+pub(super) struct Socket(Arc<Mutex<Hold>>);
+
+#[derive(Debug, Default)]
+enum Hold {
+    #[default]
+    Dialling,
+    Open(TcpStream),
+    Cut,
+}
 
 impl Socket {
     fn keep(&self, socket: impl AsFd) -> io::Result<()> {
         let copy = socket.as_fd().try_clone_to_owned()?;
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy.into());
+        let mut hold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Hold::Cut = *hold {
+            return Err(io::Error::new(
+                io::ErrorKind::Interrupted,
+                "nobody waits for the connection any more",
+            ));
+        }
+        *hold = Hold::Open(copy.into());
         Ok(())
     }
 
     /// Ends the connection at once, and with it lapin's thread, which waits for a silent peer
     /// without a limit during the handshake.
     pub(super) fn cut(&self) {
-        if let Some(socket) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let mut hold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Hold::Open(socket) = std::mem::replace(&mut *hold, Hold::Cut) {
             // It may be closed already.
             let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Cuts the socket unless the handshake ended well, also when the dialling is dropped.
+struct Dialling(Option<Socket>);
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            socket.cut();
         }
     }
 }
@@ -65,6 +95,7 @@ pub(super) async fn dial(config: &AmqpConfig, name: &str) -> Result<(Connection,
     let vhost = uri.vhost.clone();
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let socket = Socket::default();
+    let mut dialling = Dialling(Some(socket.clone()));
     let runtime = lapin::runtime::default_runtime()
         .map_err(|error| QueueError::Unavailable(format!("no runtime for the broker: {error}")))?;
     let handshake = {
@@ -106,15 +137,12 @@ pub(super) async fn dial(config: &AmqpConfig, name: &str) -> Result<(Connection,
         )
     };
     match timeout(DIAL_LIMIT, handshake).await {
-        Ok(Ok(connection)) => Ok((connection, socket)),
-        Ok(Err(error)) => {
-            socket.cut();
-            Err(explain(&address, &vhost, error))
+        Ok(Ok(connection)) => {
+            dialling.0 = None;
+            Ok((connection, socket))
         }
-        Err(_) => {
-            socket.cut();
-            Err(QueueError::Unavailable(format!("{address} does not answer within {DIAL_LIMIT:?}")))
-        }
+        Ok(Err(error)) => Err(explain(&address, &vhost, error)),
+        Err(_) => Err(QueueError::Unavailable(format!("{address} does not answer within {DIAL_LIMIT:?}"))),
     }
 }
 
@@ -131,6 +159,13 @@ fn explain(address: &str, vhost: &str, error: lapin::Error) -> QueueError {
                 "{address}: {text}: trust the broker's authority in the system's store, or name its file \
                  in SSL_CERT_FILE"
             ))
+        } else if text.contains("InvalidContentType") {
+            QueueError::Misconfigured(format!(
+                "{address} does not speak TLS: write amqp:// in amqp.url, or the broker's TLS port"
+            ))
+        } else if io.kind() == io::ErrorKind::ConnectionAborted {
+            // What a TLS listener does with a plain greeting, and a broker that is starting with any.
+            QueueError::Unavailable(format!("{address} hangs up (does it want amqps://?)"))
         } else {
             QueueError::Unavailable(format!("cannot reach {address}: {text}"))
         };

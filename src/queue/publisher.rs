@@ -108,6 +108,7 @@ pub(super) async fn publish(
 async fn attempt(link: &Link, envelope: &Envelope) -> Attempt {
     let channel = match link.publisher().await {
         Ok(channel) => channel,
+        Err(Trouble::Silent(..)) => return Attempt::Silent,
         Err(error) => return Attempt::Lost(error.to_string()),
     };
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };

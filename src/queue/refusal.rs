@@ -26,11 +26,10 @@ fn value(text: &str) -> String {
     quoted.map_or_else(|| text.trim().to_owned(), |(value, _)| value.to_owned())
 }
 
-/// Whether a refusal will pass by itself: a limit reached, a node or a virtual host that is down.
+/// Whether a refusal will pass by itself: a node or a virtual host that is down, a limit on
+/// connections. Names of queues are part of the text, so the signs are whole phrases.
 pub(super) fn is_passing(text: &str) -> bool {
-    ["is down", "inaccessible", "limit", "timeout", "no_quorum", "nodedown"]
-        .iter()
-        .any(|sign| text.contains(sign))
+    text.contains(" is down") || (text.contains(" limit (") && text.contains(") is reached"))
 }
 
 #[cfg(test)]
@@ -62,5 +61,20 @@ mod tests {
             assert_eq!(difference(text), Some(expected), "{text}");
         }
         assert_eq!(difference("PRECONDITION_FAILED - something else"), None);
+    }
+
+    #[test]
+    fn tells_what_passes_from_what_does_not() {
+        for text in [
+            "NOT_FOUND - home node 'rabbit@b' of durable queue 'jobs' in vhost '/' is down or inaccessible",
+            "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection limit (5) is reached",
+            "INTERNAL_ERROR - access to vhost '/' refused for user 'guest': vhost '/' is down",
+        ] {
+            assert!(is_passing(text), "{text}");
+        }
+        for text in ["NOT_FOUND - no queue 'rate.limit' in vhost '/'", "NOT_ALLOWED - vhost limits not found"]
+        {
+            assert!(!is_passing(text), "{text}");
+        }
     }
 }

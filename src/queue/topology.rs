@@ -131,7 +131,8 @@ fn explain(error: &Trouble, kind: &str, name: &str, key: Option<&str>) -> QueueE
                     "x-delivery-limit" => {
                         format!("set amqp.delivery_limit = {}", difference.existing)
                     }
-                    _ => format!("delete the {kind} while it is empty and unused"),
+                    _ if kind == "queue" => "delete it once it is empty".to_owned(),
+                    _ => "delete it if nothing else uses it".to_owned(),
                 };
                 format!(
                     "the {kind} {name:?} exists with another {}: it has {}, this worker wants {}: {settle}, or \

@@ -17,10 +17,7 @@ use tokio::{
 use super::names::FileName;
 use crate::{
     checksum,
-    job::{
-        failure::Failure,
-        request::FileSource,
-    },
+    job::{failure::Failure, request::FileSource},
     store::{ObjectStore, ObjectUri, StoreError, UriError},
     text::one_line,
 };
@@ -121,12 +118,16 @@ impl Fetcher<'_> {
 
     async fn open(&self, source: &str, budget: &Budget) -> Result<Pin<Box<dyn AsyncRead + Send>>, Failure> {
         if let Some(content) = source.strip_prefix("data:") {
-            let bytes = decode_data(content).map_err(|problem| Failure::Invalid(format!("{}: {problem}", show(source))))?;
+            let bytes = decode_data(content)
+                .map_err(|problem| Failure::Invalid(format!("{}: {problem}", show(source))))?;
             budget.check(bytes.len() as u64, source)?;
             return Ok(Box::pin(std::io::Cursor::new(bytes)));
         }
         if source.starts_with("http://") || source.starts_with("https://") {
-            return Err(Failure::InputForbidden(format!("{}: web hosts are not open to jobs here", show(source))));
+            return Err(Failure::InputForbidden(format!(
+                "{}: web hosts are not open to jobs here",
+                show(source)
+            )));
         }
         let uri = self.allowed(source)?;
         let object = self.store.open(&uri).await.map_err(store_failure)?;
@@ -144,7 +145,9 @@ fn store_failure(error: StoreError) -> Failure {
         StoreError::NotFound { .. } => Failure::InputNotFound(message),
         StoreError::Forbidden { .. } => Failure::InputForbidden(message),
         StoreError::TooLarge { .. } => Failure::InputTooLarge(message),
-        StoreError::Misconfigured { .. } | StoreError::Unavailable { .. } => Failure::StoreUnavailable(message),
+        StoreError::Misconfigured { .. } | StoreError::Unavailable { .. } => {
+            Failure::StoreUnavailable(message)
+        }
         StoreError::Local { .. } => Failure::Local(message),
     }
 }
@@ -160,7 +163,9 @@ async fn copy(
     loop {
         let read = timeout(STALL_LIMIT, body.read(&mut chunk))
             .await
-            .map_err(|_| Failure::StoreUnavailable(format!("{}: nothing came for {STALL_LIMIT:?}", show(source))))?
+            .map_err(|_| {
+                Failure::StoreUnavailable(format!("{}: nothing came for {STALL_LIMIT:?}", show(source)))
+            })?
             .map_err(|error| Failure::StoreUnavailable(format!("{}: {error}", show(source))))?;
         let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
         budget.take(read as u64, source)?;
@@ -200,9 +205,10 @@ fn extension(media_type: &str) -> &str {
         "text/plain" => "txt",
         "video/quicktime" => "mov",
         other => match other.split_once('/') {
-            Some((_, known @ ("png" | "webp" | "gif" | "bmp" | "mp4" | "webm" | "wav" | "flac" | "ogg" | "json"))) => {
-                known
-            }
+            Some((
+                _,
+                known @ ("png" | "webp" | "gif" | "bmp" | "mp4" | "webm" | "wav" | "flac" | "ogg" | "json"),
+            )) => known,
             _ => "bin",
         },
     }

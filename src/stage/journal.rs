@@ -107,7 +107,8 @@ impl Journal {
         let (journal, parent, name) = (Arc::clone(self), parent.to_owned(), name.to_owned());
         tokio::task::spawn_blocking(move || {
             fs::create_dir_all(&parent)?;
-            let scratch = journal.own_random(parent.join(format!(".comfy-worker-{}", Uuid::new_v4().simple())));
+            let scratch =
+                journal.own_random(parent.join(format!(".comfy-worker-{}", Uuid::new_v4().simple())));
             fs::create_dir(&scratch.path)?;
             journal.adopt(scratch, &parent.join(name))
         })

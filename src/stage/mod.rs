@@ -207,11 +207,8 @@ impl Stager {
 
     /// One of a job's `files`; what is to be removed afterwards.
     async fn stage_file(&self, file: &FileRequest, budget: &Budget) -> Result<Option<Owned>, Failure> {
-        let source = FileSource {
-            source: file.source.clone(),
-            sha256: file.sha256.clone(),
-            name: file.name.clone(),
-        };
+        let source =
+            FileSource { source: file.source.clone(), sha256: file.sha256.clone(), name: file.name.clone() };
         let invalid = |error: NameError| Failure::Invalid(format!("files: {error}"));
         let name = fetch::name_of(&source)?;
         let subfolder = Subfolder::parse(file.subfolder.as_deref().unwrap_or_default()).map_err(invalid)?;
@@ -224,8 +221,8 @@ impl Stager {
         let target = options.target(&self.folders, &name);
         if !file.overwrite && target.symlink_metadata().is_ok() {
             // Models are kept and shared between jobs: the same one is not fetched again.
-            let same = file.folder == FolderType::Models
-                && fetch::matches(&target, file.sha256.as_deref()).await;
+            let same =
+                file.folder == FolderType::Models && fetch::matches(&target, file.sha256.as_deref()).await;
             return if same {
                 Ok(None)
             } else {
@@ -239,7 +236,8 @@ impl Stager {
         let scratch = self.scratch_beside(&target).await?;
         let part = scratch.path().join(name.as_str());
         self.fetcher().fetch(&source.source, source.sha256.as_deref(), part.clone(), budget).await?;
-        place::settle(&self.journal, &part, &target, &options).map_err(|error| Failure::Local(error.to_string()))
+        place::settle(&self.journal, &part, &target, &options)
+            .map_err(|error| Failure::Local(error.to_string()))
     }
 
     /// A folder of our own on the target's file system, for the file until it is whole.
@@ -256,7 +254,11 @@ impl Stager {
     ///
     /// # Errors
     /// See [`PlaceError`].
-    pub async fn upload(&self, source: &Path, options: &UploadOptions) -> Result<(PathBuf, Option<Owned>), PlaceError> {
+    pub async fn upload(
+        &self,
+        source: &Path,
+        options: &UploadOptions,
+    ) -> Result<(PathBuf, Option<Owned>), PlaceError> {
         place::upload(&self.folders, &self.journal, source, options).await
     }
 }

@@ -58,7 +58,8 @@ impl fmt::Display for FileName {
 
 /// Invisible marks that reorder text, so that a name shows as another.
 const REORDERING: [char; 9] = [
-    '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
+    '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}',
+    '\u{2069}',
 ];
 
 fn problem(name: &str) -> Option<&'static str> {
@@ -158,4 +159,3 @@ fn as_refusal(error: rustix::io::Errno) -> io::Error {
         other => other.into(),
     }
 }
-

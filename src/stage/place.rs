@@ -30,7 +30,12 @@ pub struct UploadOptions {
 
 impl Default for UploadOptions {
     fn default() -> Self {
-        Self { folder: FolderType::Input, subfolder: Subfolder::default(), overwrite: false, ephemeral: false }
+        Self {
+            folder: FolderType::Input,
+            subfolder: Subfolder::default(),
+            overwrite: false,
+            ephemeral: false,
+        }
     }
 }
 

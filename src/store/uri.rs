@@ -136,6 +136,10 @@ impl FromStr for ObjectUri {
             }
             return Ok(Self::S3 { bucket: bucket.to_owned(), key: key.to_owned() });
         }
+        // Bare, it would mean the root folder: nobody writes that on purpose.
+        if text == "file://" {
+            return Err(UriError::File(text.to_owned()));
+        }
         if text.starts_with("file://") {
             // `%2F` decodes into a separator after the URL's own `..` were resolved:
             // `..%2f..` would climb out of a folder that the text seems to lie in.

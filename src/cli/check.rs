@@ -1,0 +1,125 @@
+//! `comfy-worker check`: a line for each part, what is wrong and how to mend it.
+
+use serde_json::json;
+
+use super::{Context, Failed, display::Display};
+use crate::{
+    app::store_uri,
+    connector::{ComfyConnector, ConnectorError},
+    queue::{Broker, QueueError},
+    store::{ObjectStore, Stores},
+};
+
+struct Line {
+    part: &'static str,
+    outcome: Result<String, Wrong>,
+}
+
+struct Wrong {
+    reason: String,
+    misconfigured: bool,
+}
+
+impl Wrong {
+    fn environment(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string(), misconfigured: false }
+    }
+
+    fn configuration(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string(), misconfigured: true }
+    }
+}
+
+pub(super) async fn check(context: Context) -> Result<(), Failed> {
+    let Context { config, json } = context;
+    let display = Display::new("checking broker, bucket, ComfyUI and browser");
+    let broker = async {
+        match Broker::connect(&config.amqp, &config.worker.id).await {
+            Ok(broker) => {
+                broker.close().await;
+                Ok(format!("{}, queue {}", config.amqp.address(), config.amqp.queue))
+            }
+            Err(error @ QueueError::Misconfigured(_)) => Err(Wrong::configuration(error)),
+            Err(error) => Err(Wrong::environment(format!("{error}; is the broker up, is amqp.url right?"))),
+        }
+    };
+    let store = async {
+        let uri = store_uri(&config).map_err(Wrong::configuration)?;
+        let stores = Stores::new(&config.store).await;
+        match stores.probe(&uri).await {
+            Ok(()) => Ok(format!("{uri}: written, read, create-once honoured, removed")),
+            Err(crate::store::StoreError::Unavailable { reason, .. }) => {
+                Err(Wrong::environment(format!("{uri}: {reason}; is store.endpoint right?")))
+            }
+            Err(error) => Err(Wrong::configuration(error)),
+        }
+    };
+    let parts = async {
+        let created = ComfyConnector::create(&config).await;
+        let lines = comfyui_and_browser(created).await;
+        ComfyConnector::shutdown_live().await;
+        lines
+    };
+    let interrupted = tokio::signal::ctrl_c();
+    let (broker, store, (comfyui, browser)) = tokio::select! {
+        all = async { tokio::join!(broker, store, parts) } => all,
+        _ = interrupted => {
+            ComfyConnector::shutdown_live().await;
+            return Err(Failed::Environment("interrupted".to_owned()));
+        }
+    };
+    display.finish();
+    report(
+        &[
+            Line { part: "configuration", outcome: Ok("every value is valid".to_owned()) },
+            Line { part: "comfyui", outcome: comfyui },
+            Line { part: "browser", outcome: browser },
+            Line { part: "broker", outcome: broker },
+            Line { part: "bucket", outcome: store },
+        ],
+        json,
+    )
+}
+
+type Outcome = Result<String, Wrong>;
+
+async fn comfyui_and_browser(created: Result<ComfyConnector, ConnectorError>) -> (Outcome, Outcome) {
+    let unknown = || Err(Wrong::environment("not checked: ComfyUI is not running"));
+    let connector = match created {
+        Ok(connector) => connector,
+        Err(error @ ConnectorError::Convert(_)) => {
+            return (Ok("runs".to_owned()), Err(Wrong::environment(error)));
+        }
+        Err(error @ ConnectorError::State { .. }) => return (Err(Wrong::configuration(error)), unknown()),
+        Err(error) => return (Err(Wrong::environment(error)), unknown()),
+    };
+    match connector.engine().await {
+        Ok(engine) => {
+            let version = engine.server().version().to_owned();
+            (Ok(format!("{version}, self-test passed")), Ok(engine.browser().version().await))
+        }
+        Err(error) => (Err(Wrong::environment(error)), unknown()),
+    }
+}
+
+fn report(lines: &[Line], as_json: bool) -> Result<(), Failed> {
+    for Line { part, outcome } in lines {
+        let (ok, detail) = match outcome {
+            Ok(detail) => (true, detail),
+            Err(wrong) => (false, &wrong.reason),
+        };
+        if as_json {
+            println!("{}", json!({"part": part, "ok": ok, "detail": detail}));
+        } else {
+            println!("{:<4} {part:<14} {detail}", if ok { "ok" } else { "FAIL" });
+        }
+    }
+    let wrong: Vec<&Wrong> = lines.iter().filter_map(|line| line.outcome.as_ref().err()).collect();
+    match wrong.len() {
+        0 => Ok(()),
+        count if wrong.iter().any(|wrong| wrong.misconfigured) => {
+            Err(Failed::Usage(format!("{count} of {} parts are not well", lines.len())))
+        }
+        count => Err(Failed::Environment(format!("{count} of {} parts are not well", lines.len()))),
+    }
+}

@@ -1,0 +1,153 @@
+//! The command line: one file a subcommand. Exit codes: 0 done, 1 the job failed, 2 bad usage or
+//! configuration, 3 the environment (ComfyUI, browser, broker, store) failed.
+
+mod check;
+mod convert;
+mod display;
+mod fetch;
+mod inputs;
+mod run;
+mod serve;
+mod submit;
+mod workflow;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::{
+    config::{
+        Config, Mistakes, Sources,
+        settings::{PREFIX, SETTINGS},
+    },
+    telemetry,
+};
+
+/// The serverless ComfyUI worker: workflow jobs from RabbitMQ, results to S3.
+#[derive(Debug, Parser)]
+#[command(name = "comfy-worker", version, max_term_width = 110)]
+struct Cli {
+    /// Configuration file, TOML or JSON (the Python ComfyConnector's file too).
+    #[arg(long, global = true, value_name = "FILE", env = "COMFY_WORKER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print results for programs.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take jobs from the queue until told to drain (SIGTERM, SIGINT). The container's entry point.
+    Serve,
+    /// Run one workflow here and now: no broker, no S3.
+    Run(run::Args),
+    /// Publish a job; with --wait follow it and fetch its outputs.
+    Submit(submit::Args),
+    /// Turn UI workflows into prompts.
+    Convert(convert::Args),
+    /// Check configuration, ComfyUI, browser, broker and bucket, a line each.
+    Check,
+}
+
+/// How a command ended, beside success.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// 1: the job failed; its result has been shown.
+    Job,
+    /// 2: something about the call or the configuration must be changed.
+    Usage(String),
+    /// 3: ComfyUI, browser, broker or store failed.
+    Environment(String),
+}
+
+impl From<Mistakes> for Failed {
+    fn from(mistakes: Mistakes) -> Self {
+        Self::Usage(mistakes.to_string())
+    }
+}
+
+/// What every command gets.
+#[derive(Debug)]
+struct Context {
+    config: Config,
+    json: bool,
+}
+
+/// Parses the arguments, runs the command, answers its exit code.
+#[must_use]
+pub fn run() -> ExitCode {
+    let matches = command().get_matches();
+    let outcome = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => dispatch(cli, &matches),
+        Err(error) => error.exit(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failed::Job) => ExitCode::from(1),
+        Err(Failed::Usage(message)) => {
+            eprintln!("comfy-worker: {message}");
+            ExitCode::from(2)
+        }
+        Err(Failed::Environment(message)) => {
+            eprintln!("comfy-worker: {message}");
+            ExitCode::from(3)
+        }
+    }
+}
+
+/// The command line with a flag for every setting.
+fn command() -> clap::Command {
+    SETTINGS.iter().fold(Cli::command(), |command, setting| {
+        let help = format!("{} [{}{}]", setting.help, PREFIX, setting.key.replace('.', "_").to_uppercase());
+        command.arg(
+            Arg::new(setting.key)
+                .long(setting.flag())
+                .value_name("VALUE")
+                .help(help)
+                .help_heading("Settings")
+                .global(true)
+                .hide_short_help(true)
+                .action(ArgAction::Set),
+        )
+    })
+}
+
+fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
+    // Global flags may stand before or after the subcommand; clap hands them down.
+    let matches = matches.subcommand().map_or(matches, |(_, matches)| matches);
+    let given = SETTINGS.iter().filter_map(|setting| {
+        Some((setting.key.to_owned(), matches.get_one::<String>(setting.key)?.clone()))
+    });
+    let sources = Sources::of_process(cli.config.as_deref(), given.collect())?;
+    let mut config = Config::load(&sources)?;
+    if config.log.level.is_empty() {
+        // A person at a terminal sees progress; a container's log tells the whole story.
+        let level = if matches!(cli.command, Command::Serve) { "info" } else { "warn" };
+        level.clone_into(&mut config.log.level);
+    }
+    telemetry::init(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failed::Environment(format!("cannot start: {error}")))?;
+    let context = Context { config, json: cli.json };
+    runtime.block_on(async {
+        match cli.command {
+            Command::Serve => serve::serve(context).await,
+            Command::Run(args) => run::run(context, args).await,
+            Command::Submit(args) => submit::submit(context, args).await,
+            Command::Convert(args) => convert::convert(context, args).await,
+            Command::Check => check::check(context).await,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::command().debug_assert();
+    }
+}

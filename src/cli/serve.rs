@@ -1,0 +1,20 @@
+//! `comfy-worker serve`
+
+use super::{Context, Failed};
+use crate::{
+    app::{self, ServeError},
+    job::runner::Stops,
+    lifecycle,
+};
+
+pub(super) async fn serve(context: Context) -> Result<(), Failed> {
+    let stops = Stops::default();
+    // Children die with this process (parent-death signal), files are swept by the next boot.
+    let at_once = || std::process::exit(3);
+    let _signals = lifecycle::on_signals(stops.clone(), context.config.worker.grace, at_once)
+        .map_err(|error| Failed::Environment(format!("cannot listen for signals: {error}")))?;
+    app::serve(context.config, stops).await.map_err(|error| match error {
+        ServeError::Misconfigured(message) => Failed::Usage(message),
+        ServeError::Environment(message) => Failed::Environment(message),
+    })
+}

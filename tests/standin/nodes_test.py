@@ -1,0 +1,174 @@
+"""Test nodes that behave: they wait, report, write and read. Those that don't are in nodes_faults.py.
+
+All are output nodes and pass an optional image through, so each can be a prompt of its own or a link in a chain.
+All take a `seed`: a new one defeats the execution cache.
+"""
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from typing import Any, Optional
+
+import frames
+import images
+from folders import Folders
+from images import Batch
+from node import Call, Node, Ui, standin
+from nodes_output import file_item
+
+POLL_SECONDS = 0.01
+IMAGE_INPUT = {"image": ["IMAGE"]}
+
+
+def seconds_input(default: float) -> list:
+    return ["FLOAT", {"default": default, "min": 0.0, "max": 86400.0, "step": 0.01}]
+
+
+def text_input(default: str = "", multiline: bool = False) -> list:
+    return ["STRING", {"default": default, "multiline": multiline}]
+
+
+def passed(image: Optional[Batch]) -> tuple[Batch]:
+    """The image that came in, or a small black one where none did."""
+    return (image if image is not None else images.solid(64, 64, 1, 0),)
+
+
+def sleep(call: Call, seconds: float) -> None:
+    """Wait, looking for an interrupt every 10 ms."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        call.check_interrupt()
+        time.sleep(min(left, POLL_SECONDS))
+
+
+@standin({"seconds": seconds_input(1.0)}, ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
+class StandinSleep(Node):
+    """Waits, interruptibly, then passes its image through."""
+
+    def run(self, call: Call, seconds: float, image: Optional[Batch] = None, seed: int = 0) -> tuple:
+        sleep(call, seconds)
+        return passed(image)
+
+
+@standin(
+    {"steps": ["INT", {"default": 10, "min": 1, "max": 100_000}], "seconds": seconds_input(1.0),
+     "previews": ["BOOLEAN", {"default": True}], "text": text_input()},
+    ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
+class StandinProgress(Node):
+    """Reports progress like a sampler: `progress` frames, JPEG previews, and a line of text (binary frame 3)."""
+
+    def run(self, call: Call, steps: int, seconds: float, previews: bool, text: str,
+            image: Optional[Batch] = None, seed: int = 0) -> tuple:
+        for step in range(1, steps + 1):
+            sleep(call, seconds / steps)
+            level = round(255 * step / steps)
+            preview = ("JPEG", images.solid(64, 64, 1, level * 0x010101).frames[0]) if previews else None
+            call.progress(step, steps, preview)
+            if text:
+                line = f"{text} {step}/{steps}"
+                call.server.hub.send_raw(frames.progress_text(call.node_id, line), call.server.hub.client_id)
+        return passed(image)
+
+
+@standin({"text": text_input("hello", multiline=True)}, ("STRING",), output_node=True)
+class StandinText(Node):
+    """Shows a text (key `text`) and passes it on."""
+
+    def run(self, call: Call, text: str, seed: int = 0) -> Ui:
+        return Ui({"text": [text]}, (text,))
+
+
+@standin({"mode": [["progress", "event", "output"]]}, ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
+class StandinNaN(Node):
+    """Puts bare NaN and Infinity into a progress frame, a frame of its own type, or its output and so the history."""
+
+    def run(self, call: Call, mode: str, image: Optional[Batch] = None, seed: int = 0) -> Any:
+        if mode == "progress":
+            call.progress(math.nan, math.inf)
+        elif mode == "event":
+            frame = '{"type": "standin_nan", "data": {"value": NaN, "max": Infinity, "min": -Infinity}}'
+            call.server.hub.send_raw(frames.Raw(frame), call.server.hub.client_id)
+        else:
+            return Ui({"numbers": [math.nan, math.inf, 1.5], "text": ["after NaN"]}, passed(image))
+        return passed(image)
+
+
+@standin({"message": text_input("blocked")}, ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
+class StandinBlocked(Node):
+    """Sends an execution_error of type ExecutionBlocked, which does not end the prompt."""
+
+    def run(self, call: Call, message: str, image: Optional[Batch] = None, seed: int = 0) -> tuple:
+        executor = call.server.executor
+        call.server.hub.send("execution_error", {
+            "prompt_id": executor.prompt_ids[-1], "node_id": call.node_id, "node_type": "StandinBlocked",
+            "executed": [], "exception_message": f"Execution Blocked: {message}",
+            "exception_type": "ExecutionBlocked", "traceback": [], "current_inputs": [], "current_outputs": [],
+        }, call.server.hub.client_id)
+        return passed(image)
+
+
+@standin(
+    {"key": text_input("gifs"), "filename_prefix": text_input("standin"), "extension": text_input("bin"),
+     "count": ["INT", {"default": 1, "min": 0, "max": 1000}], "type": [["output", "temp", "input"]]},
+    ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
+class StandinCustomOutput(Node):
+    """Lists small files under any key of the outputs: gifs, audio, video, 3d, result, …"""
+
+    def run(self, call: Call, key: str, filename_prefix: str, extension: str, count: int, type: str,
+            image: Optional[Batch] = None, seed: int = 0) -> Ui:
+        root = self.folders.by_type(type)
+        assert root is not None
+        name = self.folders.next_output(filename_prefix, root)
+        items = []
+        for number in range(count):
+            file = name.take(f".{extension}")
+            with open(name.path(file), "wb") as output:
+                output.write(f"{key} {number} of seed {seed}\n".encode())
+            items.append(file_item(file, name.subfolder, type))
+        return Ui({key: items}, passed(image))
+
+
+@standin(
+    {"megabytes": ["FLOAT", {"default": 1.0, "min": 0.0, "max": 100_000.0}], "filename_prefix": text_input("large")},
+    ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
+class StandinWriteLarge(Node):
+    """Writes a file of so many MiB that does not compress (key `files`); equal seeds give equal bytes."""
+
+    def run(self, call: Call, megabytes: float, filename_prefix: str,
+            image: Optional[Batch] = None, seed: int = 0) -> Ui:
+        left = round(megabytes * frames.MIB)
+        name = self.folders.next_output(filename_prefix, self.folders.output)
+        file = name.take(".bin")
+        with open(name.path(file), "wb") as output:
+            number = 0
+            while left > 0:
+                call.check_interrupt()
+                block = hashlib.shake_256(f"{seed} {number}".encode()).digest(min(left, frames.MIB))
+                output.write(block)
+                left -= len(block)
+                number += 1
+        return Ui({"files": [file_item(file, name.subfolder)]}, passed(image))
+
+
+@standin({"file": text_input()}, ("STRING",), output_node=True)
+class StandinInputRead(Node):
+    """Reads any file of input/ ("sub/x.bin", "x.png [output]") and shows its SHA-256 and size."""
+
+    VALIDATED = ("file",)
+
+    @staticmethod
+    def VALIDATE_INPUTS(folders: Folders, file: Optional[str]) -> Any:
+        if file is None or os.path.isfile(folders.annotated_path(file)):
+            return True
+        return f"Invalid file: {file}"
+
+    @staticmethod
+    def IS_CHANGED(folders: Folders, file: str, **_: Any) -> str:
+        return images.file_digest(folders.annotated_path(file))
+
+    def run(self, call: Call, file: str, seed: int = 0) -> Ui:
+        path = self.folders.annotated_path(file)
+        text = f"{images.file_digest(path)} {os.path.getsize(path)}"
+        return Ui({"text": [text]}, (text,))

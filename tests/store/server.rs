@@ -1,0 +1,135 @@
+//! An S3 server in this process, its objects plain files.
+
+use std::{
+    convert::Infallible,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use hyper::{Method, Request, StatusCode, body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto::Builder,
+};
+use s3s::{Body, HttpResponse, auth::SimpleAuth, service::S3ServiceBuilder};
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, Notify},
+    task::JoinHandle,
+};
+
+/// What goes wrong with the second part of every multipart upload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PartFault {
+    /// Nothing.
+    #[default]
+    None,
+    /// It is answered `403`.
+    Refuse,
+    /// It is never answered.
+    Hang,
+}
+
+/// An S3 server on a free loopback port; it ends when this is dropped.
+#[derive(Debug)]
+pub struct S3Server {
+    root: PathBuf,
+    address: SocketAddr,
+    server: JoinHandle<()>,
+    /// Multipart uploads aborted so far.
+    pub aborts: Arc<AtomicUsize>,
+    /// Told when a part hangs.
+    pub hanging: Arc<Notify>,
+}
+
+impl S3Server {
+    pub async fn start(dir: &Path) -> Self {
+        Self::with_fault(dir, PartFault::None).await
+    }
+
+    pub async fn with_fault(dir: &Path, fault: PartFault) -> Self {
+        let files = s3s_fs::FileSystem::new(dir).unwrap();
+        let mut service = S3ServiceBuilder::new(files);
+        service.set_auth(SimpleAuth::from_single("testkey", "testsecret"));
+        let service = service.build();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (aborts, hanging) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let state = (Arc::clone(&aborts), Arc::clone(&hanging));
+        // s3s-fs looks whether the object exists and then writes it: without a lock between two
+        // requests its If-None-Match lets several of them win.
+        let creating = Arc::new(Mutex::new(()));
+        let server = tokio::spawn(async move {
+            loop {
+                let Ok((socket, _)) = listener.accept().await else { continue };
+                let (service, creating, state) = (service.clone(), Arc::clone(&creating), state.clone());
+                let handle = service_fn(move |request: Request<Incoming>| {
+                    let (service, creating, state) = (service.clone(), Arc::clone(&creating), state.clone());
+                    async move {
+                        let query = request.uri().query().unwrap_or_default();
+                        if request.method() == Method::PUT && query.contains("partNumber=2") {
+                            match fault {
+                                PartFault::None => {}
+                                PartFault::Refuse => return Ok::<_, Infallible>(refusal()),
+                                PartFault::Hang => {
+                                    state.1.notify_one();
+                                    std::future::pending::<()>().await;
+                                }
+                            }
+                        }
+                        let abort = request.method() == Method::DELETE && query.contains("uploadId");
+                        let alone = request.headers().contains_key("if-none-match");
+                        let _guard = if alone { Some(creating.lock().await) } else { None };
+                        let answer = service.call(request.map(Body::from)).await;
+                        if abort {
+                            state.0.fetch_add(1, Ordering::SeqCst);
+                        }
+                        Ok(answer.unwrap_or_else(|_| refusal()))
+                    }
+                });
+                tokio::spawn(async move {
+                    let http = Builder::new(TokioExecutor::new());
+                    let _ = http.serve_connection(TokioIo::new(socket), handle).await;
+                });
+            }
+        });
+        Self { root: dir.to_owned(), address, server, aborts, hanging }
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn access_key(&self) -> &'static str {
+        "testkey"
+    }
+
+    pub fn secret_key(&self) -> &'static str {
+        "testsecret"
+    }
+
+    pub fn create_bucket(&self, name: &str) {
+        fs::create_dir_all(self.root.join(name)).unwrap();
+    }
+
+    pub fn path(&self, bucket: &str, key: &str) -> PathBuf {
+        self.root.join(bucket).join(key)
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn refusal() -> HttpResponse {
+    let mut answer = HttpResponse::new(Body::from("<Error><Code>AccessDenied</Code></Error>".to_owned()));
+    *answer.status_mut() = StatusCode::FORBIDDEN;
+    answer
+}
