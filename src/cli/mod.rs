@@ -17,7 +17,7 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, S
 
 use crate::{
     config::{
-        Config, Mistakes, Sources,
+        Config, LogFormat, Mistakes, Sources,
         settings::{PREFIX, SETTINGS},
     },
     telemetry,
@@ -122,10 +122,13 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
     });
     let sources = Sources::of_process(cli.config.as_deref(), given.collect())?;
     let mut config = Config::load(&sources)?;
+    // A container's log tells the whole story to programs; a person sees progress and warnings.
+    let serving = matches!(cli.command, Command::Serve);
     if config.log.level.is_empty() {
-        // A person at a terminal sees progress; a container's log tells the whole story.
-        let level = if matches!(cli.command, Command::Serve) { "info" } else { "warn" };
-        level.clone_into(&mut config.log.level);
+        (if serving { "info" } else { "warn" }).clone_into(&mut config.log.level);
+    }
+    if config.log.format == LogFormat::Auto && !serving {
+        config.log.format = LogFormat::Text;
     }
     telemetry::init(&config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()

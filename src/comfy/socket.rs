@@ -105,6 +105,11 @@ impl Socket {
         found.clone()
     }
 
+    /// Ends the connection and the attempts at new ones.
+    pub fn close(&self) {
+        self.task.abort();
+    }
+
     /// Follows a prompt. Subscribe before POST: a cached prompt can finish immediately.
     pub(super) fn follow(&self, prompt_id: &str) -> Subscription {
         let (sender, events) = mpsc::unbounded_channel();
@@ -115,7 +120,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.task.abort();
+        self.close();
     }
 }
 

@@ -166,5 +166,10 @@ pub const SETTINGS: &[Setting] = &[
         "comfy_worker=debug,warn",
         "what is logged: a level, or a tracing filter; default: info in `serve`, else warn",
     ),
-    setting("log.format", "auto", "json", "`text`, `json`, or `auto`: text on a terminal, else json"),
+    setting(
+        "log.format",
+        "auto",
+        "json",
+        "`text`, `json`, or `auto`: json in `serve` without a terminal, else text",
+    ),
 ];

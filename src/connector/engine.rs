@@ -106,6 +106,7 @@ impl Engine {
     }
 
     pub(super) async fn stop(&self) {
+        self.socket.close();
         tokio::join!(self.browser.shutdown(), self.server.stop());
     }
 }
