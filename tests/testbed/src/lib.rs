@@ -9,6 +9,7 @@ mod background;
 mod engine;
 mod limits;
 mod picture;
+mod pixels;
 mod ports;
 mod processes;
 mod rabbitmq;
@@ -19,6 +20,7 @@ mod worker;
 
 pub use engine::{Engine, RunningEngine};
 pub use picture::{landscape, png};
+pub use pixels::Pixels;
 pub use ports::free_port;
 pub use processes::{ProcessInfo, alive, descendants, processes_with_env_or_cwd_beneath};
 pub use rabbitmq::RabbitMq;

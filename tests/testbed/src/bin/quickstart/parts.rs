@@ -78,7 +78,12 @@ impl Parts {
             let left: Vec<String> = left().iter().map(|process| format!("  {process}")).collect();
             bail!("processes are left:\n{}", left.join("\n"));
         }
-        println!("  no process is left (of {} that were running)", started.len());
+        let counted = if started.is_empty() {
+            String::new()
+        } else {
+            format!(" (of {} that were running)", started.len())
+        };
+        println!("  no process is left{counted}");
         Ok(())
     }
 }
