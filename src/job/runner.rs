@@ -5,7 +5,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -64,8 +64,8 @@ pub struct Incoming {
     pub body: Bytes,
     /// AMQP `message_id`.
     pub message_id: Option<String>,
-    /// When it was published, Unix seconds.
-    pub published_at: Option<u64>,
+    /// When it was published.
+    pub published_at: Option<SystemTime>,
     /// Whether somebody gets the answer.
     pub answerable: bool,
 }
@@ -132,10 +132,11 @@ impl Runner {
             Ok(job) => job,
             Err(refused) => return self.refuse(*refused, incoming.answerable).await,
         };
-        let queued = incoming.published_at.map_or(Duration::ZERO, since);
+        // Clocks that disagree give zero.
+        let queued = incoming.published_at.and_then(|then| then.elapsed().ok()).unwrap_or_default();
         let timings = Timings { queued_ms: ms(queued), ..Timings::default() };
         let life = Life { runner: self, accepted_at, timings };
-        match life.live(&job, sink).await {
+        match Box::pin(life.live(&job, sink)).await {
             Ok(body) => Ending::Answered { id: job.id, body },
             Err(failure) => {
                 let pause = !matches!(failure, Failure::Draining);
@@ -352,12 +353,6 @@ impl Life<'_> {
 fn encode(result: &JobResult) -> Result<Bytes, Failure> {
     let body = serde_json::to_vec_pretty(result).map_err(|error| Failure::Internal(error.to_string()))?;
     Ok(body.into())
-}
-
-/// Since a moment in Unix seconds; clocks that disagree give zero.
-fn since(published_at: u64) -> Duration {
-    let then = UNIX_EPOCH + Duration::from_secs(published_at);
-    SystemTime::now().duration_since(then).unwrap_or_default()
 }
 
 pub(super) fn ms(duration: Duration) -> u64 {
