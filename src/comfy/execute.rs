@@ -24,6 +24,8 @@ use crate::job::{apply::Prompt, result::NodeTiming};
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How long ComfyUI is asked to let go of a prompt before its process is given up.
 const CANCEL_LIMIT: Duration = Duration::from_secs(10);
+/// The same in a drain: ComfyUI is stopped in any case.
+const ABORT_LIMIT: Duration = Duration::from_secs(2);
 /// How often it is asked within that time: an interrupt sent too early is lost.
 const CANCEL_EVERY: Duration = Duration::from_millis(250);
 /// How long a connection may be missing before a prompt is posted without one.
@@ -140,12 +142,13 @@ pub async fn execute(
         posted = post_once(server.client(), &post) => posted?,
         exit = server.exited() => return Err(ExecuteError::Died(exit)),
         () = execution.abort.cancelled() => {
-            return Err(ExecuteError::Aborted { stuck: !cancel(server.client(), prompt_id).await });
+            let stuck = !cancel(server.client(), prompt_id, ABORT_LIMIT).await;
+            return Err(ExecuteError::Aborted { stuck });
         }
     };
     if let Some(node_errors) = posted.node_errors.clone().filter(|_| !execution.allow_partial) {
         // It runs the rest already: GPU time for a job that fails in any case.
-        cancel(server.client(), prompt_id).await;
+        cancel(server.client(), prompt_id, CANCEL_LIMIT).await;
         return Err(ExecuteError::Refused { message: describe_node_errors(&node_errors), node_errors });
     }
     observer.queued(prompt_id);
@@ -194,11 +197,11 @@ pub async fn execute(
                 }
             }
             () = sleep_until(deadline.into()) => {
-                let stuck = !cancel(server.client(), prompt_id).await;
+                let stuck = !cancel(server.client(), prompt_id, CANCEL_LIMIT).await;
                 return Err(ExecuteError::TimedOut { limit: execution.limit, stuck });
             }
             () = execution.abort.cancelled() => {
-                let stuck = !cancel(server.client(), prompt_id).await;
+                let stuck = !cancel(server.client(), prompt_id, ABORT_LIMIT).await;
                 return Err(ExecuteError::Aborted { stuck });
             }
             exit = server.exited() => return Err(ExecuteError::Died(exit)),
@@ -325,8 +328,8 @@ async fn read_history(client: &Client, prompt_id: PromptId) -> Option<History> {
 
 /// Takes the prompt out of the queue or interrupts it, again and again: an interrupt that comes
 /// before the prompt has begun is lost. Whether ComfyUI let go of it.
-async fn cancel(client: &Client, prompt_id: PromptId) -> bool {
-    let until = Instant::now() + CANCEL_LIMIT;
+async fn cancel(client: &Client, prompt_id: PromptId, limit: Duration) -> bool {
+    let until = Instant::now() + limit;
     let mut nowhere = 0;
     while Instant::now() < until {
         let asked = async {
