@@ -212,6 +212,12 @@ impl ComfyConnector {
         }
     }
 
+    /// The running parts, if there are any that nobody is starting or stopping just now.
+    #[must_use]
+    pub fn running(&self) -> Option<Arc<Engine>> {
+        self.0.engine.try_lock().ok()?.clone()
+    }
+
     /// Kills ComfyUI, which did not let go of a prompt or is otherwise beyond words; the next call
     /// starts it again.
     pub async fn kill_engine(&self) {

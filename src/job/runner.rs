@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use serde_json::Value;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -29,6 +30,9 @@ use crate::{
     connector::ComfyConnector,
     store::{ObjectStore, ObjectUri},
 };
+
+/// Longest closing of an attempt's marker: a store that is away must not hold up a hand-back.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Runs jobs, one at a time or several: it holds no state of any.
 pub struct Runner {
@@ -55,6 +59,20 @@ pub struct Stops {
     pub stop: CancellationToken,
     /// What runs is interrupted.
     pub abort: CancellationToken,
+}
+
+impl Stops {
+    /// `work`, given up when what runs must end.
+    pub(super) async fn unless_aborted<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.abort.cancelled() => Err(Failure::Draining),
+        }
+    }
 }
 
 /// A message to be run.
@@ -214,7 +232,8 @@ impl Life<'_> {
     async fn live(mut self, job: &JobRequest, sink: Arc<dyn EventSink>) -> Result<Bytes, Failure> {
         let runner = self.runner;
         let records = Records::new(&*runner.store, &runner.base, job.id.as_str())?;
-        let opened = records.open(&job.digest, &runner.worker_id, runner.limits.max_attempts).await?;
+        let opening = records.open(&job.digest, &runner.worker_id, runner.limits.max_attempts);
+        let opened = runner.stops.unless_aborted(opening).await?;
         let attempt = match opened {
             Opened::Finished(body) => return Ok(body),
             Opened::Conflict => {
@@ -226,26 +245,32 @@ impl Life<'_> {
             Opened::Poison { attempt, crashes } => {
                 let met = Met { stage: Stage::Accept, failure: Failure::Poison { crashes } };
                 let result = runner.failed(&job.id, attempt.number, self.timings, job.metadata.clone(), &met);
-                return records.settle(encode(&result)?).await;
+                return runner.stops.unless_aborted(records.settle(encode(&result)?)).await;
             }
             Opened::Attempt(attempt) => attempt,
         };
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
         reporter.tell(EventKind::Accepted);
-        match self.attempts(job, &attempt, &reporter).await {
-            Ok(result) => {
-                let body = records.settle(encode(&result)?).await?;
-                reporter.tell(EventKind::Finished { status: result.status });
-                Ok(body)
-            }
-            Err(failure) => {
-                // A marker left open counts as a crash; losing this one costs a try, no more.
-                if let Err(error) = records.close(&attempt, &failure.to_string()).await {
-                    tracing::warn!(job = %job.id, %error, "the attempt's marker could not be closed");
+        let failure = match self.attempts(job, &attempt, &reporter).await {
+            Ok(result) => match runner.stops.unless_aborted(records.settle(encode(&result)?)).await {
+                Ok(body) => {
+                    reporter.tell(EventKind::Finished { status: result.status });
+                    return Ok(body);
                 }
-                Err(failure)
+                Err(failure) => failure,
+            },
+            Err(failure) => failure,
+        };
+        // A marker left open counts as a crash; losing this one costs a try, no more.
+        let reason = failure.to_string();
+        match timeout(CLOSE_LIMIT, records.close(&attempt, &reason)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(job = %job.id, %error, "the attempt's marker could not be closed");
             }
+            Err(_) => tracing::warn!(job = %job.id, "the attempt's marker could not be closed in time"),
         }
+        Err(failure)
     }
 
     /// Tries until there is an answer; an error hands the job back.
@@ -266,7 +291,9 @@ impl Life<'_> {
             match verdict(&met.failure, tries) {
                 Verdict::Answer => {
                     tracing::info!(job = %job.id, stage = ?met.stage, error = %log, "job failed");
-                    return Ok(self.failed(job, attempt.number, &met, &executor).await);
+                    let stops = self.runner.stops.clone();
+                    let answer = async { Ok(self.failed(job, attempt.number, &met, &executor).await) };
+                    return stops.unless_aborted(answer).await;
                 }
                 Verdict::HandBack => {
                     tracing::warn!(job = %job.id, stage = ?met.stage, error = %log, "job handed back");
