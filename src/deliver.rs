@@ -228,6 +228,14 @@ impl Findings {
     }
 }
 
+/// Removes what an execution wrote that nobody wants.
+pub fn discard(folders: &Folders, history: &History) {
+    let request = OutputRequest { include_temp: true, ..OutputRequest::default() };
+    if let Ok(findings) = find(folders, "", &request, history, Vec::new()) {
+        remove_written(&findings.written);
+    }
+}
+
 /// Files outside the job's own folder (a node with a naming of its own, previews): removed so that
 /// the disk does not fill, unless they were there before.
 fn remove_written(paths: &[PathBuf]) {

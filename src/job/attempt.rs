@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{failure::Failure, request::JobRequest};
+use super::failure::Failure;
 use crate::store::{Creation, ObjectStore, ObjectUri, StoreError};
 
 /// Largest marker or manifest that is read back.
@@ -64,19 +64,14 @@ impl<'a> Records<'a> {
     }
 
     /// Begins an attempt, or finds that there is nothing to run.
-    pub(super) async fn open(
-        &self,
-        job: &JobRequest,
-        worker: &str,
-        max_crashes: u32,
-    ) -> Result<Opened, Failure> {
+    pub(super) async fn open(&self, digest: &str, worker: &str, max_crashes: u32) -> Result<Opened, Failure> {
         let mut crashes = 0;
         for number in 1..=MOST_MARKERS {
             let marker = Marker {
                 version: 1,
                 attempt: number,
                 worker: worker.to_owned(),
-                body_sha256: job.digest.clone(),
+                body_sha256: digest.to_owned(),
                 closed: None,
             };
             let uri = self.at(&format!("attempts/{number}.json"))?;
@@ -91,7 +86,7 @@ impl<'a> Records<'a> {
             let earlier = self.store.read(&uri, LARGEST_RECORD).await.map_err(unavailable)?;
             let earlier: Marker = serde_json::from_slice(&earlier)
                 .map_err(|error| Failure::StoreUnavailable(format!("{uri}: not a marker: {error}")))?;
-            if earlier.body_sha256 != job.digest {
+            if earlier.body_sha256 != digest {
                 return Ok(Opened::Conflict);
             }
             if number == 1

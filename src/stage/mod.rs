@@ -10,7 +10,7 @@ mod names;
 mod place;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -161,14 +161,17 @@ impl Stager {
         }
         let folder = self.job_folder(job.id.as_str()).await?;
         let folder_name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut taken: HashMap<String, usize> = HashMap::new();
+        // Names that differ in case only are one on some file systems.
+        let mut taken = HashSet::new();
         let mut plan = Vec::new();
         for source in wanted {
-            let name = fetch::name_of(&source)?;
-            // Two sources of one name, or of names that differ in case only, stay apart.
-            let seen = taken.entry(name.as_str().to_lowercase()).or_default();
-            *seen += 1;
-            let name = if *seen > 1 { format!("{seen}-{name}") } else { name.to_string() };
+            let bare = fetch::name_of(&source)?;
+            let mut name = bare.to_string();
+            let mut number = 2;
+            while !taken.insert(name.to_lowercase()) {
+                name = format!("{number}-{bare}");
+                number += 1;
+            }
             plan.push((source, name));
         }
         let fetcher = self.fetcher();
@@ -236,8 +239,7 @@ impl Stager {
         let scratch = self.scratch_beside(&target).await?;
         let part = scratch.path().join(name.as_str());
         self.fetcher().fetch(&source.source, source.sha256.as_deref(), part.clone(), budget).await?;
-        place::settle(&self.journal, &part, &target, &options)
-            .map_err(|error| Failure::Local(error.to_string()))
+        place::settle(&self.journal, &part, &target, &options).map_err(place_failure)
     }
 
     /// A folder of our own on the target's file system, for the file until it is whole.
@@ -247,7 +249,7 @@ impl Stager {
         self.journal
             .create_folder(parent, &name)
             .await
-            .map_err(|error| Failure::Local(format!("{}: {error}", parent.display())))
+            .map_err(|source| place_failure(PlaceError::Io { path: parent.to_owned(), source }))
     }
 
     /// Copies a local file into one of ComfyUI's folders, as [`UploadOptions`] say.
@@ -260,5 +262,18 @@ impl Stager {
         options: &UploadOptions,
     ) -> Result<(PathBuf, Option<Owned>), PlaceError> {
         place::upload(&self.folders, &self.journal, source, options).await
+    }
+}
+
+/// A name that the folder cannot take is the job's fault, a disk that is full is not.
+fn place_failure(error: PlaceError) -> Failure {
+    use std::io::ErrorKind as Kind;
+    match &error {
+        PlaceError::Io { source, .. }
+            if !matches!(source.kind(), Kind::NotADirectory | Kind::IsADirectory | Kind::InvalidFilename) =>
+        {
+            Failure::Local(error.to_string())
+        }
+        _ => Failure::Invalid(format!("files: {error}")),
     }
 }
