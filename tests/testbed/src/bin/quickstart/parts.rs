@@ -52,6 +52,10 @@ impl Parts {
 
     async fn stop_worker(&mut self) -> Result<()> {
         let Some(mut worker) = self.worker.take() else { return Ok(()) };
+        // One that ended by itself has been reported by whoever noticed.
+        if worker.exit_status().is_some() {
+            return Ok(());
+        }
         let drain = async {
             let begin = Instant::now();
             worker.signal(Signal::TERM)?;
