@@ -383,7 +383,9 @@ fn prefixes_end_at_a_boundary() {
     for text in ["s3://", "file://", "s3://inputs/", "s3://inputs/a/b/", "file:///srv/in/"] {
         assert_eq!(allow(text).as_deref(), Some([text.to_owned()].as_slice()), "{text}");
     }
-    for text in ["s3://inputs", "in/", "https://host/", "ftp://x/", "s3://X!/", "s3://inputs//b/", "file://host/x/"] {
+    for text in
+        ["s3://inputs", "in/", "https://host/", "ftp://x/", "s3://X!/", "s3://inputs//b/", "file://host/x/"]
+    {
         assert_eq!(allow(text), None, "{text}");
         assert_eq!(flags(&[("outputs.allow", text)]).map(|_| ()).ok(), None, "{text}");
     }
