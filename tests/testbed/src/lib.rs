@@ -7,6 +7,7 @@
 
 mod background;
 mod engine;
+mod gate;
 mod limits;
 mod picture;
 mod ports;
@@ -18,6 +19,7 @@ mod wait;
 mod worker;
 
 pub use engine::{Engine, RunningEngine};
+pub use gate::{Fault, Gate};
 pub use picture::{landscape, png};
 pub use ports::free_port;
 pub use processes::{ProcessInfo, alive, descendants, processes_with_env_or_cwd_beneath};
