@@ -33,7 +33,9 @@ while read -r verb group; do
 done
 for group in $groups; do kill -s KILL -- "-$group" 2>/dev/null; done
 for round in 1 2 3 4 5; do
-  marked=$(grep -lsF -e "$1" /proc/[0-9]*/environ) || break
+  # Its exit status tells of processes that ended meanwhile, too.
+  marked=$(grep -lsF -e "$1" /proc/[0-9]*/environ)
+  [ -n "$marked" ] || break
   for file in $marked; do file=${file#/proc/}; kill -s KILL "${file%/environ}" 2>/dev/null; done
 done
 "#;
