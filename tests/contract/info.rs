@@ -16,6 +16,7 @@ fn system_stats_name_version_and_devices() -> Result<()> {
         for key in ["os", "ram_total", "ram_free", "comfyui_version", "python_version", "argv"] {
             assert!(!stats["system"][key].is_null(), "{key}: {stats}");
         }
+        assert_eq!(stats["system"]["standin"] == true, !bed.is_real, "the one key that tells them apart");
         let device = stats["devices"][0].as_object().context("no device")?;
         for key in ["name", "type", "vram_total", "vram_free"] {
             assert!(device.contains_key(key), "{key}: {stats}");

@@ -110,8 +110,13 @@ fn refusals() -> Vec<Refusal> {
         ),
         failed(
             json!({"2": save("77", "x")}),
-            "Exception when validating inner node: '77'",
-            &["2 SaveImage: exception_during_inner_validation, Exception when validating inner node, '77'"],
+            "Exception when validating node: '77'",
+            &["2 SaveImage: exception_during_validation, Exception when validating node, '77'"],
+        ),
+        failed(
+            json!({"2": invert("77"), "3": save("2", "x")}),
+            "",
+            &["2 ImageInvert: exception_during_inner_validation, Exception when validating inner node, '77'"],
         ),
         failed(
             json!({"1": image(1), "2": {"class_type": "SaveImage"}}),

@@ -5,21 +5,32 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use comfy_worker::comfy::{ExecuteError, history::Outcome};
 use serde_json::{Value, json};
+use testbed::wait_for;
+use tokio::time::timeout;
 
 use super::{Rig, STUCK, alone};
-use crate::ours::{Try, running};
+use crate::{
+    bed::LIMIT,
+    ours::{Try, running},
+};
 
 #[tokio::test]
 async fn a_crash_is_told_with_its_last_lines() -> Result<()> {
-    for (how, status) in [("exit", "exit status: 7"), ("kill", "signal: 9"), ("abort", "signal: 6")] {
+    let crash = async |how: &str, status: &str| {
         let rig = Rig::boot().await?;
-        let crash = json!({"how": how, "exit_code": 7, "after_seconds": 0.0});
-        let outcome = rig.run(alone("StandinCrash", crash)).await;
+        let inputs = json!({"how": how, "exit_code": 7, "after_seconds": 0.0});
+        let outcome = rig.run(alone("StandinCrash", inputs)).await;
         let Err(ExecuteError::Died(text)) = outcome else { panic!("{how}: {outcome:?}") };
         assert!(text.contains(status) && text.contains("got prompt"), "{how}: {text}");
         let outcome = rig.run(alone("StandinText", json!({"text": "x"}))).await;
         assert!(matches!(&outcome, Err(ExecuteError::Died(again)) if *again == text), "{outcome:?}");
-    }
+        Ok::<_, anyhow::Error>(())
+    };
+    tokio::try_join!(
+        crash("exit", "exit status: 7"),
+        crash("kill", "signal: 9"),
+        crash("abort", "signal: 6")
+    )?;
     Ok(())
 }
 
@@ -44,34 +55,27 @@ async fn a_hang_ends_with_the_limit() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_ignores_interrupts_is_stuck() -> Result<()> {
-    let rig = Rig::boot().await?;
-    let limit = Duration::from_millis(300);
-    let prompt = alone("StandinIgnoreInterrupt", json!({"seconds": 600.0}));
-    let (error, took) = limited(&rig, prompt, limit).await?;
-    assert_eq!(error, ExecuteError::TimedOut { limit, stuck: true });
-    assert!(took < STUCK, "{took:?}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_dead_prompt_thread_is_stuck() -> Result<()> {
-    let rig = Rig::boot().await?;
-    let limit = Duration::from_millis(300);
-    let (error, took) = limited(&rig, alone("StandinKillPromptThread", json!({})), limit).await?;
-    assert_eq!(error, ExecuteError::TimedOut { limit, stuck: true });
-    assert!(took < STUCK, "{took:?}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn the_limit_counts_while_http_is_silent() -> Result<()> {
-    let rig = Rig::boot().await?;
-    rig.fault(json!({"block_http": 600.0})).await?;
-    let limit = Duration::from_millis(500);
-    let (error, took) = limited(&rig, alone("StandinText", json!({"text": "x"})), limit).await?;
-    assert_eq!(error, ExecuteError::TimedOut { limit, stuck: true });
-    assert!(took < STUCK, "{took:?}");
+async fn what_does_not_let_go_is_stuck() -> Result<()> {
+    let stuck = async |prompt: Value, block_http: bool| {
+        let rig = Rig::boot().await?;
+        if block_http {
+            rig.fault(json!({"block_http": 600.0})).await?;
+            let limit = Duration::from_millis(100);
+            let silent = || async { timeout(limit, rig.stats()).await.is_err() };
+            wait_for("the silence", LIMIT, silent).await?;
+        }
+        let limit = Duration::from_millis(500);
+        let (error, took) = limited(&rig, prompt, limit).await?;
+        assert_eq!(error, ExecuteError::TimedOut { limit, stuck: true });
+        // The limit counts, and so does that of the attempts to get rid of it.
+        assert!(took < STUCK, "{took:?}");
+        Ok::<_, anyhow::Error>(())
+    };
+    tokio::try_join!(
+        stuck(alone("StandinIgnoreInterrupt", json!({"seconds": 600.0})), false),
+        stuck(alone("StandinKillPromptThread", json!({})), false),
+        stuck(alone("StandinText", json!({"text": "x"})), true),
+    )?;
     Ok(())
 }
 
