@@ -13,7 +13,7 @@ use super::{
     history::History,
     socket::Subscription,
     tracker::{OutputImage, Progress},
-    whereabouts::{cancel, post_once},
+    whereabouts::{ABORT_LIMIT, CANCEL_LIMIT, cancel, post_once},
 };
 use crate::job::{apply::Prompt, result::NodeTiming};
 
@@ -130,7 +130,7 @@ pub async fn execute(
         let posted = run.within_limit(post_once(server.client(), &post)).await??;
         if let Some(node_errors) = posted.node_errors.clone().filter(|_| !execution.allow_partial) {
             // It runs the rest already: GPU time for a job that fails in any case.
-            cancel(server.client(), prompt_id).await;
+            cancel(server.client(), prompt_id, CANCEL_LIMIT).await;
             return Err(ExecuteError::Refused { message: describe_node_errors(&node_errors), node_errors });
         }
         observer.queued(prompt_id);
@@ -147,12 +147,12 @@ pub async fn execute(
     };
     // Its events would pile up while nobody reads them.
     drop(subscription);
-    let let_go = Box::pin(async {
+    let let_go = async |limit| {
         tokio::select! {
-            let_go = cancel(server.client(), prompt_id) => let_go,
+            let_go = cancel(server.client(), prompt_id, limit) => let_go,
             _ = server.exited() => true,
         }
-    });
+    };
     match outcome {
         Ok((posted, history)) => {
             if let Err(error) = server.client().delete_history(prompt_id).await {
@@ -161,9 +161,9 @@ pub async fn execute(
             Ok(run.finish(prompt_id, history, posted))
         }
         Err(ExecuteError::TimedOut { limit, .. }) => {
-            Err(ExecuteError::TimedOut { limit, stuck: !let_go.await })
+            Err(ExecuteError::TimedOut { limit, stuck: !let_go(CANCEL_LIMIT).await })
         }
-        Err(ExecuteError::Aborted { .. }) => Err(ExecuteError::Aborted { stuck: !let_go.await }),
+        Err(ExecuteError::Aborted { .. }) => Err(ExecuteError::Aborted { stuck: !let_go(ABORT_LIMIT).await }),
         Err(error) => Err(error),
     }
 }

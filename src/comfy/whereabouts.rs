@@ -16,7 +16,9 @@ use super::{
 /// How often a prompt is looked for while the websocket is silent or down.
 pub(super) const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How long ComfyUI is asked to let go of a prompt before its process is given up.
-const CANCEL_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const CANCEL_LIMIT: Duration = Duration::from_secs(10);
+/// The same in a drain: ComfyUI is stopped in any case.
+pub(super) const ABORT_LIMIT: Duration = Duration::from_secs(2);
 /// How often it is asked within that time: an interrupt sent too early is lost.
 const CANCEL_EVERY: Duration = Duration::from_millis(250);
 /// How often a prompt is posted that ComfyUI never got.
@@ -88,8 +90,8 @@ pub(super) async fn look(client: &Client, prompt_id: PromptId) -> Result<Look, R
 
 /// Takes the prompt out of the queue or interrupts it, again and again: an interrupt that comes
 /// before the prompt has begun is lost. Whether ComfyUI let go of it.
-pub(super) async fn cancel(client: &Client, prompt_id: PromptId) -> bool {
-    let until = Instant::now() + CANCEL_LIMIT;
+pub(super) async fn cancel(client: &Client, prompt_id: PromptId, limit: Duration) -> bool {
+    let until = Instant::now() + limit;
     let mut nowhere = 0;
     while Instant::now() < until {
         let asked = async {

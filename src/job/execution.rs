@@ -89,8 +89,10 @@ impl<'a> Executor<'a> {
             Ok::<_, Met>((engine, staged, prepared))
         };
         let (engine, (staged, staged_in), (prepared, converted_in)) = tokio::select! {
-            ready = before_post => ready?,
+            // First: what needs neither files nor conversion would be ready at once.
+            biased;
             () = stop.cancelled() => return Err(Failure::Draining).at(Stage::Stage),
+            ready = before_post => ready?,
         };
         timings.staged_ms = ms(staged_in);
         timings.converted_ms = ms(converted_in);
@@ -111,8 +113,8 @@ impl<'a> Executor<'a> {
         }
         let Executed { history, images, nodes, .. } = executed;
         let findings = self.find(&folder, &history, images, executed.images_lost).await.at(Stage::Collect)?;
-        let (outputs, uploaded_in) =
-            timed(self.upload(&destination, findings, &prompt, &history)).await.at(Stage::Upload)?;
+        let uploading = timed(self.upload(&destination, findings, &prompt, &history));
+        let (outputs, uploaded_in) = self.runner.stops.unless_aborted(uploading).await.at(Stage::Upload)?;
         timings.uploaded_ms = ms(uploaded_in);
         let (outputs, records) = outputs;
         Ok(Done { outputs, records, warnings, nodes })

@@ -5,11 +5,12 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
 use serde_json::Value;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -29,6 +30,9 @@ use crate::{
     connector::ComfyConnector,
     store::{ObjectStore, ObjectUri},
 };
+
+/// Longest closing of an attempt's marker: a store that is away must not hold up a hand-back.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Runs jobs, one at a time or several: it holds no state of any.
 pub struct Runner {
@@ -57,6 +61,20 @@ pub struct Stops {
     pub abort: CancellationToken,
 }
 
+impl Stops {
+    /// `work`, given up when what runs must end.
+    pub(super) async fn unless_aborted<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.abort.cancelled() => Err(Failure::Draining),
+        }
+    }
+}
+
 /// A message to be run.
 #[derive(Clone, Debug)]
 pub struct Incoming {
@@ -64,8 +82,8 @@ pub struct Incoming {
     pub body: Bytes,
     /// AMQP `message_id`.
     pub message_id: Option<String>,
-    /// When it was published, Unix seconds.
-    pub published_at: Option<u64>,
+    /// When it was published.
+    pub published_at: Option<SystemTime>,
     /// Whether somebody gets the answer.
     pub answerable: bool,
 }
@@ -132,10 +150,11 @@ impl Runner {
             Ok(job) => job,
             Err(refused) => return self.refuse(*refused, incoming.answerable).await,
         };
-        let queued = incoming.published_at.map_or(Duration::ZERO, since);
+        // Clocks that disagree give zero.
+        let queued = incoming.published_at.and_then(|then| then.elapsed().ok()).unwrap_or_default();
         let timings = Timings { queued_ms: ms(queued), ..Timings::default() };
         let life = Life { runner: self, accepted_at, timings };
-        match life.live(&job, sink).await {
+        match Box::pin(life.live(&job, sink)).await {
             Ok(body) => Ending::Answered { id: job.id, body },
             Err(failure) => {
                 let pause = !matches!(failure, Failure::Draining);
@@ -213,7 +232,8 @@ impl Life<'_> {
     async fn live(mut self, job: &JobRequest, sink: Arc<dyn EventSink>) -> Result<Bytes, Failure> {
         let runner = self.runner;
         let records = Records::new(&*runner.store, &runner.base, job.id.as_str())?;
-        let opened = records.open(&job.digest, &runner.worker_id, runner.limits.max_attempts).await?;
+        let opening = records.open(&job.digest, &runner.worker_id, runner.limits.max_attempts);
+        let opened = runner.stops.unless_aborted(opening).await?;
         let attempt = match opened {
             Opened::Finished(body) => return Ok(body),
             Opened::Conflict => {
@@ -225,26 +245,32 @@ impl Life<'_> {
             Opened::Poison { attempt, crashes } => {
                 let met = Met { stage: Stage::Accept, failure: Failure::Poison { crashes } };
                 let result = runner.failed(&job.id, attempt.number, self.timings, job.metadata.clone(), &met);
-                return records.settle(encode(&result)?).await;
+                return runner.stops.unless_aborted(records.settle(encode(&result)?)).await;
             }
             Opened::Attempt(attempt) => attempt,
         };
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
         reporter.tell(EventKind::Accepted);
-        match self.attempts(job, &attempt, &reporter).await {
-            Ok(result) => {
-                let body = records.settle(encode(&result)?).await?;
-                reporter.tell(EventKind::Finished { status: result.status });
-                Ok(body)
-            }
-            Err(failure) => {
-                // A marker left open counts as a crash; losing this one costs a try, no more.
-                if let Err(error) = records.close(&attempt, &failure.to_string()).await {
-                    tracing::warn!(job = %job.id, %error, "the attempt's marker could not be closed");
+        let failure = match self.attempts(job, &attempt, &reporter).await {
+            Ok(result) => match runner.stops.unless_aborted(records.settle(encode(&result)?)).await {
+                Ok(body) => {
+                    reporter.tell(EventKind::Finished { status: result.status });
+                    return Ok(body);
                 }
-                Err(failure)
+                Err(failure) => failure,
+            },
+            Err(failure) => failure,
+        };
+        // A marker left open counts as a crash; losing this one costs a try, no more.
+        let reason = failure.to_string();
+        match timeout(CLOSE_LIMIT, records.close(&attempt, &reason)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(job = %job.id, %error, "the attempt's marker could not be closed");
             }
+            Err(_) => tracing::warn!(job = %job.id, "the attempt's marker could not be closed in time"),
         }
+        Err(failure)
     }
 
     /// Tries until there is an answer; an error hands the job back.
@@ -265,7 +291,9 @@ impl Life<'_> {
             match verdict(&met.failure, tries) {
                 Verdict::Answer => {
                     tracing::info!(job = %job.id, stage = ?met.stage, error = %log, "job failed");
-                    return Ok(self.failed(job, attempt.number, &met, &executor).await);
+                    let stops = self.runner.stops.clone();
+                    let answer = async { Ok(self.failed(job, attempt.number, &met, &executor).await) };
+                    return stops.unless_aborted(answer).await;
                 }
                 Verdict::HandBack => {
                     tracing::warn!(job = %job.id, stage = ?met.stage, error = %log, "job handed back");
@@ -352,12 +380,6 @@ impl Life<'_> {
 fn encode(result: &JobResult) -> Result<Bytes, Failure> {
     let body = serde_json::to_vec_pretty(result).map_err(|error| Failure::Internal(error.to_string()))?;
     Ok(body.into())
-}
-
-/// Since a moment in Unix seconds; clocks that disagree give zero.
-fn since(published_at: u64) -> Duration {
-    let then = UNIX_EPOCH + Duration::from_secs(published_at);
-    SystemTime::now().duration_since(then).unwrap_or_default()
 }
 
 pub(super) fn ms(duration: Duration) -> u64 {

@@ -217,29 +217,30 @@ impl Stager {
         let subfolder = Subfolder::parse(file.subfolder.as_deref().unwrap_or_default()).map_err(invalid)?;
         let options = UploadOptions {
             folder: file.folder,
-            subfolder: subfolder.clone(),
+            subfolder,
             overwrite: file.overwrite,
             ephemeral: file.ephemeral,
         };
         let target = options.target(&self.folders, &name);
-        if !file.overwrite && target.symlink_metadata().is_ok() {
+        let existing = async || {
             // Models are kept and shared between jobs: the same one is not fetched again.
-            let same =
-                file.folder == FolderType::Models && fetch::matches(&target, file.sha256.as_deref()).await;
-            return if same {
-                Ok(None)
-            } else {
-                Err(Failure::Invalid(format!(
-                    "files: {}/{} exists and `overwrite` is false",
-                    file.folder.name(),
-                    subfolder.join(&name)
-                )))
-            };
+            if file.folder == FolderType::Models && fetch::matches(&target, file.sha256.as_deref()).await {
+                return Ok(None);
+            }
+            let (folder, name) = (file.folder.name(), options.subfolder.join(&name));
+            Err(Failure::Invalid(format!("files: {folder}/{name} exists and `overwrite` is false")))
+        };
+        if !file.overwrite && target.symlink_metadata().is_ok() {
+            return existing().await;
         }
         let scratch = self.scratch_beside(&target).await?;
         let part = scratch.path().join(name.as_str());
         self.fetcher().fetch(&source.source, source.sha256.as_deref(), part.clone(), budget).await?;
-        place::settle(&self.journal, &part, &target, &options).map_err(place_failure)
+        match place::settle(&self.journal, &part, &target, &options) {
+            // Another job, or another of this job's files, was faster.
+            Err(PlaceError::Exists(_)) => existing().await,
+            settled => settled.map_err(place_failure),
+        }
     }
 
     /// A folder of our own on the target's file system, for the file until it is whole.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use comfy_worker::{
     comfy::{Client, Server},
-    config::ComfyUiConfig,
+    config::{ComfyUiConfig, Variables},
 };
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -68,7 +68,7 @@ pub(crate) fn config(engine: &Engine) -> Result<ComfyUiConfig> {
         port: free_port()?,
         boot_timeout: Some(Duration::from_secs(300)),
         test_workflow: None,
-        env: std::collections::BTreeMap::new(),
+        env: Variables::default(),
     })
 }
 

@@ -43,7 +43,7 @@ fn features_count_only_as_the_first_message() -> Result<()> {
         ears.say(r#"{"type":"hello"}"#).await?;
         ears.say(r#"{"type":"feature_flags","data":{"supports_preview_metadata":true}}"#).await?;
         let pictures = pictures(bed, &mut ears).await?;
-        assert_eq!(pictures.iter().map(|picture| event(picture)).collect::<Vec<_>>(), [Some(1), Some(1)]);
+        assert_eq!(pictures.iter().map(event).collect::<Vec<_>>(), [Some(1), Some(1)]);
         Ok(())
     })
 }

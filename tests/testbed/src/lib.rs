@@ -7,6 +7,7 @@
 
 mod background;
 mod engine;
+mod gate;
 mod limits;
 mod picture;
 mod pixels;
@@ -19,6 +20,7 @@ mod wait;
 mod worker;
 
 pub use engine::{Engine, RunningEngine};
+pub use gate::{Fault, Gate};
 pub use picture::{landscape, png};
 pub use pixels::Pixels;
 pub use ports::free_port;
