@@ -41,7 +41,8 @@ pub(super) fn is_foreign(port: u16, is_ours: impl Fn(u32) -> bool) -> bool {
 /// As `/proc/<pid>/fd` names them: `socket:[4711]`.
 fn listening_sockets(port: u16) -> HashSet<String> {
     const LISTENS: &str = "0A";
-    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap_or_default());
+    let tables =
+        ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap_or_default());
     let rows = tables.iter().flat_map(|table| table.lines().skip(1));
     rows.filter_map(|row| {
         let fields: Vec<&str> = row.split_whitespace().collect();

@@ -244,7 +244,7 @@ impl ComfyConnector {
         if let Some(old) = engine.take() {
             old.stop().await;
         }
-        let boot = || Engine::boot(&self.0.config, Arc::clone(&self.0.on_boot_line));
+        let boot = || Box::pin(Engine::boot(&self.0.config, Arc::clone(&self.0.on_boot_line)));
         let pauses =
             ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_times(BOOTS - 1).with_jitter();
         let booted = boot
