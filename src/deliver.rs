@@ -104,7 +104,10 @@ pub fn find(
                 };
                 let temp = folder == FolderType::Temp;
                 if temp && !request.include_temp {
-                    findings.written.push(folders.of(folder).join(subfolder).join(filename));
+                    // Opened for its checks: what is listed here is removed later.
+                    findings
+                        .written
+                        .extend(open(folders, folder, &subfolder, &filename).map(|(_, path)| path));
                     continue;
                 }
                 match open(folders, folder, &subfolder, &filename) {
@@ -133,8 +136,11 @@ pub fn find(
     }
     for OutputImage { node, index, image } in images {
         let extension = if image.content_type == "image/png" { "png" } else { "jpg" };
-        let filename = format!("{}_{:05}_.{extension}", node.replace(':', "-"), index + 1);
-        let place = places.give(&filename, &format!("socket/{filename}"));
+        // Outside data: the id of a node is any text.
+        let safe_node: String =
+            node.chars().take(64).map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+        let filename = format!("{safe_node}_{:05}_.{extension}", index + 1);
+        let place = places.give(&filename, &format!("socket/{index}/{node}"));
         let content = FoundContent::Bytes(image.bytes);
         let key = "images".to_owned();
         findings.files.push(Found { node, key, index, temp: false, place, filename, content });
@@ -225,6 +231,14 @@ impl Findings {
         outputs.extend(self.texts);
         remove_written(&self.written);
         Ok(outputs)
+    }
+}
+
+/// Removes what an execution wrote that nobody wants.
+pub fn discard(folders: &Folders, history: &History) {
+    let request = OutputRequest { include_temp: true, ..OutputRequest::default() };
+    if let Ok(findings) = find(folders, "", &request, history, Vec::new()) {
+        remove_written(&findings.written);
     }
 }
 

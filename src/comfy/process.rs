@@ -228,7 +228,7 @@ fn command(config: &ComfyUiConfig, port: u16) -> Option<Command> {
         }
     }
     // A node's print would otherwise arrive when its buffer is full.
-    command.env("PYTHONUNBUFFERED", "1").envs(&config.env);
+    command.env("PYTHONUNBUFFERED", "1").envs(&config.env.0);
     Some(command)
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{failure::Failure, request::JobRequest};
+use super::failure::Failure;
 use crate::store::{Creation, ObjectStore, ObjectUri, StoreError};
 
 /// Largest marker or manifest that is read back.
@@ -68,12 +68,7 @@ impl<'a> Records<'a> {
     }
 
     /// Begins an attempt, or finds that there is nothing to run.
-    pub(super) async fn open(
-        &self,
-        job: &JobRequest,
-        worker: &str,
-        max_crashes: u32,
-    ) -> Result<Opened, Failure> {
+    pub(super) async fn open(&self, digest: &str, worker: &str, max_crashes: u32) -> Result<Opened, Failure> {
         let nonce = Uuid::new_v4().simple().to_string();
         let mut crashes = 0;
         for number in 1..=MOST_MARKERS {
@@ -82,7 +77,7 @@ impl<'a> Records<'a> {
                 attempt: number,
                 worker: worker.to_owned(),
                 nonce: nonce.clone(),
-                body_sha256: job.digest.clone(),
+                body_sha256: digest.to_owned(),
                 closed: None,
             };
             let uri = self.at(&format!("attempts/{number}.json"))?;
@@ -99,7 +94,7 @@ impl<'a> Records<'a> {
                     Opened::Attempt(attempt)
                 });
             };
-            if earlier.body_sha256 != job.digest {
+            if earlier.body_sha256 != digest {
                 return Ok(Opened::Conflict);
             }
             if number == 1

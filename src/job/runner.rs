@@ -5,7 +5,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use super::{
     verdict::{Remedy, Verdict, verdict},
 };
 use crate::{
+    checksum,
     config::{JobConfig, OutputsConfig},
     connector::ComfyConnector,
     store::{ObjectStore, ObjectUri},
@@ -81,8 +82,8 @@ pub struct Incoming {
     pub body: Bytes,
     /// AMQP `message_id`.
     pub message_id: Option<String>,
-    /// When it was published, Unix seconds.
-    pub published_at: Option<u64>,
+    /// When it was published.
+    pub published_at: Option<SystemTime>,
     /// Whether somebody gets the answer.
     pub answerable: bool,
 }
@@ -139,8 +140,9 @@ impl Runner {
             let failure = Failure::Malformed(format!(
                 "the message has {size} bytes, more than {limit} (job.max_message_bytes)"
             ));
-            let id = incoming.message_id.as_deref().and_then(|id| id.parse().ok());
-            Err(Box::new(Refused { id, digest: String::new(), metadata: None, failure }))
+            let digest = checksum::of_bytes(&incoming.body);
+            let id = incoming.message_id.as_deref().unwrap_or(&digest).parse().ok();
+            Err(Box::new(Refused { id, digest, metadata: None, failure }))
         } else {
             JobRequest::parse(&incoming.body, incoming.message_id.as_deref())
         };
@@ -148,10 +150,11 @@ impl Runner {
             Ok(job) => job,
             Err(refused) => return self.refuse(*refused, incoming.answerable).await,
         };
-        let queued = incoming.published_at.map_or(Duration::ZERO, since);
+        // Clocks that disagree give zero.
+        let queued = incoming.published_at.and_then(|then| then.elapsed().ok()).unwrap_or_default();
         let timings = Timings { queued_ms: ms(queued), ..Timings::default() };
         let life = Life { runner: self, accepted_at, timings };
-        match life.live(&job, sink).await {
+        match Box::pin(life.live(&job, sink)).await {
             Ok(body) => Ending::Answered { id: job.id, body },
             Err(failure) => {
                 let pause = !matches!(failure, Failure::Draining);
@@ -162,14 +165,25 @@ impl Runner {
 
     /// Answers a body that is no job, when somebody listens.
     async fn refuse(&self, refused: Refused, answerable: bool) -> Ending {
-        let Refused { id, metadata, failure, .. } = refused;
+        let Refused { id, digest, metadata, failure } = refused;
         let (Some(id), true) = (id, answerable) else {
             return Ending::Reject { reason: failure.to_string() };
         };
         let met = Met { stage: Stage::Accept, failure };
-        let result = self.failed(&id, 1, Timings::default(), metadata, &met);
-        let settled =
-            async { Records::new(&*self.store, &self.base, id.as_str())?.settle(encode(&result)?).await };
+        let settled = async {
+            let records = Records::new(&*self.store, &self.base, id.as_str())?;
+            let opened = records.open(&digest, &self.worker_id, self.limits.max_attempts).await?;
+            let attempt = match opened {
+                Opened::Finished(body) => return Ok(body),
+                Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => attempt.number,
+                // The manifest beneath this id is another job's, and not for this publisher's eyes.
+                Opened::Conflict => {
+                    return encode(&self.failed(&id, 1, Timings::default(), metadata.clone(), &met));
+                }
+            };
+            let result = self.failed(&id, attempt, Timings::default(), metadata.clone(), &met);
+            records.settle(encode(&result)?).await
+        };
         match settled.await {
             Ok(body) => Ending::Answered { id, body },
             Err(error) => Ending::HandBack { reason: error.to_string(), pause: true },
@@ -218,7 +232,7 @@ impl Life<'_> {
     async fn live(mut self, job: &JobRequest, sink: Arc<dyn EventSink>) -> Result<Bytes, Failure> {
         let runner = self.runner;
         let records = Records::new(&*runner.store, &runner.base, job.id.as_str())?;
-        let opening = records.open(job, &runner.worker_id, runner.limits.max_attempts);
+        let opening = records.open(&job.digest, &runner.worker_id, runner.limits.max_attempts);
         let opened = runner.stops.unless_aborted(opening).await?;
         let attempt = match opened {
             Opened::Finished(body) => return Ok(body),
@@ -270,7 +284,7 @@ impl Life<'_> {
         let mut executor = Executor::new(self.runner, job, attempt.number, reporter);
         loop {
             let met = match executor.execute(&mut self.timings).await {
-                Ok(done) => return Ok(self.succeeded(job, attempt.number, done)),
+                Ok(done) => return Ok(self.succeeded(job, attempt.number, done, &executor)),
                 Err(met) => met,
             };
             let log = &met.failure;
@@ -299,8 +313,9 @@ impl Life<'_> {
 
     async fn mend(&self, remedy: Remedy) {
         match remedy {
-            // The next call starts again what is ill.
-            Remedy::Nothing | Remedy::RunAgain | Remedy::Restart => {}
+            Remedy::Nothing | Remedy::RunAgain => {}
+            // The next call starts it again.
+            Remedy::Restart => self.runner.connector.kill_engine().await,
             Remedy::FreeMemory => {
                 if let Ok(engine) = self.runner.connector.engine().await
                     && let Err(error) = engine.server().client().free().await
@@ -316,7 +331,13 @@ impl Life<'_> {
         self.timings
     }
 
-    fn succeeded(&mut self, job: &JobRequest, attempt: u32, done: Done) -> JobResult {
+    fn succeeded(
+        &mut self,
+        job: &JobRequest,
+        attempt: u32,
+        done: Done,
+        executor: &Executor<'_>,
+    ) -> JobResult {
         JobResult {
             version: 1,
             id: job.id.clone(),
@@ -332,7 +353,7 @@ impl Life<'_> {
             worker: WorkerInfo {
                 id: self.runner.worker_id.clone(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                comfyui_version: done.comfyui_version,
+                comfyui_version: executor.comfyui_version(),
             },
             metadata: job.metadata.clone(),
         }
@@ -347,10 +368,7 @@ impl Life<'_> {
     ) -> JobResult {
         let timings = self.total();
         let mut result = self.runner.failed(&job.id, attempt, timings, job.metadata.clone(), met);
-        // Not `engine`: whoever waits for this answer need not wait for a boot.
-        if let Some(engine) = self.runner.connector.running() {
-            engine.server().version().clone_into(&mut result.worker.comfyui_version);
-        }
+        result.worker.comfyui_version = executor.comfyui_version();
         if let Some(records) = executor.left_records().await {
             result.history = Some(records.history.to_string());
             result.prompt = Some(records.prompt.to_string());
@@ -362,12 +380,6 @@ impl Life<'_> {
 fn encode(result: &JobResult) -> Result<Bytes, Failure> {
     let body = serde_json::to_vec_pretty(result).map_err(|error| Failure::Internal(error.to_string()))?;
     Ok(body.into())
-}
-
-/// Since a moment in Unix seconds; clocks that disagree give zero.
-fn since(published_at: u64) -> Duration {
-    let then = UNIX_EPOCH + Duration::from_secs(published_at);
-    SystemTime::now().duration_since(then).unwrap_or_default()
 }
 
 pub(super) fn ms(duration: Duration) -> u64 {

@@ -29,7 +29,7 @@ pub struct Journal {
 #[serde(rename_all = "snake_case")]
 enum Line {
     Owned { path: PathBuf, inode: Option<Inode> },
-    Gone { path: PathBuf },
+    Gone { path: PathBuf, inode: Option<Inode> },
 }
 
 /// Device and number: which file a name stood for.
@@ -66,7 +66,7 @@ impl Drop for Owned {
     fn drop(&mut self) {
         // What could not be removed stays listed, for the next start.
         if remove(&self.path, self.inode) {
-            self.journal.write(&Line::Gone { path: self.path.clone() });
+            self.journal.write(&Line::Gone { path: self.path.clone(), inode: self.inode });
         }
     }
 }
@@ -130,11 +130,34 @@ impl Journal {
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`] when something is; `scratch` is removed then.
     pub fn adopt(self: &Arc<Self>, scratch: Owned, target: &Path) -> io::Result<Owned> {
+        self.rename(&scratch, target, rename_new)
+    }
+
+    /// Puts something of ours in the place of something else of ours.
+    ///
+    /// # Errors
+    /// When it cannot be renamed; `scratch` is removed then.
+    pub(super) fn replace(self: &Arc<Self>, scratch: Owned, target: &Path) -> io::Result<Owned> {
+        self.rename(&scratch, target, |from, to| fs::rename(from, to))
+    }
+
+    fn rename(
+        self: &Arc<Self>,
+        scratch: &Owned,
+        target: &Path,
+        rename: impl FnOnce(&Path, &Path) -> io::Result<()>,
+    ) -> io::Result<Owned> {
         let inode = Inode::of(&scratch.path)?;
         self.write(&Line::Owned { path: target.to_owned(), inode: Some(inode) });
         let owned = Owned { path: target.to_owned(), inode: Some(inode), journal: Arc::clone(self) };
-        rename_new(&scratch.path, target)?;
+        rename(&scratch.path, target)?;
         Ok(owned)
+    }
+
+    /// Whether what has this name is ours, and will be removed.
+    pub(super) fn owns(&self, path: &Path) -> bool {
+        let listed = left_by(&self.path).unwrap_or_default();
+        Inode::of(path).is_ok_and(|found| listed.contains(&(path.to_owned(), Some(found))))
     }
 }
 
@@ -196,7 +219,8 @@ fn left_by(journal: &Path) -> io::Result<Vec<(PathBuf, Option<Inode>)>> {
     for line in text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()) {
         match line {
             Line::Owned { path, inode } => left.push((path, inode)),
-            Line::Gone { path: gone } => left.retain(|(path, _)| *path != gone),
+            // By inode too: a file of ours may have been replaced by another of ours.
+            Line::Gone { path, inode } => left.retain(|listed| *listed != (path.clone(), inode)),
         }
     }
     Ok(left)
