@@ -29,7 +29,7 @@ pub(super) struct Bed {
 /// Every test's, or one of the test's own that it may break.
 pub(super) enum Broker {
     Shared(&'static RabbitMq),
-    Own(RabbitMq),
+    Own(Box<RabbitMq>),
 }
 
 impl std::ops::Deref for Broker {
@@ -51,7 +51,7 @@ impl Bed {
     pub(super) async fn with_own_broker(name: &'static str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let broker = RabbitMq::start(&folder.path().join("rabbitmq")).await?;
-        Self::with(name, Broker::Own(broker), folder).await
+        Self::with(name, Broker::Own(Box::new(broker)), folder).await
     }
 
     async fn with(name: &'static str, broker: Broker, folder: TempDir) -> Result<Self> {
@@ -92,7 +92,8 @@ impl Bed {
 
     /// Publishes a job that names its id; a worker must have declared the queue.
     pub(super) async fn publish(&self, job: &Value) -> Result<()> {
-        let properties = BasicProperties::default().with_delivery_mode(2).with_reply_to(self.replies().into());
+        let properties =
+            BasicProperties::default().with_delivery_mode(2).with_reply_to(self.replies().into());
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let body = serde_json::to_vec(job)?;
         let channel = self.channel().await?;
