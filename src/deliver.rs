@@ -104,7 +104,10 @@ pub fn find(
                 };
                 let temp = folder == FolderType::Temp;
                 if temp && !request.include_temp {
-                    findings.written.push(folders.of(folder).join(subfolder).join(filename));
+                    // Opened like the others: a name that leads out must not be removed either.
+                    findings
+                        .written
+                        .extend(open(folders, folder, &subfolder, &filename).ok().map(|(_, path)| path));
                     continue;
                 }
                 match open(folders, folder, &subfolder, &filename) {
@@ -241,6 +244,20 @@ fn remove_written(paths: &[PathBuf]) {
             tracing::debug!(%error, path = %path.display(), "a delivered output stays on disk");
         }
     }
+}
+
+/// Removes every file that an execution of ours listed and that nobody wants: the self-test's.
+pub(crate) fn discard(folders: &Folders, history: &History) {
+    let files = history.outputs().into_iter().filter_map(|item| {
+        let OutputContent::File { filename, subfolder, folder } = item.content else { return None };
+        let folder = match folder.as_str() {
+            "output" => FolderType::Output,
+            "temp" => FolderType::Temp,
+            _ => return None,
+        };
+        open(folders, folder, &subfolder, &filename).ok().map(|(_, path)| path)
+    });
+    remove_written(&files.collect::<Vec<_>>());
 }
 
 static PROCESS_START: std::sync::LazyLock<SystemTime> = std::sync::LazyLock::new(SystemTime::now);

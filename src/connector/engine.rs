@@ -10,7 +10,9 @@ use crate::{
     browser::Browser,
     comfy::{ExecuteError, Executed, Execution, Observer, Server, Socket, execute},
     config::Config,
+    deliver,
     job::apply::is_ui_workflow,
+    stage::Folders,
 };
 
 /// Longest self-test execution: the first prompt may import and compile.
@@ -52,7 +54,12 @@ impl Engine {
         };
         let engine = Self { server, socket, browser };
         match engine.run(test, SELF_TEST_LIMIT).await {
-            Ok(_) => Ok(engine),
+            Ok(history) => {
+                let folders = Folders::new(config.comfyui.path.clone());
+                // File systems may be slow: not on a thread that serves others.
+                let _ = tokio::task::spawn_blocking(move || deliver::discard(&folders, &history)).await;
+                Ok(engine)
+            }
             Err(error) => {
                 engine.stop().await;
                 Err(ConnectorError::SelfTest(error.to_string()))
