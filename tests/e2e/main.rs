@@ -35,7 +35,7 @@ macro_rules! trials {
         vec![$($({
             let suite = Arc::clone(&$suite);
             Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
-                suite.run($module::$test(&suite)).map_err(|error| Failed::from(format!("{error:?}")))
+                suite.run($module::$test(&suite)).map_err(|error| Failed::from(told(&error)))
             })
         }),+),+]
     };
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     let suite = match Suite::new() {
         Ok(suite) => Arc::new(suite),
         Err(error) => {
-            eprintln!("{error:?}");
+            eprintln!("{}", told(&error));
             return ExitCode::FAILURE;
         }
     };
@@ -69,8 +69,13 @@ fn main() -> ExitCode {
     match suite.close() {
         Ok(()) => conclusion.exit_code(),
         Err(error) => {
-            eprintln!("after the last test: {error:?}");
+            eprintln!("after the last test: {}", told(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and what led to it, a line each; no backtrace.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
 }
