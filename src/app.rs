@@ -23,6 +23,8 @@ use crate::{
 const HAND_BACK_PAUSE: Duration = Duration::from_secs(5);
 /// Longest publishing of a result before the job is handed back; its manifest stands.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(60);
+/// What a broker or store may take for the last words after the grace is over.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Why `serve` ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -59,14 +61,12 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     };
     let outcome = match booted {
         Ok(Some((broker, connector))) => {
-            let version = match connector.engine().await {
-                Ok(engine) => engine.server().version().to_owned(),
-                Err(_) => "unknown".to_owned(),
-            };
+            let running = connector.running();
+            let version = running.map_or("unknown".to_owned(), |engine| engine.server().version().to_owned());
             board.connected(&version, broker.health());
             let runner = Runner {
-                connector: connector.clone(),
-                store: stores,
+                connector,
+                store: stores.clone(),
                 base,
                 outputs: config.outputs.clone(),
                 limits: config.job.clone(),
@@ -76,18 +76,40 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
             let worker = Worker { runner, broker: broker.clone(), board: board.clone(), config: &config };
             let outcome = worker.consume().await;
             board.enter(Phase::Draining);
-            broker.close().await;
+            tokio::join!(last_words(&stops, broker.close()), ComfyConnector::shutdown_live());
             outcome
         }
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
+        // Whatever runs when the boot is cut short is stopped.
+        Ok(None) => {
+            board.enter(Phase::Draining);
+            ComfyConnector::shutdown_live().await;
+            Ok(())
+        }
+        Err(error) => {
+            ComfyConnector::shutdown_live().await;
+            Err(error)
+        }
     };
-    // Also when the boot was cut short: whatever runs by then is stopped.
-    ComfyConnector::shutdown_live().await;
+    // What uploads that were given up left there.
+    last_words(&stops, stores.settled()).await;
     if outcome.is_ok() {
         tracing::info!("drained");
     }
     outcome
+}
+
+/// Lets a peer finish, but one that is silent must not hold the drain up: until the grace is over,
+/// and a moment more.
+async fn last_words(stops: &Stops, work: impl Future<Output = ()>) {
+    let overdue = async {
+        stops.abort.cancelled().await;
+        sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        biased;
+        () = work => {}
+        () = overdue => tracing::warn!("a peer is silent: not waiting for it any longer"),
+    }
 }
 
 /// Where results go.
@@ -176,17 +198,17 @@ impl Worker<'_> {
                 () = stop.cancelled() => {
                     self.board.enter(Phase::Draining);
                     // Beside the running job: what the broker sends on its heels goes straight back.
-                    tokio::join!(consumer.stop(), job);
+                    tokio::join!(last_words(&self.runner.stops, consumer.stop()), job);
                     return Ok(());
                 }
             }
             if self.runner.connector.state() == State::Error {
-                consumer.stop().await;
+                last_words(&self.runner.stops, consumer.stop()).await;
                 return Err(ServeError::Environment("ComfyUI cannot be started again".to_owned()));
             }
         }
         self.board.enter(Phase::Draining);
-        consumer.stop().await;
+        last_words(&self.runner.stops, consumer.stop()).await;
         Ok(())
     }
 
@@ -232,7 +254,17 @@ impl Worker<'_> {
             reply_to: delivery.message.reply_to.clone(),
             correlation_id: delivery.message.correlation_id.clone(),
         };
-        match self.broker.publish_result(&result, Instant::now() + PUBLISH_LIMIT).await {
+        let publishing = self.broker.publish_result(&result, Instant::now() + PUBLISH_LIMIT);
+        let published = tokio::select! {
+            biased;
+            published = publishing => published,
+            // The manifest stands: whoever gets the job next answers from it.
+            () = self.runner.stops.abort.cancelled() => {
+                tracing::warn!(job = result.job_id, "the grace is over before the result was published");
+                return Settlement::HandBack;
+            }
+        };
+        match published {
             Ok(warnings) => {
                 for warning in warnings {
                     tracing::warn!(job = result.job_id, %warning, "the result could not be sent there");

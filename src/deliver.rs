@@ -104,10 +104,10 @@ pub fn find(
                 };
                 let temp = folder == FolderType::Temp;
                 if temp && !request.include_temp {
-                    // Opened like the others: a name that leads out must not be removed either.
+                    // Opened for its checks: what is listed here is removed later.
                     findings
                         .written
-                        .extend(open(folders, folder, &subfolder, &filename).ok().map(|(_, path)| path));
+                        .extend(open(folders, folder, &subfolder, &filename).map(|(_, path)| path));
                     continue;
                 }
                 match open(folders, folder, &subfolder, &filename) {
@@ -136,8 +136,11 @@ pub fn find(
     }
     for OutputImage { node, index, image } in images {
         let extension = if image.content_type == "image/png" { "png" } else { "jpg" };
-        let filename = format!("{}_{:05}_.{extension}", node.replace(':', "-"), index + 1);
-        let place = places.give(&filename, &format!("socket/{filename}"));
+        // Outside data: the id of a node is any text.
+        let safe_node: String =
+            node.chars().take(64).map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+        let filename = format!("{safe_node}_{:05}_.{extension}", index + 1);
+        let place = places.give(&filename, &format!("socket/{index}/{node}"));
         let content = FoundContent::Bytes(image.bytes);
         let key = "images".to_owned();
         findings.files.push(Found { node, key, index, temp: false, place, filename, content });
@@ -231,6 +234,14 @@ impl Findings {
     }
 }
 
+/// Removes what an execution wrote that nobody wants.
+pub fn discard(folders: &Folders, history: &History) {
+    let request = OutputRequest { include_temp: true, ..OutputRequest::default() };
+    if let Ok(findings) = find(folders, "", &request, history, Vec::new()) {
+        remove_written(&findings.written);
+    }
+}
+
 /// Files outside the job's own folder (a node with a naming of its own, previews): removed so that
 /// the disk does not fill, unless they were there before.
 fn remove_written(paths: &[PathBuf]) {
@@ -244,20 +255,6 @@ fn remove_written(paths: &[PathBuf]) {
             tracing::debug!(%error, path = %path.display(), "a delivered output stays on disk");
         }
     }
-}
-
-/// Removes every file that an execution of ours listed and that nobody wants: the self-test's.
-pub(crate) fn discard(folders: &Folders, history: &History) {
-    let files = history.outputs().into_iter().filter_map(|item| {
-        let OutputContent::File { filename, subfolder, folder } = item.content else { return None };
-        let folder = match folder.as_str() {
-            "output" => FolderType::Output,
-            "temp" => FolderType::Temp,
-            _ => return None,
-        };
-        open(folders, folder, &subfolder, &filename).ok().map(|(_, path)| path)
-    });
-    remove_written(&files.collect::<Vec<_>>());
 }
 
 static PROCESS_START: std::sync::LazyLock<SystemTime> = std::sync::LazyLock::new(SystemTime::now);

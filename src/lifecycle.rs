@@ -10,13 +10,18 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::job::runner::Stops;
 
+/// From the interrupt of what runs to the end of a drain that is stuck in spite of every limit of
+/// its own: an orchestrator's KILL would come anyway, and a worker that hangs helps nobody.
+const STUCK_AFTER: Duration = Duration::from_secs(20);
+
 /// Listens for SIGTERM and SIGINT as long as it lives.
 #[derive(Debug)]
 pub struct Signals {
     _listener: AbortOnDropHandle<()>,
 }
 
-/// The first signal stops and, after `grace`, aborts; the second one aborts and runs `at_once`.
+/// The first signal stops and, after `grace`, aborts; the second one aborts and runs `at_once`,
+/// and so does a drain that does not end.
 ///
 /// # Errors
 /// When the handlers cannot be installed.
@@ -40,11 +45,13 @@ pub fn on_signals(
             () = sleep(grace) => {
                 tracing::warn!(?grace, "the grace is over, interrupting what still runs");
                 stops.abort.cancel();
-                next().await;
+                tokio::select! {
+                    signal = next() => tracing::warn!(signal, "second signal, ending at once"),
+                    () = sleep(STUCK_AFTER) => tracing::error!("the drain is stuck, ending at once"),
+                }
             }
-            _ = next() => {}
+            signal = next() => tracing::warn!(signal, "second signal, ending at once"),
         }
-        tracing::warn!("second signal, ending at once");
         stops.abort.cancel();
         at_once();
     });

@@ -12,15 +12,27 @@ pub(crate) fn nearest(name: &str, known: impl IntoIterator<Item = String>) -> St
     if names.is_empty() { String::new() } else { format!("; did you mean {}?", names.join(", ")) }
 }
 
-/// Outside text on one line: control characters escaped, cut at `limit` characters.
+/// Whether a character breaks a line, steers a terminal, or reorders text so that it shows as another.
+pub(crate) fn is_treacherous(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Outside text on one line: treacherous characters escaped, cut at `limit` characters.
 pub(crate) fn one_line(text: &str, limit: usize) -> String {
     let mut line: String = text
         .chars()
         .take(limit)
-        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .flat_map(|c| if is_treacherous(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
         .collect();
     if text.chars().nth(limit).is_some() {
         line.push('…');
     }
     line
+}
+
+/// Outside text on one line and in quotes, cut at `limit` characters.
+pub(crate) fn quoted(text: &str, limit: usize) -> String {
+    let shown: String = text.chars().take(limit).collect();
+    let cut = if shown.len() < text.len() { "…" } else { "" };
+    format!("{shown:?}{cut}")
 }

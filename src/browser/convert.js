@@ -12,8 +12,9 @@ async (text) => {
   const isKnown = (type) => Object.hasOwn(window.LiteGraph.registered_node_types, type);
   const isActive = (node) => node.mode !== 2 && node.mode !== 4; // muted, bypassed
   const definitions = [];
+  const objects = (list) => (Array.isArray(list) ? list.filter((item) => item && typeof item === 'object') : []);
   const collect = (within) => {
-    for (const subgraph of within?.definitions?.subgraphs ?? []) {
+    for (const subgraph of objects(within.definitions?.subgraphs)) {
       definitions.push(subgraph);
       collect(subgraph);
     }
@@ -26,13 +27,20 @@ async (text) => {
     const group = /^workflow[>/]/.test(type) ? groups[type.slice('workflow>'.length)] : undefined;
     if (!group || seen.has(type)) return [type];
     seen.add(type);
-    const parts = (group.nodes ?? []).map((node) => String(node.type));
+    const parts = objects(group.nodes).map((node) => String(node.type));
     const unknown = parts.filter((part) => !isKnown(part)).flatMap((part) => lacking(part, seen));
     return unknown.length ? unknown : [type];
   };
-  const nodes = [source, ...definitions].flatMap((within) => within.nodes ?? []);
+  const nodes = [source, ...definitions].flatMap((within) => objects(within.nodes));
   const suspects = nodes.filter((node) => isActive(node) && !isKnown(node.type) && !local.has(node.type));
-  const written = new Map(nodes.map((node) => [stripped(node.type), String(node.type)]));
+  // By the name that the frontend gives an unknown node; of group nodes it first changes the separator.
+  const name = (node) => (typeof node.type === 'string' ? node.type : '(no type)');
+  const written = new Map(
+    nodes.flatMap((node) => {
+      const plain = stripped(node.type);
+      return [plain, plain.replace(/^workflow[/]/, 'workflow')].map((known) => [known, name(node)]);
+    }),
+  );
   // `12:3` is node 3 in the subgraph that node 12 stands for.
   const typeOf = (id) => {
     let node;
@@ -82,7 +90,7 @@ async (text) => {
     if (loaded === false) throw new Error('it could not be loaded');
     prompt = await app.graphToPrompt();
   } catch (error) {
-    if (suspects.length) return JSON.stringify({ missing: suspects.flatMap((node) => lacking(String(node.type))) });
+    if (suspects.length) return JSON.stringify({ missing: suspects.flatMap((node) => lacking(name(node))) });
     return JSON.stringify({ refused: String(error?.message || error) });
   } finally {
     for (const step of undo) step();

@@ -10,6 +10,7 @@
 //! killed with its whole group before another one starts; nothing waits for Chromium without a
 //! time limit.
 
+mod command;
 mod convert;
 mod find;
 mod page;

@@ -4,10 +4,9 @@
 //! ends both, also when the start is cancelled halfway.
 
 use std::{
-    net::Ipv6Addr,
+    fs,
     path::Path,
-    process::Stdio,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, Once, PoisonError},
     thread,
     time::Duration,
 };
@@ -21,14 +20,13 @@ use chromiumoxide::{
 use futures_util::StreamExt;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid};
 use tokio::{
-    process::Command,
     sync::oneshot,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use url::Url;
 
-use super::profile::Profile;
+use super::{command::command, profile::Profile};
 use crate::{
     child::{Group, LogTail},
     config::BrowserConfig,
@@ -71,12 +69,12 @@ impl Chromium {
     /// One line: what the start said.
     pub(super) async fn start(program: &Path, config: &BrowserConfig, server: &Url) -> Result<Self, String> {
         if rustix::process::geteuid().is_root() {
-            tracing::warn!("running as root: Chromium starts without its sandbox");
+            static SAID: Once = Once::new();
+            SAID.call_once(|| tracing::warn!("running as root: Chromium starts without its sandbox"));
             return Self::start_once(program, config, server, false).await;
         }
         match Self::start_once(program, config, server, true).await {
-            // What Chromium says where the kernel grants neither user namespaces nor its setuid helper.
-            Err(reason) if reason.to_lowercase().contains("sandbox") => {
+            Err(reason) if is_of_sandbox(&reason) => {
                 tracing::warn!(reason, "the kernel refuses Chromium's sandbox: starting without");
                 Self::start_once(program, config, server, false).await
             }
@@ -121,7 +119,10 @@ impl Chromium {
         let stderr = AbortOnDropHandle::new(tokio::spawn(follow));
 
         let connect = async {
-            let address = address.await.map_err(|_| one_line(&tail.last(6), 900))?;
+            let address = address.await.map_err(|_| match one_line(tail.last(6).trim(), 900) {
+                text if text.is_empty() => "it ended and said nothing".to_owned(),
+                text => text,
+            })?;
             let settings = HandlerConfig {
                 viewport: None,
                 // Our own limits are shorter. Theirs would fail a conversion that may take longer.
@@ -269,7 +270,7 @@ fn kill(mut group: Group) {
         if group.exit_status().is_some() {
             // As process 1 of a container we inherit Chromium's orphans: nobody else reaps them.
             while let Ok(Some(_)) = waitpgid(id, WaitOptions::NOHANG) {}
-            if test_kill_process_group(id).is_err() {
+            if test_kill_process_group(id).is_err() || !has_live_member(id) {
                 break;
             }
         }
@@ -277,78 +278,27 @@ fn kill(mut group: Group) {
     }
 }
 
-fn command(program: &Path, config: &BrowserConfig, server: &Url, profile: &Path, sandbox: bool) -> Command {
-    let mut command = Command::new(program);
-    command
-        .args([
-            "--headless",
-            "--remote-debugging-port=0",
-            "--enable-webgl",
-            "--disable-gpu",
-            "--window-size=1280,720",
-            "--no-first-run",
-            "--no-default-browser-check",
-            "--no-proxy-server",
-            "--no-pings",
-            "--mute-audio",
-            "--password-store=basic",
-            "--use-mock-keychain",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-client-side-phishing-detection",
-            "--disable-default-apps",
-            "--disable-domain-reliability",
-            "--disable-extensions",
-            "--disable-quic",
-            "--disable-sync",
-            // Its handler would leave our process group.
-            "--disable-breakpad",
-            "--disable-crash-reporter",
-            // Containers have 64 MiB of /dev/shm; a full one crashes the page.
-            "--disable-dev-shm-usage",
-            // A page that nobody looks at must not be slowed down.
-            "--disable-background-timer-throttling",
-            "--disable-backgrounding-occluded-windows",
-            "--disable-renderer-backgrounding",
-            "--disable-features=Translate,MediaRouter,OptimizationHints,HttpsUpgrades",
-        ])
-        .arg(format!("--host-resolver-rules={}", resolver_rules(server)))
-        .arg(format!("--user-data-dir={}", profile.display()));
-    if !sandbox {
-        command.arg("--no-sandbox");
-    }
-    command
-        .args(&config.args)
-        .arg("about:blank")
-        // The worker's credentials must not be readable in /proc/<pid>/environ of a browser.
-        .env_clear()
-        .envs(
-            ["PATH", "LD_LIBRARY_PATH", "TZ"].iter().filter_map(|name| Some((name, std::env::var_os(name)?))),
-        )
-        .env("LANG", "C.UTF-8")
-        .env("DBUS_SESSION_BUS_ADDRESS", "disabled:")
-        .envs(
-            ["HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"]
-                .map(|name| (name, profile)),
-        )
-        .current_dir(profile)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    command
+/// A group of nothing but zombies still counts as one: where process 1 reaps nobody's children
+/// it never ends.
+fn has_live_member(id: Pid) -> bool {
+    let is_live_member = |stat: String| {
+        // The program's name may hold anything; after its last bracket: state, parent, group.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let live = !matches!(fields.next()?, "Z" | "X");
+        let group: i32 = fields.nth(1)?.parse().ok()?;
+        Some(live && group == id.as_raw_nonzero().get())
+    };
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    processes
+        .filter_map(|process| fs::read_to_string(process.ok()?.path().join("stat")).ok())
+        .any(|stat| is_live_member(stat).unwrap_or_default())
 }
 
-/// No name and no address is found but the server's own, on its own port. This holds for every
-/// page, worker and websocket, unlike interception by DevTools, which a new target can escape.
-fn resolver_rules(server: &Url) -> String {
-    let port = server.port_or_known_default().unwrap_or(80);
-    let host = server.host_str().unwrap_or("127.0.0.1");
-    // A URL writes [::1], the rules match it written either way, by Chromium's version.
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    match bare.parse::<Ipv6Addr>() {
-        Ok(_) => format!("MAP [{bare}]:{port} [{bare}]:{port},MAP * ~NOTFOUND,EXCLUDE {bare}"),
-        Err(_) => format!("MAP {host}:{port} {host}:{port},MAP * ~NOTFOUND"),
-    }
+/// What Chromium says where the kernel grants neither user namespaces nor its setuid helper: "No
+/// usable sandbox!", "Failed to move to new namespace", from `zygote_host_impl_linux.cc`.
+fn is_of_sandbox(reason: &str) -> bool {
+    let reason = reason.to_lowercase();
+    ["sandbox", "namespace", "zygote"].iter().any(|word| reason.contains(word))
 }
 
 /// One line of what went wrong.
@@ -367,43 +317,61 @@ fn describe(error: &CdpError) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::{
+        io::{Read, Write},
+        net::{SocketAddr, TcpListener},
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
     use super::*;
 
-    #[test]
-    fn only_the_servers_port_is_found() {
-        let rules = |url: &str| resolver_rules(&url.parse().unwrap());
-        assert_eq!(rules("http://127.0.0.1:8188/"), "MAP 127.0.0.1:8188 127.0.0.1:8188,MAP * ~NOTFOUND");
-        assert_eq!(
-            rules("https://comfy.example/x"),
-            "MAP comfy.example:443 comfy.example:443,MAP * ~NOTFOUND"
-        );
-        assert!(rules("http://[::1]:8188/").starts_with("MAP [::1]:8188 [::1]:8188,MAP * ~NOTFOUND"));
+    /// Answers every request with an empty page, and counts the connections.
+    fn listen() -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let counter = Arc::clone(&count);
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                counter.fetch_add(1, Ordering::SeqCst);
+                let _ = stream.read(&mut [0; 4096]);
+                let _ =
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            }
+        });
+        (address, count)
     }
 
-    #[test]
-    fn the_workers_environment_stays_with_the_worker() {
-        let config = BrowserConfig {
-            executable: None,
-            args: vec!["--lang=de".into()],
-            convert_timeout: Duration::from_secs(1),
-        };
-        let server = "http://127.0.0.1:1/".parse().unwrap();
-        let command = command(Path::new("/chromium"), &config, &server, Path::new("/profile"), true);
-        let kept: Vec<_> = command.as_std().get_envs().filter_map(|(name, _)| name.to_str()).collect();
-        let allowed = [
-            "DBUS_SESSION_BUS_ADDRESS",
-            "HOME",
-            "LANG",
-            "LD_LIBRARY_PATH",
-            "PATH",
-            "TMPDIR",
-            "TZ",
-            "XDG_CACHE_HOME",
-            "XDG_CONFIG_HOME",
-            "XDG_RUNTIME_DIR",
-        ];
-        assert!(kept.iter().all(|name| allowed.contains(name)), "{kept:?}");
-        let args: Vec<_> = command.as_std().get_args().filter_map(|arg| arg.to_str()).collect();
-        assert!(args.contains(&"--lang=de") && !args.contains(&"--no-sandbox"));
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nothing_but_the_servers_port_is_reached() {
+        let ((server, served), (other, leaked)) = (listen(), listen());
+        let config =
+            BrowserConfig { executable: None, args: Vec::new(), convert_timeout: Duration::from_secs(10) };
+        let program = super::super::find::chromium(None).unwrap();
+        let url: Url = format!("http://{server}/").parse().unwrap();
+        let chromium = Chromium::start(&program, &config, &url).await.unwrap();
+        let page = chromium.cdp().new_page(url.as_str()).await.unwrap();
+        let script = format!(
+            "async () => {{
+                const reach = async (url) => fetch(url, {{ mode: 'no-cors' }}).then(() => 'reached', () => 'blocked');
+                const socket = new Promise((done) => {{
+                    const socket = new WebSocket('ws://{other}/');
+                    socket.onerror = socket.onclose = () => done('closed');
+                }});
+                const port = {port};
+                return [
+                    await reach('/again'), await reach('http://{other}/'), await reach(`http://localhost:${{port}}/`),
+                    await reach('http://10.0.0.1/'), await socket,
+                ].join();
+            }}",
+            port = other.port()
+        );
+        let reached: String = page.evaluate_function(script.as_str()).await.unwrap().into_value().unwrap();
+        assert_eq!(reached, "reached,blocked,blocked,blocked,closed");
+        assert!(served.load(Ordering::SeqCst) > 1);
+        assert_eq!(leaked.load(Ordering::SeqCst), 0);
+        chromium.close().await;
     }
 }

@@ -138,11 +138,11 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
     let context = Context { config, json: cli.json };
     runtime.block_on(async {
         match cli.command {
-            Command::Serve => serve::serve(context).await,
+            Command::Serve => Box::pin(serve::serve(context)).await,
             Command::Run(args) => run::run(context, args).await,
             Command::Submit(args) => submit::submit(context, args).await,
             Command::Convert(args) => convert::convert(context, args).await,
-            Command::Check => check::check(context).await,
+            Command::Check => Box::pin(check::check(context)).await,
         }
     })
 }

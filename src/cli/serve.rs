@@ -13,7 +13,7 @@ pub(super) async fn serve(context: Context) -> Result<(), Failed> {
     let at_once = || std::process::exit(3);
     let _signals = lifecycle::on_signals(stops.clone(), context.config.worker.grace, at_once)
         .map_err(|error| Failed::Environment(format!("cannot listen for signals: {error}")))?;
-    app::serve(context.config, stops).await.map_err(|error| match error {
+    Box::pin(app::serve(context.config, stops)).await.map_err(|error| match error {
         ServeError::Misconfigured(message) => Failed::Usage(message),
         ServeError::Environment(message) => Failed::Environment(message),
     })

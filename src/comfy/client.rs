@@ -49,6 +49,9 @@ pub enum PostError {
         /// `node_errors`.
         node_errors: Value,
     },
+    /// 5xx: its handler broke, over this prompt or while it wrote the answer; the prompt may run or not.
+    #[error("ComfyUI broke over the prompt: {0}")]
+    Broke(RequestError),
     /// The answer was lost, or is none that ComfyUI gives: the prompt may run or not.
     #[error(transparent)]
     Lost(#[from] RequestError),
@@ -129,8 +132,7 @@ impl Client {
     /// Posts a prompt.
     ///
     /// # Errors
-    /// [`PostError::Refused`] in ComfyUI's words; [`PostError::Lost`] when there is no usable answer:
-    /// look for the id in queue and history before posting again, ids are not unique there.
+    /// [`PostError::Refused`] in ComfyUI's words; otherwise there is no usable answer: look for the id in queue and history before posting again, ids are not unique there.
     pub async fn post_prompt(&self, post: &PromptPost<'_>) -> Result<Posted, PostError> {
         let body = json!({
             "prompt": post.prompt,
@@ -154,6 +156,9 @@ impl Client {
                 message: "the prompt is larger than ComfyUI's --max-upload-size".to_owned(),
                 node_errors,
             }),
+            _ if status.is_server_error() => {
+                Err(PostError::Broke(failed("prompt", &format!("{status}: {}", one_line(&text, 300)))))
+            }
             _ => Err(failed("prompt", &format!("{status}: {}", one_line(&text, 300))).into()),
         }
     }

@@ -102,7 +102,11 @@ pub fn text_frame(text: &str) -> Option<Frame> {
             let nodes = data.get("nodes")?.as_array()?;
             Event::Cached(nodes.iter().filter_map(|node| node.as_str().map(str::to_owned)).collect())
         }
-        "executing" => Event::Executing(field("node")),
+        // Only an explicit null is the end.
+        "executing" => match data.get("node")? {
+            Value::Null => Event::Executing(None),
+            node => Event::Executing(Some(node.as_str()?.to_owned())),
+        },
         "progress" => Event::Progress {
             node: field("node").unwrap_or_default(),
             value: data.get("value").and_then(Value::as_f64).unwrap_or_default(),

@@ -73,10 +73,9 @@ impl History {
     #[must_use]
     pub fn without_secrets(&self) -> Value {
         let mut entry = self.entry.clone();
-        if let Some(extra) = entry.get_mut("prompt").and_then(|prompt| prompt.get_mut(3)) {
-            if let Some(extra) = extra.as_object_mut() {
-                extra.retain(|key, _| !key.starts_with("api_key") && !key.starts_with("auth_token"));
-            }
+        let extra = entry.get_mut("prompt").and_then(|prompt| prompt.get_mut(3)?.as_object_mut());
+        if let Some(extra) = extra {
+            extra.retain(|key, _| !key.starts_with("api_key") && !key.starts_with("auth_token"));
         }
         Value::Object(entry)
     }

@@ -6,12 +6,14 @@
 mod client;
 pub mod events;
 mod execute;
+mod follow;
 pub mod history;
 mod json;
 mod port;
 mod process;
 mod socket;
 pub mod tracker;
+mod whereabouts;
 
 pub use client::{Client, PostError, Posted, PromptPost, RequestError};
 pub use execute::{ExecuteError, Executed, Execution, Observer, execute};

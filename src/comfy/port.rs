@@ -1,6 +1,10 @@
 //! A free port for ComfyUI.
 
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::{
+    collections::HashSet,
+    fs,
+    net::{SocketAddr, TcpListener, ToSocketAddrs},
+};
 
 /// The first port from `first` upwards that nobody listens on, whatever they speak there.
 ///
@@ -16,4 +20,51 @@ fn is_free(host: &str, port: u16) -> bool {
     // A listener on the wildcard address takes the port of every address.
     let wildcard = SocketAddr::from(([0, 0, 0, 0], port));
     addresses.chain([wildcard]).all(|address| TcpListener::bind(address).is_ok())
+}
+
+/// Whether somebody else is known to listen on `port`: on a shared machine another worker's ComfyUI
+/// may take the port first and answer there. `is_ours` tells a process of ours by its id.
+///
+/// What cannot be seen (another user's process, a system without `/proc`) is no evidence.
+pub(super) fn is_foreign(port: u16, is_ours: impl Fn(u32) -> bool) -> bool {
+    let sockets = listening_sockets(port);
+    let mut owners = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|process| {
+        let pid: u32 = process.file_name().to_str()?.parse().ok()?;
+        let files = fs::read_dir(process.path().join("fd")).ok()?.flatten();
+        let links = files.filter_map(|file| fs::read_link(file.path()).ok());
+        links.into_iter().any(|link| link.to_str().is_some_and(|link| sockets.contains(link))).then_some(pid)
+    });
+    let Some(first) = owners.next() else { return false };
+    !is_ours(first) && !owners.any(is_ours)
+}
+
+/// As `/proc/<pid>/fd` names them: `socket:[4711]`.
+fn listening_sockets(port: u16) -> HashSet<String> {
+    const LISTENS: &str = "0A";
+    let tables =
+        ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap_or_default());
+    let rows = tables.iter().flat_map(|table| table.lines().skip(1));
+    rows.filter_map(|row| {
+        let fields: Vec<&str> = row.split_whitespace().collect();
+        let (_, local) = fields.get(1)?.rsplit_once(':')?;
+        let listens = *fields.get(3)? == LISTENS && u16::from_str_radix(local, 16) == Ok(port);
+        listens.then_some(format!("socket:[{}]", fields.get(9)?))
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_listener_is_told_from_a_foreign_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(is_foreign(port, |_| false));
+        assert!(!is_foreign(port, |pid| pid == std::process::id()));
+        drop(listener);
+        assert!(!is_foreign(port, |_| false), "nobody listens: no evidence");
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::{process::Stdio, time::Duration};
 
-use backon::{ConstantBuilder, Retryable};
 use serde_json::Value;
 use tokio::{process::Command, sync::watch, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -116,11 +115,21 @@ impl Server {
             tokio::spawn(tail.clone().follow(stderr, each_line));
         }
 
-        let probe = || client.system_stats();
-        let answers = probe.retry(ConstantBuilder::new().with_delay(PROBE_EVERY).without_max_times());
+        let members = group.members();
+        let ours = async {
+            loop {
+                // Another's answer: ours will find its port taken and end.
+                if let Ok(stats) = client.system_stats().await
+                    && !port::is_foreign(port, |pid| members.has(pid))
+                {
+                    break stats;
+                }
+                sleep(PROBE_EVERY).await;
+            }
+        };
         let limit = config.boot_timeout;
         let stats = tokio::select! {
-            Ok(stats) = answers => stats,
+            stats = ours => stats,
             status = group.wait() => {
                 // What it wrote last may still be in the pipe.
                 sleep(Duration::from_millis(50)).await;
@@ -219,7 +228,7 @@ fn command(config: &ComfyUiConfig, port: u16) -> Option<Command> {
         }
     }
     // A node's print would otherwise arrive when its buffer is full.
-    command.env("PYTHONUNBUFFERED", "1").envs(&config.env);
+    command.env("PYTHONUNBUFFERED", "1").envs(&config.env.0);
     Some(command)
 }
 

@@ -39,7 +39,7 @@ pub struct Progress {
     pub value: f64,
     /// Its steps in all.
     pub max: f64,
-    /// Of the whole prompt, 0 to 1: nodes weigh the same.
+    /// Of the whole prompt, 0 to 1: nodes weigh the same. Never goes back.
     pub fraction: f64,
 }
 
@@ -64,6 +64,8 @@ pub struct Tracker {
     steps: (f64, f64),
     timings: BTreeMap<String, NodeTiming>,
     started: bool,
+    ended: bool,
+    furthest: f64,
 }
 
 impl Tracker {
@@ -82,6 +84,8 @@ impl Tracker {
             steps: (0.0, 1.0),
             timings: BTreeMap::new(),
             started: false,
+            ended: false,
+            furthest: 0.0,
         }
     }
 
@@ -97,7 +101,8 @@ impl Tracker {
             }
             Event::Executing(None) => {
                 self.leave_node(now);
-                return Step::Ended;
+                // Told once: whatever comes after it is no news.
+                return if std::mem::replace(&mut self.ended, true) { Step::Nothing } else { Step::Ended };
             }
             Event::Executing(Some(node)) => {
                 self.enter_node(node, now);
@@ -119,6 +124,12 @@ impl Tracker {
     #[must_use]
     pub fn has_started(&self) -> bool {
         self.started
+    }
+
+    /// Whether the prompt is over.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// Whether this prompt has nodes whose outputs exist only as websocket frames.
@@ -180,7 +191,7 @@ impl Tracker {
         }
     }
 
-    fn progress(&self) -> Step {
+    fn progress(&mut self) -> Step {
         let Some((node, _)) = &self.running else { return Step::Nothing };
         let (value, max) = self.steps;
         let within = if max > 0.0 { (value / max).clamp(0.0, 1.0) } else { 0.0 };
@@ -188,7 +199,9 @@ impl Tracker {
         let all = self.titles.len().max(1);
         #[allow(clippy::cast_precision_loss)]
         let fraction = ((done as f64 + within) / all as f64).clamp(0.0, 1.0);
+        // A node that waits for others (lazy inputs) is entered twice: a bar must not go back.
+        self.furthest = self.furthest.max(fraction);
         let title = self.titles.get(node).unwrap_or(node).clone();
-        Step::Progress(Progress { node: node.clone(), title, value, max, fraction })
+        Step::Progress(Progress { node: node.clone(), title, value, max, fraction: self.furthest })
     }
 }

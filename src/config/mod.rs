@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, path::Path};
 pub use reader::{Mistake, Mistakes};
 pub use sections::{
     AdminConfig, AmqpConfig, BrowserConfig, ComfyUiConfig, InputsConfig, JobConfig, LogConfig, LogFormat,
-    OutputsConfig, StoreConfig, WorkerConfig,
+    OutputsConfig, StoreConfig, Variables, WorkerConfig,
 };
 
 use reader::Reader;
@@ -43,8 +43,8 @@ pub struct Config {
     pub log: LogConfig,
 }
 
-/// Where [`Config::load`] takes its values from.
-#[derive(Clone, Debug, Default)]
+/// Where [`Config::load`] takes its values from. No `Debug`: the environment holds credentials.
+#[derive(Clone, Default)]
 pub struct Sources {
     /// Content of the configuration file and its name for messages.
     pub file: Option<(String, String)>,
@@ -60,18 +60,25 @@ impl Sources {
     /// # Errors
     /// When `file` cannot be read.
     pub fn of_process(file: Option<&Path>, flags: Vec<(String, String)>) -> Result<Self, Mistakes> {
-        let file = file
-            .map(|path| {
-                let name = path.display().to_string();
-                std::fs::read_to_string(path).map(|text| (name.clone(), text)).map_err(|error| {
-                    Mistakes::one(Mistake::new("--config", format!("cannot read {name}: {error}")))
-                })
-            })
-            .transpose()?;
+        let Self { file, .. } = file.map(Self::of_file).transpose()?.unwrap_or_default();
         let environment = std::env::vars_os()
-            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.to_string_lossy().into_owned())))
             .collect();
         Ok(Self { file, environment, flags })
+    }
+
+    /// `file` alone.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn of_file(file: &Path) -> Result<Self, Mistakes> {
+        let name = file.display().to_string();
+        match std::fs::read_to_string(file) {
+            Ok(text) => Ok(Self { file: Some((name, text)), ..Self::default() }),
+            Err(error) => {
+                Err(Mistakes::one(Mistake::new("--config", format!("cannot read {name}: {error}"))))
+            }
+        }
     }
 }
 

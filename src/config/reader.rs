@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     Sources, legacy,
-    settings::{self, PREFIX, SETTINGS},
+    settings::{self, Form, PREFIX, SETTINGS, Setting},
 };
 
 /// One thing that is wrong with the configuration.
@@ -44,15 +44,13 @@ impl fmt::Display for Mistakes {
     }
 }
 
-/// A raw value and where it came from, for messages.
-#[derive(Clone, Debug)]
+/// A raw value, which may be a secret, and where it came from, for messages.
 struct Given {
     text: String,
     origin: String,
 }
 
 /// Hands out typed values by key and remembers what was wrong.
-#[derive(Debug)]
 pub(super) struct Reader {
     given: BTreeMap<&'static str, Given>,
     mistakes: Vec<Mistake>,
@@ -65,20 +63,22 @@ impl Reader {
             reader.read_file(name, text);
         }
         for (variable, value) in &sources.environment {
-            let Some(rest) = variable.strip_prefix(PREFIX) else { continue };
+            // `COMFY_WORKER_CONFIG` is read by the command line itself.
+            if !variable.starts_with(PREFIX) || *variable == format!("{PREFIX}CONFIG") {
+                continue;
+            }
             match SETTINGS.iter().find(|setting| setting.variable() == *variable) {
                 Some(setting) => reader.give(setting.key, value.clone(), format!("variable {variable}")),
-                // Read by the command line itself.
-                None if rest == "CONFIG" => {}
-                None => reader.unknown(variable, SETTINGS.iter().map(settings::Setting::variable)),
+                None if is_service_link(variable, value) => {}
+                None => reader.unknown(variable, "variable", SETTINGS.iter().map(Setting::variable)),
             }
         }
         for (key, value) in &sources.flags {
             match settings::find(key) {
                 Some(setting) => {
-                    reader.give(setting.key, value.clone(), format!("flag --{}", setting.flag()))
+                    reader.give(setting.key, value.clone(), format!("flag --{}", setting.flag()));
                 }
-                None => reader.unknown(key, SETTINGS.iter().map(|setting| setting.key.to_owned())),
+                None => reader.unknown(key, "flag", keys()),
             }
         }
         reader
@@ -88,81 +88,78 @@ impl Reader {
         self.given.insert(key, Given { text, origin });
     }
 
-    fn unknown(&mut self, name: &str, known: impl Iterator<Item = String>) {
+    fn unknown(&mut self, name: &str, origin: &str, known: impl Iterator<Item = String>) {
         let near = crate::text::nearest(name, known);
-        self.mistakes.push(Mistake::new(name, format!("no such setting{near}")));
+        self.mistakes.push(Mistake::new(name, format!("no such setting ({origin}){near}")));
     }
 
     fn read_file(&mut self, name: &str, text: &str) {
-        let root = if name.ends_with(".toml") {
-            toml::from_str::<Value>(text).map_err(|error| error.message().to_owned())
-        } else {
-            serde_json::from_str::<Value>(text).map_err(|error| error.to_string())
-        };
-        let sections = match root {
-            Ok(Value::Object(sections)) => sections,
-            Ok(_) => return self.mistakes.push(Mistake::new(name, "must be a table of sections")),
-            Err(error) => return self.mistakes.push(Mistake::new(name, format!("cannot be read: {error}"))),
+        let sections = match parse_file(name, text) {
+            Ok(sections) => sections,
+            Err(problem) => return self.mistakes.push(Mistake::new(name, problem)),
         };
         if legacy::is_legacy(&sections) {
-            let (values, mistakes) = legacy::translate(&sections);
+            let (values, mistakes) = legacy::translate(&sections, name);
             self.mistakes.extend(mistakes);
             for (key, text, original) in values {
                 self.give(key, text, format!("{original} in {name}"));
             }
             return;
         }
-        for (section, keys) in sections {
-            let Value::Object(keys) = keys else {
-                self.mistakes
-                    .push(Mistake::new(section, format!("must be a section, as in [comfyui], in {name}")));
+        for (section, keys_of_section) in sections {
+            let Value::Object(values) = keys_of_section else {
+                let problem = format!("must be a section, such as amqp with its key queue (in {name})");
+                self.mistakes.push(Mistake::new(section, problem));
                 continue;
             };
-            for (key, value) in keys {
+            for (key, value) in values.into_iter().filter(|(_, value)| !value.is_null()) {
                 let full = format!("{section}.{key}");
-                match (settings::find(&full), as_text(&value)) {
-                    (Some(setting), Some(text)) => self.give(setting.key, text, name.to_owned()),
-                    (Some(setting), None) => self.mistakes.push(Mistake::new(
-                        full,
-                        format!("must be a plain value, e.g. {} (in {name})", setting.example),
-                    )),
-                    (None, _) => self.unknown(&full, SETTINGS.iter().map(|setting| setting.key.to_owned())),
+                match settings::find(&full) {
+                    Some(setting) => match as_text(&value, setting.form) {
+                        Ok(text) => self.give(setting.key, text, name.to_owned()),
+                        Err(problem) => {
+                            let problem = format!("{problem} ({name}); for example: {}", setting.example);
+                            self.mistakes.push(Mistake::new(full, problem));
+                        }
+                    },
+                    None => self.unknown(&full, name, keys()),
                 }
             }
         }
     }
 
-    /// The text of a setting, `None` when it is empty or not given and has no default.
-    fn text(&self, key: &'static str) -> Option<String> {
-        let default = settings::find(key).map(|setting| setting.default).unwrap_or_default();
-        let text = self.given.get(key).map_or(default, |given| given.text.trim());
-        (!text.is_empty()).then(|| text.to_owned())
-    }
-
-    /// A setting that may be absent.
+    /// A setting that may be absent; empty means absent too.
     pub(super) fn optional<T>(
         &mut self,
         key: &'static str,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let text = self.text(key)?;
-        parse(&text).map_err(|problem| self.refuse(key, &problem)).ok()
+        let text = self.given.get(key).map(|given| given.text.trim()).filter(|text| !text.is_empty())?;
+        parse(text).map_err(|problem| self.refuse(key, &problem)).ok()
     }
 
-    /// A setting that always has a value. A mistaken one is remembered and stands as the default
+    /// A setting that always has a value. A mistaken one is remembered and stands as `T`'s default
     /// until [`Reader::finish`] reports it.
     pub(super) fn required<T: Default>(
         &mut self,
         key: &'static str,
-        parse: impl Fn(&str) -> Result<T, String>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> T {
-        debug_assert!(settings::find(key).is_some(), "{key} is not in SETTINGS");
-        self.optional(key, parse).unwrap_or_default()
+        let setting = settings::find(key);
+        let default = setting.map(|setting| setting.default).unwrap_or_default();
+        let text = self.given.get(key).map_or(default, |given| given.text.trim());
+        // An empty list is a list; an empty name or number would be a surprise later.
+        let value = if text.is_empty() && setting.is_none_or(|setting| setting.form == Form::Plain) {
+            Err("must not be empty".to_owned())
+        } else {
+            parse(text)
+        };
+        value.map_err(|problem| self.refuse(key, &problem)).unwrap_or_default()
     }
 
     /// Remembers that the value given for `key` cannot be used.
-    pub(super) fn refuse(&mut self, key: &'static str, problem: &str) {
-        let origin = self.given.get(key).map_or_else(|| "default".to_owned(), |given| given.origin.clone());
+    fn refuse(&mut self, key: &'static str, problem: &str) {
+        let origin = self.given.get(key).map_or("default", |given| given.origin.as_str());
         let example = settings::find(key).map(|setting| setting.example).unwrap_or_default();
         self.mistakes.push(Mistake::new(key, format!("{problem} ({origin}); for example: {example}")));
     }
@@ -172,20 +169,60 @@ impl Reader {
     }
 }
 
-/// Scalars as they would stand in a variable; lists joined by commas; tables as `key=value` lists.
-fn as_text(value: &Value) -> Option<String> {
-    match value {
+fn keys() -> impl Iterator<Item = String> {
+    SETTINGS.iter().map(|setting| setting.key.to_owned())
+}
+
+/// Kubernetes tells every pod of every service in its namespace: beside one that is called
+/// `comfy-worker…` stand `COMFY_WORKER_SERVICE_HOST`, `COMFY_WORKER_PORT=tcp://…` and their like.
+fn is_service_link(variable: &str, value: &str) -> bool {
+    let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
+    variable.ends_with("_SERVICE_HOST")
+        || variable.contains("_SERVICE_PORT")
+        || (variable.ends_with("_PORT") && is_address)
+        || ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| {
+            let port = variable.rsplit_once(protocol).map(|(rest, _)| rest.rsplit_once("_PORT_"));
+            port.flatten().is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+        })
+}
+
+/// A file's sections. What is wrong is told by its line: the text itself may hold a password.
+fn parse_file(name: &str, text: &str) -> Result<Map<String, Value>, String> {
+    let root = if name.ends_with(".toml") {
+        toml::from_str::<Value>(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            format!("no TOML: {} at line {}", error.message(), before.matches('\n').count() + 1)
+        })
+    } else {
+        serde_json::from_str(text).map_err(|error| format!("no JSON: {error} (TOML files end in .toml)"))
+    };
+    match root? {
+        Value::Object(sections) => Ok(sections),
+        _ => Err("must be a table of sections".to_owned()),
+    }
+}
+
+/// A file's value as it would stand in a variable.
+fn as_text(value: &Value, form: Form) -> Result<String, &'static str> {
+    let plain = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
         Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
-        Value::Null => Some(String::new()),
-        Value::Array(items) => {
-            let items: Option<Vec<String>> = items.iter().map(as_text).collect();
-            items.map(|items| items.join(","))
+        _ => None,
+    };
+    let list = |items: &[Value]| items.iter().map(plain).collect::<Option<Vec<_>>>();
+    let escaped = |items: Vec<String>| {
+        items.iter().map(|item| item.replace('\\', r"\\").replace(',', r"\,")).collect::<Vec<_>>().join(",")
+    };
+    let (text, expected) = match (form, value) {
+        (Form::Plain, value) => (plain(value), "must be a single value"),
+        (Form::Words, Value::Array(items)) => (list(items).map(shell_words::join), "must hold words only"),
+        (Form::List, Value::Array(items)) => (list(items).map(escaped), "must hold texts only"),
+        (Form::Pairs, Value::Object(table)) => {
+            let pair = |(name, value): (&String, &Value)| Some(format!("{name}={}", plain(value)?));
+            (table.iter().map(pair).collect::<Option<Vec<_>>>().map(escaped), "must hold texts only")
         }
-        Value::Object(map) => {
-            let pairs: Option<Vec<String>> =
-                map.iter().map(|(key, value)| Some(format!("{key}={}", as_text(value)?))).collect();
-            pairs.map(|pairs| pairs.join(","))
-        }
-    }
+        (Form::Words | Form::List, value) => (plain(value), "must be a text or a list"),
+        (Form::Pairs, value) => (plain(value), "must be a text or a table"),
+    };
+    text.ok_or(expected)
 }

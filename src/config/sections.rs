@@ -2,13 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    fmt,
+    net::{Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use secrecy::{ExposeSecret, SecretString};
-use url::Url;
+use url::{Host, Url};
 
 use super::reader::Reader;
 use crate::store::ObjectUri;
@@ -31,7 +32,17 @@ pub struct ComfyUiConfig {
     /// Self-test workflow; `None`: the built-in one.
     pub test_workflow: Option<PathBuf>,
     /// More variables for ComfyUI.
-    pub env: BTreeMap<String, String>,
+    pub env: Variables,
+}
+
+/// Variables by name. Their values may be credentials (`HF_TOKEN`): `Debug` shows the names only.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Variables(pub BTreeMap<String, String>);
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// `[browser]`
@@ -175,7 +186,7 @@ impl ComfyUiConfig {
             }),
             boot_timeout: reader.optional("comfyui.boot_timeout", duration),
             test_workflow: reader.optional("comfyui.test_workflow", |text| Ok(workdir.join(text))),
-            env: reader.required("comfyui.env", pairs),
+            env: reader.required("comfyui.env", variables),
             workdir,
         }
     }
@@ -198,20 +209,17 @@ impl AmqpConfig {
             url: reader.required("amqp.url", amqp_url),
             queue: reader.required("amqp.queue", broker_name),
             declare: reader.required("amqp.declare", boolean),
-            delivery_limit: reader.required("amqp.delivery_limit", number),
+            delivery_limit: reader.required("amqp.delivery_limit", at_least_one),
             results_exchange: reader.optional("amqp.results_exchange", broker_name),
             events_exchange: reader.required("amqp.events_exchange", broker_name),
-            reply_to_allow: reader.required("amqp.reply_to_allow", list),
+            reply_to_allow: reader.required("amqp.reply_to_allow", |text| Ok(list(text))),
         }
     }
 }
 
 impl StoreConfig {
     pub(super) fn read(reader: &mut Reader) -> Self {
-        let endpoint = reader.optional("store.endpoint", |text| match Url::parse(text) {
-            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
-            _ => Err(format!("{text:?} is no http(s) URL")),
-        });
+        let endpoint = reader.optional("store.endpoint", endpoint);
         Self {
             uri: reader
                 .optional("store.uri", |text| text.parse::<ObjectUri>().map_err(|error| error.to_string())),
@@ -241,10 +249,7 @@ impl JobConfig {
     pub(super) fn read(reader: &mut Reader) -> Self {
         Self {
             timeout: reader.required("job.timeout", duration),
-            max_attempts: reader.required("job.max_attempts", |text| match number(text)? {
-                0 => Err("must be at least 1".into()),
-                attempts => Ok(attempts),
-            }),
+            max_attempts: reader.required("job.max_attempts", at_least_one),
             max_message_bytes: reader.required("job.max_message_bytes", bytes),
         }
     }
@@ -273,10 +278,7 @@ impl AdminConfig {
 impl LogConfig {
     pub(super) fn read(reader: &mut Reader) -> Self {
         Self {
-            level: reader.required("log.level", |text| {
-                let filter = tracing_subscriber::EnvFilter::try_new(text);
-                filter.map(|_| text.to_owned()).map_err(|error| error.to_string())
-            }),
+            level: reader.optional("log.level", log_level).unwrap_or_default(),
             format: reader.required("log.format", |text| match text {
                 "auto" => Ok(LogFormat::Auto),
                 "text" => Ok(LogFormat::Text),
@@ -298,14 +300,37 @@ fn existing_file(text: &str) -> Result<PathBuf, String> {
 /// `http://` and a trailing `/` are tolerated, as the original tolerated them.
 fn host(text: &str) -> Result<String, String> {
     let bare = text.trim_start_matches("http://").trim_end_matches('/');
-    let bracketed =
-        if bare.contains(':') && !bare.starts_with('[') { format!("[{bare}]") } else { bare.to_owned() };
-    match Url::parse(&format!("http://{bracketed}/")) {
+    let bracketed = if bare.parse::<Ipv6Addr>().is_ok() { format!("[{bare}]") } else { bare.to_owned() };
+    match Host::parse(&bracketed) {
         // The wildcard is an address to listen on; a client reaches it by loopback.
-        Ok(_) if bare == "0.0.0.0" => Ok("127.0.0.1".into()),
-        Ok(url) if url.port().is_none() && url.path() == "/" => Ok(bracketed),
-        _ => Err(format!("{text:?} is no host name or address")),
+        Ok(Host::Ipv4(address)) if address.is_unspecified() => Ok("127.0.0.1".into()),
+        Ok(Host::Ipv6(address)) if address.is_unspecified() => Ok("[::1]".into()),
+        Ok(host) => Ok(host.to_string()),
+        Err(_) => Err(format!("{text:?} is no host name or address")),
     }
+}
+
+fn endpoint(text: &str) -> Result<Url, String> {
+    match Url::parse(text) {
+        // Not repeated: it holds a password.
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+            Err("must hold no credentials; they belong into the AWS chain (AWS_ACCESS_KEY_ID …)".into())
+        }
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
+        _ => Err(format!("{text:?} is no http(s) URL")),
+    }
+}
+
+/// A filter takes any word for the name of a module; a misspelt level would silence everything.
+fn log_level(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
+    let plain = |directive: &&str| !directive.contains(['=', '[']);
+    if let Some(word) = text.split(',').map(str::trim).filter(plain).find(|word| !is_level(word)) {
+        return Err(format!("{word:?} is none of {}", LEVELS.join(", ")));
+    }
+    let filter = tracing_subscriber::EnvFilter::try_new(text);
+    filter.map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -324,8 +349,11 @@ fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-fn number(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| format!("{text:?} is no whole number"))
+fn at_least_one(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        number => number.map_err(|_| format!("{text:?} is no whole number")),
+    }
 }
 
 /// `2GiB`, `500MB`, `1024`.
@@ -350,38 +378,65 @@ fn bytes(text: &str) -> Result<u64, String> {
     }
 }
 
-fn list(text: &str) -> Result<Vec<String>, String> {
-    Ok(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect())
+/// Items divided by commas; `\,` is a comma within an item, `\\` a backslash.
+fn list(text: &str) -> Vec<String> {
+    let mut items = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        let c = match (c, rest.peek()) {
+            (',', _) => {
+                items.push(String::new());
+                continue;
+            }
+            ('\\', Some(',' | '\\')) => rest.next().unwrap_or(c),
+            _ => c,
+        };
+        if let Some(item) = items.last_mut() {
+            item.push(c);
+        }
+    }
+    items.iter().map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect()
 }
 
-fn pairs(text: &str) -> Result<BTreeMap<String, String>, String> {
-    list(text)?
-        .into_iter()
-        .map(|item| match item.split_once('=') {
-            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-            _ => Err(format!("{item:?} is no NAME=VALUE")),
-        })
-        .collect()
+fn variables(text: &str) -> Result<Variables, String> {
+    let pairs = list(text).into_iter().enumerate().map(|(index, item)| match item.split_once('=') {
+        Some((name, value)) if is_variable(name) => Ok((name.to_owned(), value.to_owned())),
+        // Not repeated: it may be the rest of a credential that holds a comma.
+        _ => Err(format!("item {} is no NAME=VALUE (a comma within a value is written `\\,`)", index + 1)),
+    });
+    pairs.collect::<Result<_, _>>().map(Variables)
+}
+
+fn is_variable(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 /// A prefix must end at a boundary, or `s3://in` would also open the bucket `internal`.
 fn uri_prefixes(text: &str) -> Result<Vec<String>, String> {
-    list(text)?
-        .into_iter()
-        .map(|prefix| match prefix.split_once("://") {
-            Some(("s3" | "file", "")) => Ok(prefix),
-            Some(("s3" | "file", _)) if prefix.ends_with('/') => Ok(prefix),
-            Some(("s3" | "file", _)) => Err(format!("{prefix:?} must end with /")),
-            Some(("http" | "https", _)) => Err(format!("{prefix:?}: web hosts are not read by this version")),
-            _ => Err(format!("{prefix:?} is no URI prefix")),
-        })
-        .collect()
+    let check = |prefix: String| match prefix.split_once("://") {
+        Some(("s3" | "file", "")) => Ok(prefix),
+        Some(("s3" | "file", _)) if !prefix.ends_with('/') => Err(format!("{prefix:?} must end with /")),
+        Some(("s3" | "file", _)) => match prefix.parse::<ObjectUri>() {
+            Ok(_) => Ok(prefix),
+            Err(error) => Err(error.to_string()),
+        },
+        Some(("http" | "https", _)) => Err(format!("{prefix:?}: web hosts are not read by this version")),
+        _ => Err(format!("{prefix:?} is no URI prefix")),
+    };
+    list(text).into_iter().map(check).collect()
 }
 
 fn amqp_url(text: &str) -> Result<SecretString, String> {
     // The text may hold a password: it is not repeated in the message.
     match Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "amqp" | "amqps") && url.has_host() => Ok(text.to_owned().into()),
+        Ok(url)
+            if matches!(url.scheme(), "amqp" | "amqps")
+                && url.host_str().is_some_and(|host| !host.is_empty()) =>
+        {
+            Ok(text.to_owned().into())
+        }
         _ => Err("is no amqp:// or amqps:// URL".into()),
     }
 }

@@ -12,9 +12,28 @@ pub struct Setting {
     pub example: &'static str,
     /// What it does, with units.
     pub help: &'static str,
+    /// What kind of value it takes.
+    pub form: Form,
+}
+
+/// How a value is written in a variable or flag, and what a file may hold instead of such a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One value.
+    Plain,
+    /// Words as in a shell; in a file also a list.
+    Words,
+    /// Items divided by commas (`\,` is no divider); in a file also a list.
+    List,
+    /// `NAME=VALUE` items divided by commas; in a file also a table.
+    Pairs,
 }
 
 impl Setting {
+    const fn holding(self, form: Form) -> Self {
+        Self { form, ..self }
+    }
+
     /// The environment variable of this setting: `COMFY_WORKER_<SECTION>_<KEY>`.
     #[must_use]
     pub fn variable(&self) -> String {
@@ -43,7 +62,7 @@ const fn setting(
     example: &'static str,
     help: &'static str,
 ) -> Setting {
-    Setting { key, default, example, help }
+    Setting { key, default, example, help, form: Form::Plain }
 }
 
 /// All settings, in the order of the README's table.
@@ -53,7 +72,7 @@ pub const SETTINGS: &[Setting] = &[
         "python3 main.py",
         "python3 main.py --cpu",
         "how ComfyUI is started, split as a shell would; `--port N` is appended",
-    ),
+    ).holding(Form::Words),
     setting("comfyui.workdir", "./", "/opt/ComfyUI", "the folder that the command runs in"),
     setting(
         "comfyui.path",
@@ -78,16 +97,16 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "comfyui.env",
         "",
-        "HF_HUB_OFFLINE=1,CUDA_VISIBLE_DEVICES=0",
-        "variables for ComfyUI beside the harmless ones it inherits; the worker's credentials never pass",
-    ),
+        "HF_HUB_OFFLINE=1,CUDA_VISIBLE_DEVICES=0\\,1",
+        "variables for ComfyUI beside the harmless ones it inherits (a comma in a value: `\\,`); the worker's credentials never pass",
+    ).holding(Form::Pairs),
     setting(
         "browser.executable",
         "",
         "/usr/bin/chromium",
         "Chromium; default: the variable `CHROME`, then `PATH`, then Playwright's folder",
     ),
-    setting("browser.args", "", "--proxy-server=direct://", "more flags for Chromium"),
+    setting("browser.args", "", "--proxy-server=direct://", "more flags for Chromium").holding(Form::Words),
     setting("browser.convert_timeout", "30s", "30s", "longest conversion of one workflow"),
     setting("amqp.url", "amqp://127.0.0.1:5672/%2f", "amqps://user:password@broker/vhost", "the broker"),
     setting("amqp.queue", "comfy.jobs", "comfy.jobs", "the queue of jobs"),
@@ -110,7 +129,7 @@ pub const SETTINGS: &[Setting] = &[
         "*",
         "replies.*,amq.rabbitmq.reply-to*",
         "patterns of queue names that a job may name in reply_to; never the worker's own queues",
-    ),
+    ).holding(Form::List),
     setting(
         "store.uri",
         "",
@@ -128,11 +147,11 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "inputs.allow",
         "s3://",
-        "s3://in/,s3://models/",
+        "s3://inputs/,s3://models/",
         "URI prefixes that inputs may come from; default: every bucket that the credentials can read",
-    ),
+    ).holding(Form::List),
     setting("inputs.max_bytes", "2GiB", "512MiB", "largest single input, and all inputs of one job together"),
-    setting("outputs.allow", "", "s3://renders/", "URI prefixes for `output.uri` beside store.uri itself"),
+    setting("outputs.allow", "", "s3://renders/", "URI prefixes for `output.uri` beside store.uri itself").holding(Form::List),
     setting("job.timeout", "1h", "15m", "longest execution of a job that names no timeout_seconds"),
     setting("job.max_attempts", "3", "3", "crashes after which a job is answered `poison`"),
     setting("job.max_message_bytes", "16MiB", "4MiB", "largest job message"),

@@ -55,9 +55,7 @@ impl Engine {
         let engine = Self { server, socket, browser };
         match engine.run(test, SELF_TEST_LIMIT).await {
             Ok(history) => {
-                let folders = Folders::new(config.comfyui.path.clone());
-                // File systems may be slow: not on a thread that serves others.
-                let _ = tokio::task::spawn_blocking(move || deliver::discard(&folders, &history)).await;
+                deliver::discard(&Folders::new(config.comfyui.path.clone()), &history);
                 Ok(engine)
             }
             Err(error) => {

@@ -2,6 +2,7 @@
 //! The library's face, and what `serve`, `run` and `convert` use.
 
 mod engine;
+mod error;
 
 use std::{
     fmt,
@@ -16,15 +17,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use engine::Engine;
+pub use error::{ConnectorError, Ill};
 
 use crate::{
-    browser::{Conversion, ConvertError},
-    comfy::{
-        BootError, ExecuteError, Execution, Observer, PromptId, RequestError, events::Image,
-        history::History, tracker::Progress,
-    },
+    browser::Conversion,
+    comfy::{BootError, Execution, Observer, PromptId, events::Image, history::History, tracker::Progress},
     config::Config,
-    job::{apply, failure::Failure},
+    job::apply,
     stage::{Folders, Journal, Owned, PlaceError, Stager, UploadOptions},
     store::Stores,
 };
@@ -60,40 +59,6 @@ impl fmt::Display for State {
     }
 }
 
-/// Why the connector could not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectorError {
-    /// ComfyUI did not come up.
-    #[error(transparent)]
-    Boot(#[from] BootError),
-    /// ComfyUI's process lives and does not answer.
-    #[error(transparent)]
-    Unreachable(#[from] RequestError),
-    /// The browser is missing or ill, or a workflow could not be converted.
-    #[error(transparent)]
-    Convert(#[from] ConvertError),
-    /// The self-test did not succeed.
-    #[error("self-test: {0}")]
-    SelfTest(String),
-    /// The prompt could not be run to its end.
-    #[error(transparent)]
-    Execute(#[from] ExecuteError),
-    /// The prompt ran and failed, or is none.
-    #[error(transparent)]
-    Failed(Failure),
-    /// The folder for state cannot be written.
-    #[error("{path}: {source}; see worker.state_dir")]
-    State {
-        /// The folder.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// [`ComfyConnector::shutdown`] was called.
-    #[error("the connector is shut down; create a new one")]
-    Killed,
-}
-
 /// What is to be run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Payload {
@@ -101,26 +66,6 @@ pub enum Payload {
     Workflow(Value),
     /// A prompt in ComfyUI's API format.
     Prompt(Value),
-}
-
-/// A part of the connector that is ill, and how.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Ill {
-    /// Nothing has been started.
-    #[error("nothing is running")]
-    NotRunning,
-    /// ComfyUI's process ended.
-    #[error("process: {0}")]
-    Process(String),
-    /// ComfyUI does not answer.
-    #[error("http: {0}")]
-    Http(String),
-    /// There is no websocket.
-    #[error("websocket: not connected")]
-    Websocket,
-    /// The browser does not answer.
-    #[error("browser: {0}")]
-    Browser(String),
 }
 
 /// ComfyUI and a browser under one roof. Cheap to clone; all clones are the same instance.
@@ -244,7 +189,8 @@ impl ComfyConnector {
         if let Some(old) = engine.take() {
             old.stop().await;
         }
-        let boot = || Engine::boot(&self.0.config, Arc::clone(&self.0.on_boot_line));
+        // Boxed: a future of its size on every caller's stack would be large for nothing.
+        let boot = || Box::pin(Engine::boot(&self.0.config, Arc::clone(&self.0.on_boot_line)));
         let pauses =
             ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_times(BOOTS - 1).with_jitter();
         let booted = boot
@@ -264,6 +210,12 @@ impl ComfyConnector {
                 Err(error)
             }
         }
+    }
+
+    /// The running parts, if there are any that nobody is starting or stopping just now.
+    #[must_use]
+    pub fn running(&self) -> Option<Arc<Engine>> {
+        self.0.engine.try_lock().ok()?.clone()
     }
 
     /// Kills ComfyUI, which did not let go of a prompt or is otherwise beyond words; the next call

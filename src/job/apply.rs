@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{failure::Failure, request::NodeInput};
-use crate::text::{nearest, one_line};
+use crate::text::{nearest, one_line, quoted};
 
 /// A prompt in ComfyUI's API format: node id to `{class_type, inputs}`.
 pub type Prompt = Map<String, Value>;
@@ -27,8 +27,8 @@ pub fn prompt_from_value(value: Value) -> Result<Prompt, Failure> {
     match prompt.iter().find(|(_, node)| !node.get("class_type").is_some_and(Value::is_string)) {
         None => Ok(prompt),
         Some((id, _)) => Err(Failure::Invalid(format!(
-            "workflow: neither a UI workflow (no `nodes`) nor a prompt (node {:?} has no class_type)",
-            one_line(id, 40)
+            "workflow: neither a UI workflow (no `nodes`) nor a prompt (node {} has no class_type)",
+            quoted(id, 40)
         ))),
     }
 }
@@ -40,31 +40,38 @@ pub fn prompt_from_value(value: Value) -> Result<Prompt, Failure> {
 pub fn set_inputs(prompt: &mut Prompt, values: &BTreeMap<NodeInput, Value>) -> Result<(), Failure> {
     for (address, value) in values {
         let NodeInput { node, input } = address;
-        let Some(entry) = prompt.get_mut(node) else {
-            let known = prompt.keys().cloned().collect::<Vec<_>>();
-            let hint = if known.len() <= 12 {
-                format!("; it has {}", known.join(", "))
-            } else {
-                nearest(node, known)
-            };
-            return Err(Failure::Invalid(format!("inputs.{address}: the prompt has no node {node}{hint}")));
+        let invalid = |problem: String| {
+            Failure::Invalid(format!(
+                "inputs.{}: {}",
+                one_line(&address.to_string(), 120),
+                one_line(&problem, 400)
+            ))
         };
-        let class = entry.get("class_type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let Some(entry) = prompt.get_mut(node) else {
+            let hint = if prompt.len() <= 12 { all(prompt) } else { nearest(node, prompt.keys().cloned()) };
+            return Err(invalid(format!("the prompt has no node {}{hint}", one_line(node, 40))));
+        };
+        let class = entry.get("class_type").and_then(Value::as_str).unwrap_or_default();
+        let title = format!("node {} ({})", one_line(node, 40), one_line(class, 80));
         let Some(inputs) = entry.get_mut("inputs").and_then(Value::as_object_mut) else {
-            return Err(Failure::Invalid(format!("inputs.{address}: node {node} ({class}) has no inputs")));
+            return Err(invalid(format!("{title} has no inputs")));
         };
         if !inputs.contains_key(input) {
-            let mut hint = nearest(input, inputs.keys().cloned());
-            if hint.is_empty() {
-                hint = format!("; it has {}", inputs.keys().cloned().collect::<Vec<_>>().join(", "));
-            }
-            return Err(Failure::Invalid(format!(
-                "inputs.{address}: node {node} ({class}) has no input {input}{hint}"
-            )));
+            let near = nearest(input, inputs.keys().cloned());
+            let hint = if near.is_empty() { all(inputs) } else { near };
+            return Err(invalid(format!("{title} has no input {}{hint}", one_line(input, 40))));
         }
         inputs.insert(input.clone(), value.clone());
     }
     Ok(())
+}
+
+fn all(known: &Map<String, Value>) -> String {
+    if known.is_empty() {
+        "; it has none".to_owned()
+    } else {
+        format!("; it has {}", known.keys().map(String::as_str).collect::<Vec<_>>().join(", "))
+    }
 }
 
 /// Replaces every input that is exactly a bare name by the staged name.
@@ -95,8 +102,9 @@ pub fn set_output_folder(prompt: &mut Prompt, folder: &str) -> Result<(), Failur
         let leaves = text.starts_with(['/', '\\']) || text.split(['/', '\\']).any(|part| part == "..");
         if leaves || text.contains('\0') {
             return Err(Failure::Invalid(format!(
-                "node {id}: filename_prefix {:?} leaves the output folder",
-                one_line(text, 80)
+                "node {}: filename_prefix {} leaves the output folder",
+                one_line(id, 40),
+                quoted(text, 80)
             )));
         }
         *prefix = Value::String(format!("{folder}/{text}"));

@@ -5,8 +5,9 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use super::{failure::Failure, request::JobRequest};
+use super::failure::Failure;
 use crate::store::{Creation, ObjectStore, ObjectUri, StoreError};
 
 /// Largest marker or manifest that is read back.
@@ -46,6 +47,9 @@ struct Marker {
     version: u32,
     attempt: u32,
     worker: String,
+    /// Tells a marker of ours, whose answer was lost and which the store tried again, from others'.
+    #[serde(default)]
+    nonce: String,
     body_sha256: String,
     /// Set when the attempt ended in good order: handed back, not crashed.
     closed: Option<String>,
@@ -64,34 +68,33 @@ impl<'a> Records<'a> {
     }
 
     /// Begins an attempt, or finds that there is nothing to run.
-    pub(super) async fn open(
-        &self,
-        job: &JobRequest,
-        worker: &str,
-        max_crashes: u32,
-    ) -> Result<Opened, Failure> {
+    pub(super) async fn open(&self, digest: &str, worker: &str, max_crashes: u32) -> Result<Opened, Failure> {
+        let nonce = Uuid::new_v4().simple().to_string();
         let mut crashes = 0;
         for number in 1..=MOST_MARKERS {
             let marker = Marker {
                 version: 1,
                 attempt: number,
                 worker: worker.to_owned(),
-                body_sha256: job.digest.clone(),
+                nonce: nonce.clone(),
+                body_sha256: digest.to_owned(),
                 closed: None,
             };
             let uri = self.at(&format!("attempts/{number}.json"))?;
             let body = serde_json::to_vec(&marker).map_err(|error| Failure::Internal(error.to_string()))?;
-            match self.store.create(&uri, body.into(), JSON).await.map_err(unavailable)? {
-                Creation::Created if crashes >= max_crashes => {
-                    return Ok(Opened::Poison { attempt: OpenAttempt { number, marker }, crashes });
-                }
-                Creation::Created => return Ok(Opened::Attempt(OpenAttempt { number, marker })),
-                Creation::Exists => {}
-            }
-            let earlier = self.store.read(&uri, LARGEST_RECORD).await.map_err(unavailable)?;
-            let earlier: Marker = serde_json::from_slice(&earlier)
-                .map_err(|error| Failure::StoreUnavailable(format!("{uri}: not a marker: {error}")))?;
-            if earlier.body_sha256 != job.digest {
+            let earlier = match self.store.create(&uri, body.into(), JSON).await.map_err(unavailable)? {
+                Creation::Created => None,
+                Creation::Exists => Some(self.marker(&uri).await?).filter(|found| found.nonce != nonce),
+            };
+            let Some(earlier) = earlier else {
+                let attempt = OpenAttempt { number, marker };
+                return Ok(if crashes >= max_crashes {
+                    Opened::Poison { attempt, crashes }
+                } else {
+                    Opened::Attempt(attempt)
+                });
+            };
+            if earlier.body_sha256 != digest {
                 return Ok(Opened::Conflict);
             }
             if number == 1
@@ -102,6 +105,12 @@ impl<'a> Records<'a> {
             crashes += u32::from(earlier.closed.is_none());
         }
         Err(Failure::Internal(format!("{MOST_MARKERS} attempts at one job")))
+    }
+
+    async fn marker(&self, uri: &ObjectUri) -> Result<Marker, Failure> {
+        let marker = self.store.read(uri, LARGEST_RECORD).await.map_err(unavailable)?;
+        serde_json::from_slice(&marker)
+            .map_err(|error| Failure::StoreUnavailable(format!("{uri}: not a marker: {error}")))
     }
 
     /// Says that an attempt ended in good order.

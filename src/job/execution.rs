@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -42,6 +42,7 @@ pub(super) struct Executor<'a> {
     /// their files gone.
     pub(super) rerun: BTreeSet<String>,
     left: Mutex<Option<(Prompt, History)>>,
+    comfyui_version: OnceLock<String>,
 }
 
 /// A try that succeeded.
@@ -50,7 +51,6 @@ pub(super) struct Done {
     pub(super) records: RecordUris,
     pub(super) warnings: Vec<String>,
     pub(super) nodes: BTreeMap<String, NodeTiming>,
-    pub(super) comfyui_version: String,
 }
 
 /// Where history and prompt are stored.
@@ -67,7 +67,15 @@ struct Prepared {
 
 impl<'a> Executor<'a> {
     pub(super) fn new(runner: &'a Runner, job: &'a JobRequest, attempt: u32, reporter: &'a Reporter) -> Self {
-        Self { runner, job, attempt, reporter, rerun: BTreeSet::new(), left: Mutex::default() }
+        Self {
+            runner,
+            job,
+            attempt,
+            reporter,
+            rerun: BTreeSet::new(),
+            left: Mutex::default(),
+            comfyui_version: OnceLock::new(),
+        }
     }
 
     pub(super) async fn execute(&self, timings: &mut Timings) -> Result<Done, Met> {
@@ -76,12 +84,15 @@ impl<'a> Executor<'a> {
         // Until the prompt is posted nothing is lost by handing the job back at once.
         let before_post = async {
             let engine = self.runner.connector.engine().await.map_err(engine_failure).at(Stage::Run)?;
+            self.comfyui_version.get_or_init(|| engine.server().version().to_owned());
             let (staged, prepared) = tokio::try_join!(timed(self.stage()), timed(self.prepare(&engine)))?;
             Ok::<_, Met>((engine, staged, prepared))
         };
         let (engine, (staged, staged_in), (prepared, converted_in)) = tokio::select! {
-            ready = before_post => ready?,
+            // First: what needs neither files nor conversion would be ready at once.
+            biased;
             () = stop.cancelled() => return Err(Failure::Draining).at(Stage::Stage),
+            ready = before_post => ready?,
         };
         timings.staged_ms = ms(staged_in);
         timings.converted_ms = ms(converted_in);
@@ -102,12 +113,16 @@ impl<'a> Executor<'a> {
         }
         let Executed { history, images, nodes, .. } = executed;
         let findings = self.find(&folder, &history, images, executed.images_lost).await.at(Stage::Collect)?;
-        let (outputs, uploaded_in) =
-            timed(self.upload(&destination, findings, &prompt, &history)).await.at(Stage::Upload)?;
+        let uploading = timed(self.upload(&destination, findings, &prompt, &history));
+        let (outputs, uploaded_in) = self.runner.stops.unless_aborted(uploading).await.at(Stage::Upload)?;
         timings.uploaded_ms = ms(uploaded_in);
         let (outputs, records) = outputs;
-        let comfyui_version = engine.server().version().to_owned();
-        Ok(Done { outputs, records, warnings, nodes, comfyui_version })
+        Ok(Done { outputs, records, warnings, nodes })
+    }
+
+    /// The version of the ComfyUI that this job met; empty when it met none.
+    pub(super) fn comfyui_version(&self) -> String {
+        self.comfyui_version.get().cloned().unwrap_or_default()
     }
 
     /// `<output.uri, else store.uri>/<job id>/<attempt>`, if outputs may go there.

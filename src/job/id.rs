@@ -27,9 +27,9 @@ impl FromStr for JobId {
         if starts_well && text.len() <= 128 && text.bytes().all(allowed) {
             Ok(Self(text.to_owned()))
         } else {
-            let shown = crate::text::one_line(text, 64);
+            let shown = crate::text::quoted(text, 64);
             Err(format!(
-                "the job id {shown:?} must be 1-128 of A-Z a-z 0-9 . _ - and start with a letter or digit"
+                "the job id {shown} must be 1-128 of A-Z a-z 0-9 . _ - and start with a letter or digit"
             ))
         }
     }

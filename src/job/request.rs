@@ -10,7 +10,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{JobId, failure::Failure, runpod};
-use crate::checksum;
+use crate::{
+    checksum,
+    text::{one_line, quoted},
+};
 
 /// A job, checked.
 #[derive(Clone, Debug)]
@@ -72,7 +75,7 @@ impl std::str::FromStr for NodeInput {
             Some((node, input)) if !node.is_empty() && !input.is_empty() => {
                 Ok(Self { node: node.to_owned(), input: input.to_owned() })
             }
-            _ => Err(format!("{:?} is no <node id>.<input name>", crate::text::one_line(text, 80))),
+            _ => Err(format!("{} is no <node id>.<input name>", quoted(text, 80))),
         }
     }
 }
@@ -180,8 +183,8 @@ struct Body {
     metadata: Option<Value>,
 }
 
-/// The longest deadline a job may ask for: a week. More is a mistake of units.
-const LONGEST_TIMEOUT_SECONDS: f64 = 7.0 * 24.0 * 3600.0;
+/// The deadlines a job may ask for: up to a week. More is a mistake of units.
+pub(crate) const TIMEOUT_SECONDS: std::ops::RangeInclusive<f64> = 0.001..=7.0 * 24.0 * 3600.0;
 /// S3 signs links for at most a week.
 const LONGEST_PRESIGN_SECONDS: u64 = 7 * 24 * 3600;
 
@@ -205,16 +208,23 @@ impl JobRequest {
         };
         let own_id = object.get("id").and_then(Value::as_str).and_then(|id| id.parse::<JobId>().ok());
         let metadata = object.get("metadata").cloned();
-        let invalid = |problem: String| refuse(Failure::Invalid(problem), own_id.clone(), metadata.clone());
+        // Serde repeats what it did not expect, however long that is.
+        let invalid = |problem: String| {
+            refuse(Failure::Invalid(one_line(&problem, 600)), own_id.clone(), metadata.clone())
+        };
 
         let named_files = runpod::translate(&mut object).map_err(&invalid)?;
-        let body: Body = serde_path_to_error::deserialize(Value::Object(object)).map_err(|error| {
-            let path = error.path().to_string();
-            let problem = error.into_inner().to_string();
-            invalid(if path == "." { problem } else { format!("{path}: {problem}") })
-        })?;
+        let body: Body = typed(Value::Object(object)).map_err(&invalid)?;
         body.check(digest.clone(), fallback_id.clone(), named_files).map_err(&invalid)
     }
+}
+
+/// A value by its type; what is wrong is told with its path.
+fn typed<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(value).map_err(|error| match error.path().to_string().as_str() {
+        "." => error.into_inner().to_string(),
+        path => format!("{path}: {}", error.inner()),
+    })
 }
 
 impl Body {
@@ -256,10 +266,10 @@ impl Body {
         }
         let timeout = match self.timeout_seconds {
             None => None,
-            Some(seconds) if seconds > 0.0 && seconds <= LONGEST_TIMEOUT_SECONDS => {
-                Some(Duration::from_secs_f64(seconds))
+            Some(seconds) if TIMEOUT_SECONDS.contains(&seconds) => Some(Duration::from_secs_f64(seconds)),
+            Some(seconds) => {
+                return Err(format!("timeout_seconds: {seconds} is not within a millisecond and a week"));
             }
-            Some(seconds) => return Err(format!("timeout_seconds: {seconds} is not within 0 and a week")),
         };
         if let Some(seconds) = self.output.presign_seconds
             && !(1..=LONGEST_PRESIGN_SECONDS).contains(&seconds)
@@ -291,8 +301,7 @@ impl InputValue {
             }
             Value::Object(mut object) => {
                 if object.contains_key("source") {
-                    let file: FileSource =
-                        serde_json::from_value(Value::Object(object)).map_err(|error| error.to_string())?;
+                    let file: FileSource = typed(Value::Object(object))?;
                     check_sha256(file.sha256.as_deref()).map_err(|problem| format!("sha256: {problem}"))?;
                     return Ok(Self::File(file));
                 }

@@ -5,11 +5,12 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
 use serde_json::Value;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -24,10 +25,14 @@ use super::{
     verdict::{Remedy, Verdict, verdict},
 };
 use crate::{
+    checksum,
     config::{JobConfig, OutputsConfig},
     connector::ComfyConnector,
     store::{ObjectStore, ObjectUri},
 };
+
+/// Longest closing of an attempt's marker: a store that is away must not hold up a hand-back.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Runs jobs, one at a time or several: it holds no state of any.
 pub struct Runner {
@@ -56,6 +61,20 @@ pub struct Stops {
     pub abort: CancellationToken,
 }
 
+impl Stops {
+    /// `work`, given up when what runs must end.
+    pub(super) async fn unless_aborted<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.abort.cancelled() => Err(Failure::Draining),
+        }
+    }
+}
+
 /// A message to be run.
 #[derive(Clone, Debug)]
 pub struct Incoming {
@@ -63,8 +82,8 @@ pub struct Incoming {
     pub body: Bytes,
     /// AMQP `message_id`.
     pub message_id: Option<String>,
-    /// When it was published, Unix seconds.
-    pub published_at: Option<u64>,
+    /// When it was published.
+    pub published_at: Option<SystemTime>,
     /// Whether somebody gets the answer.
     pub answerable: bool,
 }
@@ -121,8 +140,9 @@ impl Runner {
             let failure = Failure::Malformed(format!(
                 "the message has {size} bytes, more than {limit} (job.max_message_bytes)"
             ));
-            let id = incoming.message_id.as_deref().and_then(|id| id.parse().ok());
-            Err(Box::new(Refused { id, digest: String::new(), metadata: None, failure }))
+            let digest = checksum::of_bytes(&incoming.body);
+            let id = incoming.message_id.as_deref().unwrap_or(&digest).parse().ok();
+            Err(Box::new(Refused { id, digest, metadata: None, failure }))
         } else {
             JobRequest::parse(&incoming.body, incoming.message_id.as_deref())
         };
@@ -130,10 +150,11 @@ impl Runner {
             Ok(job) => job,
             Err(refused) => return self.refuse(*refused, incoming.answerable).await,
         };
-        let queued = incoming.published_at.map_or(Duration::ZERO, since);
+        // Clocks that disagree give zero.
+        let queued = incoming.published_at.and_then(|then| then.elapsed().ok()).unwrap_or_default();
         let timings = Timings { queued_ms: ms(queued), ..Timings::default() };
         let life = Life { runner: self, accepted_at, timings };
-        match life.live(&job, sink).await {
+        match Box::pin(life.live(&job, sink)).await {
             Ok(body) => Ending::Answered { id: job.id, body },
             Err(failure) => {
                 let pause = !matches!(failure, Failure::Draining);
@@ -144,14 +165,25 @@ impl Runner {
 
     /// Answers a body that is no job, when somebody listens.
     async fn refuse(&self, refused: Refused, answerable: bool) -> Ending {
-        let Refused { id, metadata, failure, .. } = refused;
+        let Refused { id, digest, metadata, failure } = refused;
         let (Some(id), true) = (id, answerable) else {
             return Ending::Reject { reason: failure.to_string() };
         };
         let met = Met { stage: Stage::Accept, failure };
-        let result = self.failed(&id, 1, Timings::default(), metadata, &met);
-        let settled =
-            async { Records::new(&*self.store, &self.base, id.as_str())?.settle(encode(&result)?).await };
+        let settled = async {
+            let records = Records::new(&*self.store, &self.base, id.as_str())?;
+            let opened = records.open(&digest, &self.worker_id, self.limits.max_attempts).await?;
+            let attempt = match opened {
+                Opened::Finished(body) => return Ok(body),
+                Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => attempt.number,
+                // The manifest beneath this id is another job's, and not for this publisher's eyes.
+                Opened::Conflict => {
+                    return encode(&self.failed(&id, 1, Timings::default(), metadata.clone(), &met));
+                }
+            };
+            let result = self.failed(&id, attempt, Timings::default(), metadata.clone(), &met);
+            records.settle(encode(&result)?).await
+        };
         match settled.await {
             Ok(body) => Ending::Answered { id, body },
             Err(error) => Ending::HandBack { reason: error.to_string(), pause: true },
@@ -200,7 +232,8 @@ impl Life<'_> {
     async fn live(mut self, job: &JobRequest, sink: Arc<dyn EventSink>) -> Result<Bytes, Failure> {
         let runner = self.runner;
         let records = Records::new(&*runner.store, &runner.base, job.id.as_str())?;
-        let opened = records.open(job, &runner.worker_id, runner.limits.max_attempts).await?;
+        let opening = records.open(&job.digest, &runner.worker_id, runner.limits.max_attempts);
+        let opened = runner.stops.unless_aborted(opening).await?;
         let attempt = match opened {
             Opened::Finished(body) => return Ok(body),
             Opened::Conflict => {
@@ -212,26 +245,32 @@ impl Life<'_> {
             Opened::Poison { attempt, crashes } => {
                 let met = Met { stage: Stage::Accept, failure: Failure::Poison { crashes } };
                 let result = runner.failed(&job.id, attempt.number, self.timings, job.metadata.clone(), &met);
-                return records.settle(encode(&result)?).await;
+                return runner.stops.unless_aborted(records.settle(encode(&result)?)).await;
             }
             Opened::Attempt(attempt) => attempt,
         };
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
         reporter.tell(EventKind::Accepted);
-        match self.attempts(job, &attempt, &reporter).await {
-            Ok(result) => {
-                let body = records.settle(encode(&result)?).await?;
-                reporter.tell(EventKind::Finished { status: result.status });
-                Ok(body)
-            }
-            Err(failure) => {
-                // A marker left open counts as a crash; losing this one costs a try, no more.
-                if let Err(error) = records.close(&attempt, &failure.to_string()).await {
-                    tracing::warn!(job = %job.id, %error, "the attempt's marker could not be closed");
+        let failure = match self.attempts(job, &attempt, &reporter).await {
+            Ok(result) => match runner.stops.unless_aborted(records.settle(encode(&result)?)).await {
+                Ok(body) => {
+                    reporter.tell(EventKind::Finished { status: result.status });
+                    return Ok(body);
                 }
-                Err(failure)
+                Err(failure) => failure,
+            },
+            Err(failure) => failure,
+        };
+        // A marker left open counts as a crash; losing this one costs a try, no more.
+        let reason = failure.to_string();
+        match timeout(CLOSE_LIMIT, records.close(&attempt, &reason)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(job = %job.id, %error, "the attempt's marker could not be closed");
             }
+            Err(_) => tracing::warn!(job = %job.id, "the attempt's marker could not be closed in time"),
         }
+        Err(failure)
     }
 
     /// Tries until there is an answer; an error hands the job back.
@@ -245,14 +284,16 @@ impl Life<'_> {
         let mut executor = Executor::new(self.runner, job, attempt.number, reporter);
         loop {
             let met = match executor.execute(&mut self.timings).await {
-                Ok(done) => return Ok(self.succeeded(job, attempt.number, done)),
+                Ok(done) => return Ok(self.succeeded(job, attempt.number, done, &executor)),
                 Err(met) => met,
             };
             let log = &met.failure;
             match verdict(&met.failure, tries) {
                 Verdict::Answer => {
                     tracing::info!(job = %job.id, stage = ?met.stage, error = %log, "job failed");
-                    return Ok(self.failed(job, attempt.number, &met, &executor).await);
+                    let stops = self.runner.stops.clone();
+                    let answer = async { Ok(self.failed(job, attempt.number, &met, &executor).await) };
+                    return stops.unless_aborted(answer).await;
                 }
                 Verdict::HandBack => {
                     tracing::warn!(job = %job.id, stage = ?met.stage, error = %log, "job handed back");
@@ -272,8 +313,9 @@ impl Life<'_> {
 
     async fn mend(&self, remedy: Remedy) {
         match remedy {
-            // The next call starts again what is ill.
-            Remedy::Nothing | Remedy::RunAgain | Remedy::Restart => {}
+            Remedy::Nothing | Remedy::RunAgain => {}
+            // The next call starts it again.
+            Remedy::Restart => self.runner.connector.kill_engine().await,
             Remedy::FreeMemory => {
                 if let Ok(engine) = self.runner.connector.engine().await
                     && let Err(error) = engine.server().client().free().await
@@ -289,7 +331,13 @@ impl Life<'_> {
         self.timings
     }
 
-    fn succeeded(&mut self, job: &JobRequest, attempt: u32, done: Done) -> JobResult {
+    fn succeeded(
+        &mut self,
+        job: &JobRequest,
+        attempt: u32,
+        done: Done,
+        executor: &Executor<'_>,
+    ) -> JobResult {
         JobResult {
             version: 1,
             id: job.id.clone(),
@@ -305,7 +353,7 @@ impl Life<'_> {
             worker: WorkerInfo {
                 id: self.runner.worker_id.clone(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                comfyui_version: done.comfyui_version,
+                comfyui_version: executor.comfyui_version(),
             },
             metadata: job.metadata.clone(),
         }
@@ -320,9 +368,7 @@ impl Life<'_> {
     ) -> JobResult {
         let timings = self.total();
         let mut result = self.runner.failed(&job.id, attempt, timings, job.metadata.clone(), met);
-        if let Ok(engine) = self.runner.connector.engine().await {
-            engine.server().version().clone_into(&mut result.worker.comfyui_version);
-        }
+        result.worker.comfyui_version = executor.comfyui_version();
         if let Some(records) = executor.left_records().await {
             result.history = Some(records.history.to_string());
             result.prompt = Some(records.prompt.to_string());
@@ -334,12 +380,6 @@ impl Life<'_> {
 fn encode(result: &JobResult) -> Result<Bytes, Failure> {
     let body = serde_json::to_vec_pretty(result).map_err(|error| Failure::Internal(error.to_string()))?;
     Ok(body.into())
-}
-
-/// Since a moment in Unix seconds; clocks that disagree give zero.
-fn since(published_at: u64) -> Duration {
-    let then = UNIX_EPOCH + Duration::from_secs(published_at);
-    SystemTime::now().duration_since(then).unwrap_or_default()
 }
 
 pub(super) fn ms(duration: Duration) -> u64 {

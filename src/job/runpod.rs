@@ -1,5 +1,7 @@
 //! RunPod's body `{"input": {"workflow": …, "images": [{"name", "image": base64}]}}`, turned into ours.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::request::FileSource;
@@ -28,17 +30,21 @@ pub(super) fn translate(body: &mut Map<String, Value>) -> Result<Vec<FileSource>
     }
     match images {
         Value::Null => Ok(Vec::new()),
-        Value::Array(images) => images
-            .iter()
-            .enumerate()
-            .map(|(index, image)| file(image).map_err(|p| format!("input.images[{index}]: {p}")))
-            .collect(),
+        Value::Array(images) => {
+            let mut names = BTreeSet::new();
+            let named = |(index, image)| match file(image) {
+                Ok(file) if names.insert(file.name.clone()) => Ok(file),
+                Ok(_) => Err(format!("input.images[{index}].name: another image has that name")),
+                Err(problem) => Err(format!("input.images[{index}].{problem}")),
+            };
+            images.iter().enumerate().map(named).collect()
+        }
         _ => Err("input.images: must be a list of {name, image}".into()),
     }
 }
 
 fn file(image: &Value) -> Result<FileSource, String> {
-    let text = |key: &str| image.get(key).and_then(Value::as_str).ok_or(format!("{key} is missing"));
+    let text = |key: &str| image.get(key).and_then(Value::as_str).ok_or(format!("{key}: must be a text"));
     let (name, content) = (text("name")?, text("image")?);
     let source = if content.starts_with("data:") {
         content.to_owned()

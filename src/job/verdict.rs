@@ -22,7 +22,7 @@ pub enum Remedy {
     FreeMemory,
     /// Make ComfyUI run the nodes whose files are gone, whatever its execution cache holds.
     RunAgain,
-    /// Start ComfyUI or the browser anew, whichever is ill.
+    /// Start ComfyUI anew: after a broken device its process lives and is of no use.
     Restart,
 }
 
@@ -47,9 +47,11 @@ pub fn verdict(failure: &Failure, tries: u32) -> Verdict {
         | F::Poison { .. }
         | F::Internal(_) => Verdict::Answer,
         F::ChecksumMismatch(_) | F::Interrupted => once_more(Remedy::Nothing),
+        // The browser replaces itself, without touching ComfyUI.
+        F::ConversionTimedOut(_) | F::BrowserDown(_) => once_more(Remedy::Nothing),
         F::OutputMissing { .. } => once_more(Remedy::RunAgain),
         F::OutOfMemory(_) => once_more(Remedy::FreeMemory),
-        F::ConversionTimedOut(_) | F::BrowserDown(_) | F::EngineCrashed(_) => once_more(Remedy::Restart),
+        F::EngineCrashed(_) => once_more(Remedy::Restart),
         F::EngineUnavailable(_) | F::StoreUnavailable(_) | F::Local(_) | F::Draining => Verdict::HandBack,
     }
 }

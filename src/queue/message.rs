@@ -30,13 +30,18 @@ pub struct Message {
     pub traceparent: Option<String>,
     /// How long after publishing the job is worth starting.
     pub expiration: Option<Duration>,
-    /// When it was published, in seconds since 1970, if the publisher said so.
-    pub published_at: Option<u64>,
+    /// When it was published, if the publisher or the broker said so: by the header `timestamp_in_ms`
+    /// (RabbitMQ's own name for it, where the broker stamps messages), else by the property
+    /// `timestamp`, which is in whole seconds.
+    pub published_at: Option<SystemTime>,
     /// Whether it was delivered before, to anybody.
     pub redelivered: bool,
     /// `x-delivery-count`: how often it came back to the queue.
     pub delivery_count: u64,
 }
+
+/// The header that says when a message was published, in milliseconds since 1970.
+const PUBLISHED_MS: &str = "timestamp_in_ms";
 
 impl Message {
     pub(super) fn read(body: Vec<u8>, redelivered: bool, properties: &BasicProperties) -> Self {
@@ -51,7 +56,11 @@ impl Message {
             expiration: owned(properties.expiration())
                 .and_then(|millis| millis.parse().ok())
                 .map(Duration::from_millis),
-            published_at: *properties.timestamp(),
+            published_at: headers
+                .and_then(|headers| count(headers, PUBLISHED_MS))
+                .map(Duration::from_millis)
+                .or_else(|| properties.timestamp().map(Duration::from_secs))
+                .and_then(|since| UNIX_EPOCH.checked_add(since)),
             redelivered,
             delivery_count: headers.and_then(|headers| count(headers, "x-delivery-count")).unwrap_or(0),
         }
@@ -98,12 +107,15 @@ pub struct JobProperties {
 
 impl JobProperties {
     pub(super) fn write(&self) -> Result<BasicProperties, PublishError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut headers = FieldTable::default();
+        let millis = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        headers.insert(PUBLISHED_MS.into(), AMQPValue::LongLongInt(millis));
         let mut properties = BasicProperties::default()
             .with_content_type("application/json".into())
             .with_delivery_mode(PERSISTENT)
             // `expiration` counts from here.
-            .with_timestamp(now);
+            .with_timestamp(now.as_secs());
         if let Some(id) = &self.message_id {
             properties = properties.with_message_id(short(id)?);
         }
@@ -117,11 +129,9 @@ impl JobProperties {
             properties = properties.with_expiration(short(&expiration.as_millis().to_string())?);
         }
         if let Some(parent) = &self.traceparent {
-            let mut headers = FieldTable::default();
             headers.insert("traceparent".into(), AMQPValue::LongString(parent.as_str().into()));
-            properties = properties.with_headers(headers);
         }
-        Ok(properties)
+        Ok(properties.with_headers(headers))
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     time::timeout,
 };
+use uuid::Uuid;
 
 use super::names::FileName;
 use crate::{
@@ -75,9 +76,8 @@ impl Fetcher<'_> {
         target: PathBuf,
         budget: &Budget,
     ) -> Result<(), Failure> {
-        let mut part = target.clone().into_os_string();
-        part.push(".part");
-        let part = PathBuf::from(part);
+        // A random name: `x.part` could be the name of another input.
+        let part = target.with_file_name(format!(".{}.part", Uuid::new_v4().simple()));
         let local = |error: std::io::Error| Failure::Local(format!("{}: {error}", part.display()));
         let mut file = File::create_new(&part).await.map_err(local)?;
         let fetched = match self.open(source, budget).await {
@@ -107,8 +107,9 @@ impl Fetcher<'_> {
     }
 
     fn allowed(&self, source: &str) -> Result<ObjectUri, Failure> {
-        let uri: ObjectUri =
-            source.parse().map_err(|error: UriError| Failure::UnsupportedUri(error.to_string()))?;
+        let uri: ObjectUri = source
+            .parse()
+            .map_err(|error: UriError| Failure::UnsupportedUri(one_line(&error.to_string(), 400)))?;
         if uri.is_beneath(self.allow) {
             return Ok(uri);
         }
@@ -176,9 +177,9 @@ async fn copy(
     Ok(sum.finish())
 }
 
-/// Whether a file is what its checksum says; without one it is taken as it is.
+/// Whether a file is there and what its checksum says; without one it is taken as it is.
 pub(super) async fn matches(path: &Path, sha256: Option<&str>) -> bool {
-    let Some(expected) = sha256 else { return true };
+    let Some(expected) = sha256 else { return path.is_file() };
     let path = path.to_owned();
     let sum = tokio::task::spawn_blocking(move || checksum::of_reader(std::fs::File::open(path)?));
     matches!(sum.await, Ok(Ok((sum, _))) if sum.eq_ignore_ascii_case(expected))

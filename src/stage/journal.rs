@@ -7,9 +7,8 @@
 //! together with the inode that we made: the sweep never removes somebody else's file.
 
 use std::{
-    collections::HashMap,
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -30,7 +29,7 @@ pub struct Journal {
 #[serde(rename_all = "snake_case")]
 enum Line {
     Owned { path: PathBuf, inode: Option<Inode> },
-    Gone { path: PathBuf },
+    Gone { path: PathBuf, inode: Option<Inode> },
 }
 
 /// Device and number: which file a name stood for.
@@ -39,8 +38,11 @@ struct Inode(u64, u64);
 
 impl Inode {
     fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(path)?;
-        Ok(Self(metadata.dev(), metadata.ino()))
+        fs::symlink_metadata(path).map(|metadata| Self(metadata.dev(), metadata.ino()))
+    }
+
+    fn of_file(file: &File) -> io::Result<Self> {
+        file.metadata().map(|metadata| Self(metadata.dev(), metadata.ino()))
     }
 }
 
@@ -62,8 +64,10 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        remove(&self.path, self.inode);
-        self.journal.write(&Line::Gone { path: self.path.clone() });
+        // What could not be removed stays listed, for the next start.
+        if remove(&self.path, self.inode) {
+            self.journal.write(&Line::Gone { path: self.path.clone(), inode: self.inode });
+        }
     }
 }
 
@@ -76,10 +80,15 @@ impl Journal {
         let folder = state_dir.join("journal");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         sweep(&folder)?;
-        let path = folder.join(format!("{}.jsonl", Uuid::new_v4().simple()));
-        let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path)?;
-        file.lock()?;
-        Ok(Arc::new(Self { path, file: Mutex::new(file) }))
+        loop {
+            let path = folder.join(format!("{}.jsonl", Uuid::new_v4().simple()));
+            let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path)?;
+            file.lock()?;
+            // Another start may have found it before it was locked, and swept it as a dead one's.
+            if is_still(&file, &path) {
+                return Ok(Arc::new(Self { path, file: Mutex::new(file) }));
+            }
+        }
     }
 
     fn write(&self, line: &Line) {
@@ -121,18 +130,43 @@ impl Journal {
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`] when something is; `scratch` is removed then.
     pub fn adopt(self: &Arc<Self>, scratch: Owned, target: &Path) -> io::Result<Owned> {
+        self.rename(&scratch, target, rename_new)
+    }
+
+    /// Puts something of ours in the place of something else of ours.
+    ///
+    /// # Errors
+    /// When it cannot be renamed; `scratch` is removed then.
+    pub(super) fn replace(self: &Arc<Self>, scratch: Owned, target: &Path) -> io::Result<Owned> {
+        self.rename(&scratch, target, |from, to| fs::rename(from, to))
+    }
+
+    fn rename(
+        self: &Arc<Self>,
+        scratch: &Owned,
+        target: &Path,
+        rename: impl FnOnce(&Path, &Path) -> io::Result<()>,
+    ) -> io::Result<Owned> {
         let inode = Inode::of(&scratch.path)?;
         self.write(&Line::Owned { path: target.to_owned(), inode: Some(inode) });
         let owned = Owned { path: target.to_owned(), inode: Some(inode), journal: Arc::clone(self) };
-        rename_new(&scratch.path, target)?;
+        rename(&scratch.path, target)?;
         Ok(owned)
+    }
+
+    /// Whether what has this name is ours, and will be removed.
+    pub(super) fn owns(&self, path: &Path) -> bool {
+        let listed = left_by(&self.path).unwrap_or_default();
+        Inode::of(path).is_ok_and(|found| listed.contains(&(path.to_owned(), Some(found))))
     }
 }
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        // Everything owned holds the journal, so all of it is gone by now.
-        let _ = fs::remove_file(&self.path);
+        // Everything owned holds the journal: what is still listed could not be removed.
+        if left_by(&self.path).is_ok_and(|left| left.is_empty()) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -150,18 +184,46 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-fn remove(path: &Path, inode: Option<Inode>) {
-    let Ok(found) = Inode::of(path) else { return };
+/// Whether nothing of ours is there (any more).
+fn remove(path: &Path, inode: Option<Inode>) -> bool {
+    let found = match Inode::of(path) {
+        Ok(found) => found,
+        Err(error) => return error.kind() == io::ErrorKind::NotFound,
+    };
     if inode.is_some_and(|inode| inode != found) {
-        return;
+        return true;
     }
     let is_folder = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
     let outcome = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    if let Err(error) = outcome
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(%error, path = %path.display(), "an ephemeral file could not be removed");
+    match outcome {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, path = %path.display(), "an ephemeral file could not be removed");
+            false
+        }
+        _ => true,
     }
+}
+
+/// Whether the open file is the one that has that name.
+fn is_still(file: &File, path: &Path) -> bool {
+    matches!((Inode::of_file(file), Inode::of(path)), (Ok(open), Ok(named)) if open == named)
+}
+
+/// What a journal lists and does not call gone, in the order in which it was made.
+fn left_by(journal: &Path) -> io::Result<Vec<(PathBuf, Option<Inode>)>> {
+    let mut text = Vec::new();
+    File::open(journal)?.read_to_end(&mut text)?;
+    let mut left: Vec<(PathBuf, Option<Inode>)> = Vec::new();
+    // A last line that was cut by the death of its writer, in the middle of a character too,
+    // lists nothing that exists.
+    for line in text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()) {
+        match line {
+            Line::Owned { path, inode } => left.push((path, inode)),
+            // By inode too: a file of ours may have been replaced by another of ours.
+            Line::Gone { path, inode } => left.retain(|listed| *listed != (path.clone(), inode)),
+        }
+    }
+    Ok(left)
 }
 
 /// Removes what dead workers left.
@@ -173,24 +235,24 @@ fn sweep(folder: &Path) -> io::Result<()> {
         }
         let Ok(file) = OpenOptions::new().read(true).append(true).open(&path) else { continue };
         match file.try_lock() {
+            // Swept by another start since it was listed.
+            Ok(()) if !is_still(&file, &path) => continue,
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => continue,
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        let mut left = HashMap::new();
-        // A last line that was cut by the death of its writer lists nothing that exists.
-        let text = fs::read_to_string(&path)?;
-        for line in text.lines().filter_map(|line| serde_json::from_str(line).ok()) {
-            match line {
-                Line::Owned { path, inode } => left.insert(path, inode),
-                Line::Gone { path } => left.remove(&path),
-            };
-        }
-        for (path, inode) in left {
+        let mut all_gone = true;
+        for (path, inode) in left_by(&path)? {
             tracing::info!(path = %path.display(), "removing what a dead worker left");
-            remove(&path, inode);
+            all_gone &= remove(&path, inode);
         }
-        fs::remove_file(&path)?;
+        if all_gone {
+            fs::remove_file(&path)?;
+        }
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

@@ -10,7 +10,7 @@ mod names;
 mod place;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -161,14 +161,17 @@ impl Stager {
         }
         let folder = self.job_folder(job.id.as_str()).await?;
         let folder_name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut taken: HashMap<String, usize> = HashMap::new();
+        // Names that differ in case only are one on some file systems.
+        let mut taken = HashSet::new();
         let mut plan = Vec::new();
         for source in wanted {
-            let name = fetch::name_of(&source)?;
-            // Two sources of one name, or of names that differ in case only, stay apart.
-            let seen = taken.entry(name.as_str().to_lowercase()).or_default();
-            *seen += 1;
-            let name = if *seen > 1 { format!("{seen}-{name}") } else { name.to_string() };
+            let bare = fetch::name_of(&source)?;
+            let mut name = bare.to_string();
+            let mut number = 2;
+            while !taken.insert(name.to_lowercase()) {
+                name = format!("{number}-{bare}");
+                number += 1;
+            }
             plan.push((source, name));
         }
         let fetcher = self.fetcher();
@@ -214,30 +217,30 @@ impl Stager {
         let subfolder = Subfolder::parse(file.subfolder.as_deref().unwrap_or_default()).map_err(invalid)?;
         let options = UploadOptions {
             folder: file.folder,
-            subfolder: subfolder.clone(),
+            subfolder,
             overwrite: file.overwrite,
             ephemeral: file.ephemeral,
         };
         let target = options.target(&self.folders, &name);
-        if !file.overwrite && target.symlink_metadata().is_ok() {
+        let existing = async || {
             // Models are kept and shared between jobs: the same one is not fetched again.
-            let same =
-                file.folder == FolderType::Models && fetch::matches(&target, file.sha256.as_deref()).await;
-            return if same {
-                Ok(None)
-            } else {
-                Err(Failure::Invalid(format!(
-                    "files: {}/{} exists and `overwrite` is false",
-                    file.folder.name(),
-                    subfolder.join(&name)
-                )))
-            };
+            if file.folder == FolderType::Models && fetch::matches(&target, file.sha256.as_deref()).await {
+                return Ok(None);
+            }
+            let (folder, name) = (file.folder.name(), options.subfolder.join(&name));
+            Err(Failure::Invalid(format!("files: {folder}/{name} exists and `overwrite` is false")))
+        };
+        if !file.overwrite && target.symlink_metadata().is_ok() {
+            return existing().await;
         }
         let scratch = self.scratch_beside(&target).await?;
         let part = scratch.path().join(name.as_str());
         self.fetcher().fetch(&source.source, source.sha256.as_deref(), part.clone(), budget).await?;
-        place::settle(&self.journal, &part, &target, &options)
-            .map_err(|error| Failure::Local(error.to_string()))
+        match place::settle(&self.journal, &part, &target, &options) {
+            // Another job, or another of this job's files, was faster.
+            Err(PlaceError::Exists(_)) => existing().await,
+            settled => settled.map_err(place_failure),
+        }
     }
 
     /// A folder of our own on the target's file system, for the file until it is whole.
@@ -247,7 +250,7 @@ impl Stager {
         self.journal
             .create_folder(parent, &name)
             .await
-            .map_err(|error| Failure::Local(format!("{}: {error}", parent.display())))
+            .map_err(|source| place_failure(PlaceError::Io { path: parent.to_owned(), source }))
     }
 
     /// Copies a local file into one of ComfyUI's folders, as [`UploadOptions`] say.
@@ -260,5 +263,18 @@ impl Stager {
         options: &UploadOptions,
     ) -> Result<(PathBuf, Option<Owned>), PlaceError> {
         place::upload(&self.folders, &self.journal, source, options).await
+    }
+}
+
+/// A name that the folder cannot take is the job's fault, a disk that is full is not.
+fn place_failure(error: PlaceError) -> Failure {
+    use std::io::ErrorKind as Kind;
+    match &error {
+        PlaceError::Io { source, .. }
+            if !matches!(source.kind(), Kind::NotADirectory | Kind::IsADirectory | Kind::InvalidFilename) =>
+        {
+            Failure::Local(error.to_string())
+        }
+        _ => Failure::Invalid(format!("files: {error}")),
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use crate::text::one_line;
+use crate::text::{is_treacherous, quoted};
 
 /// Room for our own prefixes and suffixes within a file system's 255 bytes.
 const LONGEST_NAME: usize = 200;
@@ -18,9 +18,9 @@ const DEEPEST_SUBFOLDER: usize = 8;
 
 /// Why a name is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the name {name:?} {problem}")]
+#[error("the name {name} {problem}")]
 pub struct NameError {
-    /// The name, fit for a log.
+    /// The name, in quotes and fit for a log.
     pub name: String,
     /// What is wrong with it.
     pub problem: &'static str,
@@ -39,7 +39,7 @@ impl FileName {
     pub fn parse(name: &str) -> Result<Self, NameError> {
         match problem(name) {
             None => Ok(Self(name.to_owned())),
-            Some(problem) => Err(NameError { name: one_line(name, 80), problem }),
+            Some(problem) => Err(NameError { name: quoted(name, 80), problem }),
         }
     }
 
@@ -56,12 +56,6 @@ impl fmt::Display for FileName {
     }
 }
 
-/// Invisible marks that reorder text, so that a name shows as another.
-const REORDERING: [char; 9] = [
-    '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}',
-    '\u{2069}',
-];
-
 fn problem(name: &str) -> Option<&'static str> {
     if name.is_empty() {
         Some("is empty")
@@ -71,8 +65,8 @@ fn problem(name: &str) -> Option<&'static str> {
         Some("is longer than 200 bytes")
     } else if name.contains(['/', '\\']) {
         Some("holds a path separator")
-    } else if name.chars().any(char::is_control) || name.contains(REORDERING) {
-        Some("holds a control character")
+    } else if name.contains(is_treacherous) {
+        Some("holds a control character or one that reorders text")
     } else if ["[input]", "[output]", "[temp]"].iter().any(|mark| name.trim_end().ends_with(mark)) {
         Some("ends in a mark that ComfyUI takes for a folder")
     } else {
@@ -95,7 +89,7 @@ impl Subfolder {
         }
         let parts = path.split('/').map(FileName::parse).collect::<Result<Vec<_>, _>>()?;
         if parts.len() > DEEPEST_SUBFOLDER {
-            return Err(NameError { name: one_line(path, 80), problem: "is deeper than 8 folders" });
+            return Err(NameError { name: quoted(path, 80), problem: "is deeper than 8 folders" });
         }
         Ok(Self(parts))
     }

@@ -24,7 +24,8 @@ pub struct UploadOptions {
     pub subfolder: Subfolder,
     /// Replace a file that is there.
     pub overwrite: bool,
-    /// Remove it at the end. A file that was there before is never removed, also when replaced.
+    /// Remove it at the end. What was there before and is not ephemeral is never removed, also when
+    /// replaced.
     pub ephemeral: bool,
 }
 
@@ -102,9 +103,9 @@ pub(super) async fn upload(
             && let Ok(modified) = metadata.modified()
         {
             let times = fs::FileTimes::new().set_modified(modified);
-            let file = fs::File::options().write(true).open(part.path());
-            // A source that is read-only leaves a copy that is read-only: its times stay ours.
-            let _ = file.and_then(|file| file.set_times(times));
+            // Not for writing: a read-only source has left a read-only copy.
+            let kept = fs::File::open(part.path()).and_then(|file| file.set_times(times));
+            kept.map_err(failed(part.path()))?;
         }
         let owned = settle(&journal, part.path(), &target, &options)?;
         Ok((target, owned))
@@ -124,14 +125,16 @@ pub(super) fn settle(
         io::ErrorKind::AlreadyExists => PlaceError::Exists(target.to_owned()),
         _ => PlaceError::Io { path: target.to_owned(), source },
     };
-    let existed = target.symlink_metadata().is_ok();
-    if existed && options.overwrite {
+    let replaces = options.overwrite && target.symlink_metadata().is_ok();
+    if options.ephemeral && (!replaces || journal.owns(target)) {
+        let scratch = journal.own_random(part.to_owned());
+        let adopted =
+            if replaces { journal.replace(scratch, target) } else { journal.adopt(scratch, target) };
+        return adopted.map(Some).map_err(failed);
+    }
+    if replaces {
         fs::rename(part, target).map_err(failed)?;
         return Ok(None);
-    }
-    if options.ephemeral {
-        let scratch = journal.own_random(part.to_owned());
-        return journal.adopt(scratch, target).map(Some).map_err(failed);
     }
     rename_new(part, target).map_err(failed)?;
     Ok(None)

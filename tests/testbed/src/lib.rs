@@ -7,8 +7,10 @@
 
 mod background;
 mod engine;
+mod gate;
 mod limits;
 mod picture;
+mod pixels;
 mod ports;
 mod processes;
 mod rabbitmq;
@@ -18,7 +20,9 @@ mod wait;
 mod worker;
 
 pub use engine::{Engine, RunningEngine};
+pub use gate::{Fault, Gate};
 pub use picture::{landscape, png};
+pub use pixels::Pixels;
 pub use ports::free_port;
 pub use processes::{ProcessInfo, alive, descendants, processes_with_env_or_cwd_beneath};
 pub use rabbitmq::RabbitMq;

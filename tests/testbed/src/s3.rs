@@ -71,6 +71,12 @@ impl S3Server {
         format!("http://{}", self.address)
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The one access key that it knows.
     #[must_use]
     pub fn access_key(&self) -> &'static str {

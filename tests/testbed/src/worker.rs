@@ -190,6 +190,11 @@ impl Worker {
         kill_process(pid, signal).context("the worker cannot be signalled")
     }
 
+    /// How it ended, if it has.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.group.exit_status()
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use comfy_worker::child::Group;
 use serde_json::Value;
-use testbed::{Engine, RabbitMq, S3Server, Worker, WorkerBuilder, checkout, landscape};
+use testbed::{Engine, Pixels, RabbitMq, S3Server, Worker, WorkerBuilder, checkout, landscape};
 
 use crate::{
     parts::{Parts, started, tail},
@@ -26,6 +26,7 @@ const BOOT: Duration = Duration::from_secs(300);
 pub(crate) async fn run(parts: &mut Parts) -> Result<()> {
     let begin = Instant::now();
     let folder = parts.folder.clone();
+    let binary = worker_binary()?;
     let engine = Engine::from_env(&folder.join("comfyui"))?;
     println!("Starting, everything on free loopback ports, all data in {}", folder.display());
     println!("  ComfyUI: {}", engine.describe());
@@ -43,10 +44,8 @@ pub(crate) async fn run(parts: &mut Parts) -> Result<()> {
     let broker = report::step("RabbitMQ", broker, |broker| broker.url().replace("guest:guest@", "")).await?;
     let broker = parts.broker.insert(broker);
 
-    let builder = Worker::builder(worker_binary()?, &folder)?
-        .broker(broker)
-        .store(s3, "s3://results/jobs")
-        .engine(&engine);
+    let builder =
+        Worker::builder(binary, &folder)?.broker(broker).store(s3, "s3://results/jobs").engine(&engine);
     let boot = Instant::now();
     let worker = parts.worker.insert(builder.clone().start().await?);
     let ready = async {
@@ -54,6 +53,7 @@ pub(crate) async fn run(parts: &mut Parts) -> Result<()> {
         Ok(worker.admin_url("/readyz"))
     };
     report::step("comfy-worker serve (boots ComfyUI and Chromium)", ready, String::clone).await?;
+    parts.worker_was_ready = true;
     let boot = boot.elapsed();
 
     submit(parts, &builder, &folder.join("output")).await?;
@@ -107,7 +107,13 @@ async fn show(parts: &Parts, folder: &Path, boot: Duration, begin: Instant) -> R
     let picture = picture.context("submit fetched no picture")?;
     check_same(s3, &result, picture).await?;
 
-    println!("\nPicture\n  before  {}", folder.join(INPUT).display());
+    let [before, after] = [&folder.join(INPUT), picture].map(|file| Pixels::read(&fs::read(file)?));
+    ensure!(after?.is_negative_of(&before?), "{} is not the input's negative", picture.display());
+
+    println!(
+        "\nPicture (every pixel is checked to be its input's negative)\n  before  {}",
+        folder.join(INPUT).display()
+    );
     println!("  after   {}", picture.display());
     println!("\nS3 objects (as files below {})", s3.path("results", "").display());
     for (key, size) in &objects {

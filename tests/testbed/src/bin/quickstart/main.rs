@@ -18,19 +18,26 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use parts::Parts;
 
+const USAGE: &str = "\
+usage: scripts/quickstart [FOLDER]
+  FOLDER: where all data goes, emptied if an earlier one's; default: target/quickstart
+  COMFYUI_DIR, COMFYUI_PYTHON: run that ComfyUI instead of the stand-in";
+/// Shows that a folder is a quick start's, to be emptied by the next one.
+const MARK: &str = ".quickstart";
 /// As a shell reports a program ended by Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    if let Some(argument) = env::args().nth(1) {
-        println!(
-            "quickstart takes no arguments; COMFYUI_DIR and COMFYUI_PYTHON point it at a real ComfyUI.\n\
-             Start it with scripts/quickstart."
-        );
-        return ExitCode::from(if matches!(argument.as_str(), "-h" | "--help") { 0 } else { 2 });
-    }
-    match run().await {
+    let folder = match env::args_os().nth(1) {
+        Some(argument) if argument.as_encoded_bytes().starts_with(b"-") => {
+            println!("{USAGE}");
+            let help = argument == "-h" || argument == "--help";
+            return if help { ExitCode::SUCCESS } else { ExitCode::from(2) };
+        }
+        argument => argument.map(PathBuf::from),
+    };
+    match run(folder).await {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
@@ -46,8 +53,11 @@ enum Ending {
     Interrupted,
 }
 
-async fn run() -> Result<Ending> {
-    let folder = testbed::scratch_root()?.with_file_name("quickstart");
+async fn run(folder: Option<PathBuf>) -> Result<Ending> {
+    let folder = match folder {
+        Some(folder) => std::path::absolute(folder)?,
+        None => testbed::scratch_root()?.with_file_name("quickstart"),
+    };
     let _lock = take_folder(&folder)?;
     // Listen before anything is started: a Ctrl-C must find somebody who cleans up.
     let mut interrupt = Interrupt::listen()?;
@@ -66,7 +76,10 @@ async fn run() -> Result<Ending> {
     // The children's parent-death signal does what is left to do after a second signal.
     let stopped = tokio::select! {
         stopped = parts.stop() => stopped,
-        () = interrupt.wait() => bail!("interrupted while stopping"),
+        () = interrupt.wait() => {
+            println!("\nInterrupted again: what still runs is killed.");
+            return Ok(Ending::Interrupted);
+        }
     };
     match (outcome, stopped) {
         (Err(_), Ok(())) => bail!("the quick start failed; logs are in {}", parts.folder.display()),
@@ -85,12 +98,17 @@ fn take_folder(folder: &Path) -> Result<File> {
     if let Err(fs::TryLockError::WouldBlock) = lock.try_lock() {
         bail!("another quick start is running in this checkout");
     }
+    let in_use = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+    if in_use && !folder.join(MARK).exists() {
+        bail!("{} is not empty and not a quick start's: name another folder", folder.display());
+    }
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("cannot empty {}", folder.display()));
         }
         _ => fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?,
     }
+    fs::write(folder.join(MARK), "").with_context(|| format!("cannot write in {}", folder.display()))?;
     Ok(lock)
 }
 

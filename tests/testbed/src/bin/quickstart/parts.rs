@@ -1,6 +1,6 @@
 //! What the quick start has running, and how it is stopped.
 
-use std::{path::PathBuf, time::Duration, time::Instant};
+use std::{os::unix::process::ExitStatusExt as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use comfy_worker::child::Group;
@@ -21,12 +21,14 @@ pub(crate) struct Parts {
     pub(crate) s3: Option<S3Server>,
     pub(crate) broker: Option<RabbitMq>,
     pub(crate) worker: Option<Worker>,
+    /// It has been ready: from then on TERM must end it with exit code 0.
+    pub(crate) worker_was_ready: bool,
     pub(crate) submit: Option<Group>,
 }
 
 impl Parts {
     pub(crate) fn new(folder: PathBuf) -> Self {
-        Self { folder, s3: None, broker: None, worker: None, submit: None }
+        Self { folder, s3: None, broker: None, worker: None, worker_was_ready: false, submit: None }
     }
 
     /// Stops everything in order and checks that no process is left.
@@ -52,18 +54,24 @@ impl Parts {
 
     async fn stop_worker(&mut self) -> Result<()> {
         let Some(mut worker) = self.worker.take() else { return Ok(()) };
+        // One that ended by itself has been reported by whoever noticed.
+        if worker.exit_status().is_some() {
+            return Ok(());
+        }
+        let ready = self.worker_was_ready;
         let drain = async {
-            let begin = Instant::now();
             worker.signal(Signal::TERM)?;
             let status = worker.wait_exit(DRAIN).await?;
+            // In its first moments a process does not listen for signals yet.
+            let never_listened = !ready && status.signal() == Some(Signal::TERM.as_raw());
             ensure!(
-                status.success(),
+                status.success() || never_listened,
                 "the worker ended with {status}; the end of its log:\n{}",
                 tail(&worker.log())
             );
-            Ok(begin.elapsed())
+            Ok(status)
         };
-        report::step("worker drained (SIGTERM)", drain, |_| "exit code 0".into()).await.map(drop)
+        report::step("worker drained (SIGTERM)", drain, ToString::to_string).await.map(drop)
     }
 
     async fn check_nothing_left(&self, started: &[ProcessInfo]) -> Result<()> {
@@ -78,7 +86,12 @@ impl Parts {
             let left: Vec<String> = left().iter().map(|process| format!("  {process}")).collect();
             bail!("processes are left:\n{}", left.join("\n"));
         }
-        println!("  no process is left (of {} that were running)", started.len());
+        let counted = if started.is_empty() {
+            String::new()
+        } else {
+            format!(" (of {} that were running)", started.len())
+        };
+        println!("  no process is left{counted}");
         Ok(())
     }
 }

@@ -1,26 +1,35 @@
 //! Children that die with the worker: each in a process group of its own, with the parent-death
 //! signal set, stopped by TERM and then KILL of the whole group.
 //!
-//! Invariant: a [`Group`] owns every process of its group. Dropping it kills them, and so does the
-//! death of the worker by any signal (the leader by `PR_SET_PDEATHSIG`; what the leader started
-//! ends with it or is in the group that the next boot sweeps from the journal).
+//! Invariant: a [`Group`] owns every process of its group and every one that inherited its mark.
+//! Dropping it kills them, and so does the death of the worker by any signal: the leader by
+//! `PR_SET_PDEATHSIG`, what it started by the [`guard`].
+
+mod guard;
 
 use std::{
     collections::VecDeque,
     io,
     process::ExitStatus,
-    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, getppid, kill_process_group, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getppid, kill_process_group, set_parent_process_death_signal,
+    test_kill_process_group, waitpgid,
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
     process::{Child, ChildStderr, ChildStdout, Command},
     runtime::Handle,
     sync::oneshot,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 /// How many of a child's last lines are kept for error messages.
@@ -29,6 +38,8 @@ const TAIL_LINES: usize = 40;
 const TAIL_LINE_CHARS: usize = 2_000;
 /// A longer line is handed on in pieces of this many bytes.
 const LINE_BYTES: u64 = 16 * 1024;
+/// The end of a process that was sent KILL.
+const DEATH_LIMIT: Duration = Duration::from_secs(5);
 
 /// A running child and its whole process group.
 #[derive(Debug)]
@@ -36,6 +47,9 @@ pub struct Group {
     child: Child,
     pgid: Pid,
     name: &'static str,
+    mark: String,
+    /// Nothing of it is left, and its id may be somebody else's by now.
+    over: bool,
 }
 
 impl Group {
@@ -48,14 +62,9 @@ impl Group {
     /// What `exec` says: a missing program is [`io::ErrorKind::NotFound`].
     pub async fn spawn(command: Command, name: &'static str) -> io::Result<Self> {
         let (reply, answer) = oneshot::channel();
-        let request = SpawnRequest { command, runtime: Handle::current(), reply };
+        let request = SpawnRequest { command, name, runtime: Handle::current(), reply };
         spawner().send(request).map_err(|_| io::Error::other("the spawning thread ended"))?;
-        let child = answer.await.map_err(|_| io::Error::other("the spawning thread ended"))??;
-        let pgid = child
-            .id()
-            .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
-            .ok_or_else(|| io::Error::other("the child ended before its id was read"))?;
-        Ok(Self { child, pgid, name })
+        answer.await.map_err(|_| io::Error::other("the spawning thread ended"))?
     }
 
     /// Process id of the group's leader, which is the group's id too.
@@ -82,8 +91,14 @@ impl Group {
         self.child.try_wait().ok().flatten()
     }
 
+    /// Tells its processes from others.
+    #[must_use]
+    pub fn members(&self) -> Members {
+        Members { pgid: self.pgid, mark: self.mark.clone() }
+    }
+
     /// Sends TERM to the whole group, waits up to `grace` for the leader, then sends KILL to what
-    /// is left of the group.
+    /// is left of the group, and waits until nothing is.
     pub async fn stop(mut self, grace: Duration) {
         if self.exit_status().is_none() && !grace.is_zero() {
             let _ = kill_process_group(self.pgid, Signal::TERM);
@@ -92,25 +107,58 @@ impl Group {
             }
         }
         self.kill();
-        let _ = timeout(Duration::from_secs(5), self.child.wait()).await;
+        let ended = async {
+            let _ = self.child.wait().await;
+            while test_kill_process_group(self.pgid).is_ok() {
+                // As process 1 of a container we inherit its orphans: nobody else reaps them.
+                while let Ok(Some(_)) = waitpgid(self.pgid, WaitOptions::NOHANG) {}
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(DEATH_LIMIT, ended).await.is_err() {
+            tracing::warn!(child = self.name, "processes of its group outlive KILL");
+        }
+        self.over = true;
     }
 
     fn kill(&self) {
         // ESRCH, when the group is empty already, is what we want.
         let _ = kill_process_group(self.pgid, Signal::KILL);
+        guard::kill_marked(&self.mark);
+        guard::free(self.pgid);
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.kill();
+        if !self.over {
+            self.kill();
+        }
+    }
+}
+
+/// The processes of a [`Group`].
+#[derive(Clone, Debug)]
+pub struct Members {
+    pgid: Pid,
+    mark: String,
+}
+
+impl Members {
+    /// Whether `pid` is a member of the group, or marked as started by one.
+    #[must_use]
+    pub fn has(&self, pid: u32) -> bool {
+        let id = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        id.is_some_and(|id| rustix::process::getpgid(Some(id)) == Ok(self.pgid))
+            || guard::is_marked(pid, &self.mark)
     }
 }
 
 struct SpawnRequest {
     command: Command,
+    name: &'static str,
     runtime: Handle,
-    reply: oneshot::Sender<io::Result<Child>>,
+    reply: oneshot::Sender<io::Result<Group>>,
 }
 
 /// `PR_SET_PDEATHSIG` fires when the *thread* that forked ends, not the process: children are
@@ -122,9 +170,10 @@ fn spawner() -> &'static mpsc::Sender<SpawnRequest> {
         thread::Builder::new()
             .name("spawner".into())
             .spawn(move || {
-                for SpawnRequest { command, runtime, reply } in requests {
+                for SpawnRequest { command, name, runtime, reply } in requests {
                     let _entered = runtime.enter();
-                    let _ = reply.send(spawn_group(command));
+                    // A caller that has given up drops the group, which kills it.
+                    let _ = reply.send(spawn_group(command, name));
                 }
             })
             .map(drop)
@@ -134,9 +183,11 @@ fn spawner() -> &'static mpsc::Sender<SpawnRequest> {
 }
 
 #[allow(unsafe_code)]
-fn spawn_group(mut command: Command) -> io::Result<Child> {
+fn spawn_group(mut command: Command, name: &'static str) -> io::Result<Group> {
+    static SPAWNED: AtomicU64 = AtomicU64::new(0);
+    let mark = guard::mark(SPAWNED.fetch_add(1, Ordering::Relaxed));
     let worker = rustix::process::getpid();
-    command.process_group(0);
+    command.process_group(0).env(guard::VARIABLE, &mark);
     // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, getppid), and
     // nothing is allocated.
     unsafe {
@@ -146,7 +197,13 @@ fn spawn_group(mut command: Command) -> io::Result<Child> {
             if getppid() == Some(worker) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
         });
     }
-    command.spawn()
+    let child = command.spawn()?;
+    let pgid = child
+        .id()
+        .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
+        .ok_or_else(|| io::Error::other("the child ended before its id was read"))?;
+    guard::own(pgid);
+    Ok(Group { child, pgid, name, mark, over: false })
 }
 
 /// The last lines that a child wrote, for the error that explains its end.

@@ -1,0 +1,203 @@
+//! Follows a posted prompt to its history: by the websocket while it speaks, else by looking.
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::{Fuse, FusedFuture as _, FutureExt as _};
+use tokio::{
+    sync::mpsc::UnboundedReceiver,
+    time::{MissedTickBehavior, interval, sleep_until, timeout_at},
+};
+
+use super::{
+    PromptId,
+    client::{Client, Posted},
+    events::Event,
+    execute::{ExecuteError, Executed, Observer},
+    history::History,
+    socket::SocketEvent,
+    tracker::{OutputImage, Step, Tracker},
+    whereabouts::{Look, POLL_EVERY, look},
+};
+use crate::job::apply::Prompt;
+
+/// Pictures over the websocket are held in memory until the prompt is over: this much in all.
+const SOCKET_OUTPUT_BYTES: usize = 512 << 20;
+/// A prompt is in queue or history at every moment: so often neither, and somebody removed it.
+const MISSING_LOOKS: u32 = 3;
+/// How long a living process may leave calls unanswered: one that loads a large model can hold
+/// Python's lock for a minute.
+const UNREACHABLE_LIMIT: Duration = Duration::from_secs(120);
+/// How long frames may be behind a history that was found by looking.
+const LATE_FRAMES: Duration = Duration::from_secs(3);
+
+/// What is known of a prompt under way.
+pub(super) struct Run {
+    tracker: Tracker,
+    images: Vec<OutputImage>,
+    image_bytes: usize,
+    images_lost: bool,
+    limit: Duration,
+    posted_at: Instant,
+    started_at: Option<Instant>,
+    heard_at: Instant,
+}
+
+/// The prompt's history, once it is over.
+///
+/// Looks run beside the reading of events: a slow answer must not let frames pile up.
+pub(super) async fn follow(
+    client: &Client,
+    prompt_id: PromptId,
+    events: &mut UnboundedReceiver<SocketEvent>,
+    run: &mut Run,
+    observer: &mut dyn Observer,
+) -> Result<History, ExecuteError> {
+    let mut looking = pin!(Fuse::terminated());
+    let mut poll = interval(POLL_EVERY);
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut missing, mut answered_at) = (0, Instant::now());
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                // Its history was written before this was sent.
+                Some(SocketEvent::Event(event)) => if run.take(event, observer) {
+                    looking.set(look(client, prompt_id).fuse());
+                },
+                Some(SocketEvent::Lost) => run.images_lost = true,
+                None => return Err(ExecuteError::Died("the websocket was closed".to_owned())),
+            },
+            _ = poll.tick(), if looking.is_terminated() => if run.heard_at.elapsed() >= POLL_EVERY {
+                looking.set(look(client, prompt_id).fuse());
+            },
+            found = &mut looking => {
+                match found {
+                    Ok(found) => {
+                        answered_at = Instant::now();
+                        missing = if matches!(found, Look::Nowhere) { missing + 1 } else { 0 };
+                        match found {
+                            Look::Over(history) => {
+                                run.await_late_frames(events, observer).await;
+                                return Ok(*history);
+                            }
+                            Look::Running => run.start(observer),
+                            Look::Nowhere if missing >= MISSING_LOOKS => return Err(ExecuteError::Vanished),
+                            Look::Pending | Look::Nowhere => {}
+                        }
+                    }
+                    Err(error) if answered_at.elapsed().min(run.heard_at.elapsed()) > UNREACHABLE_LIMIT => {
+                        return Err(error.into());
+                    }
+                    Err(error) => tracing::debug!(%error, "ComfyUI does not answer"),
+                }
+            }
+            () = sleep_until(run.deadline().into()) => return Err(run.timed_out()),
+        }
+    }
+}
+
+impl Run {
+    /// From now on the time counts.
+    pub(super) fn new(prompt: &Prompt, limit: Duration, images_lost: bool) -> Self {
+        let now = Instant::now();
+        Self {
+            tracker: Tracker::new(prompt),
+            images: Vec::new(),
+            image_bytes: 0,
+            images_lost,
+            limit,
+            posted_at: now,
+            started_at: None,
+            heard_at: now,
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        // Nothing else runs here: until its start is seen, the limit counts from the post.
+        self.started_at.unwrap_or(self.posted_at) + self.limit
+    }
+
+    fn timed_out(&self) -> ExecuteError {
+        ExecuteError::TimedOut { limit: self.limit, stuck: true }
+    }
+
+    /// Gives `work` until the limit.
+    pub(super) async fn within_limit<T>(&self, work: impl Future<Output = T>) -> Result<T, ExecuteError> {
+        timeout_at(self.deadline().into(), work).await.map_err(|_| self.timed_out())
+    }
+
+    /// Whether the prompt is over.
+    fn take(&mut self, event: Event, observer: &mut dyn Observer) -> bool {
+        self.heard_at = Instant::now();
+        let step = self.tracker.step(event, self.posted_at.elapsed());
+        if self.tracker.has_started() {
+            self.start(observer);
+        }
+        match step {
+            Step::Nothing | Step::Started => {}
+            Step::Progress(progress) => observer.progress(&progress),
+            Step::Preview(image) => observer.preview(&image),
+            Step::Output(image) => {
+                self.image_bytes += image.image.bytes.len();
+                if self.image_bytes <= SOCKET_OUTPUT_BYTES {
+                    self.images.push(image);
+                } else {
+                    self.images_lost = true;
+                }
+            }
+            Step::Ended => return true,
+        }
+        false
+    }
+
+    fn start(&mut self, observer: &mut dyn Observer) {
+        if self.started_at.is_none() {
+            self.started_at = Some(Instant::now());
+            observer.started();
+        }
+    }
+
+    /// A look can find the history while pictures sent before it are still on their way: they are
+    /// outputs. Without an end on the websocket some may be missing.
+    async fn await_late_frames(
+        &mut self,
+        events: &mut UnboundedReceiver<SocketEvent>,
+        observer: &mut dyn Observer,
+    ) {
+        let until = Instant::now() + LATE_FRAMES;
+        while self.tracker.expects_socket_outputs() && !self.images_lost && !self.tracker.has_ended() {
+            match timeout_at(until.into(), events.recv()).await {
+                Ok(Some(SocketEvent::Event(event))) => {
+                    self.take(event, observer);
+                }
+                Ok(Some(SocketEvent::Lost) | None) | Err(_) => self.images_lost = true,
+            }
+        }
+    }
+
+    /// What is left of it.
+    pub(super) fn finish(self, prompt_id: PromptId, history: History, posted: Posted) -> Executed {
+        let started_at = self.started_at.unwrap_or(self.posted_at);
+        let images_lost = self.images_lost && self.tracker.expects_socket_outputs();
+        let mut nodes = self.tracker.into_timings();
+        for node in history.cached_nodes() {
+            nodes.entry(node).or_default().cached = true;
+        }
+        Executed {
+            prompt_id,
+            node_errors: posted.node_errors,
+            images: self.images,
+            images_lost,
+            nodes,
+            waited: started_at - self.posted_at,
+            // ComfyUI's own clock, where the websocket missed the start.
+            executed: match history.executed_ms() {
+                Some(ms) if self.started_at.is_none() => Duration::from_millis(ms),
+                _ => started_at.elapsed(),
+            },
+            history,
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Where a prompt is: posting it once, finding it again, making ComfyUI let go of it.
+
+use std::time::{Duration, Instant};
+
+use backon::{ConstantBuilder, Retryable};
+use serde_json::json;
+use tokio::time::{sleep, timeout_at};
+
+use super::{
+    PromptId,
+    client::{Client, PostError, Posted, PromptPost, QueuePlace, RequestError},
+    execute::ExecuteError,
+    history::History,
+};
+
+/// How often a prompt is looked for while the websocket is silent or down.
+pub(super) const POLL_EVERY: Duration = Duration::from_secs(1);
+/// How long ComfyUI is asked to let go of a prompt before its process is given up.
+pub(super) const CANCEL_LIMIT: Duration = Duration::from_secs(10);
+/// The same in a drain: ComfyUI is stopped in any case.
+pub(super) const ABORT_LIMIT: Duration = Duration::from_secs(2);
+/// How often it is asked within that time: an interrupt sent too early is lost.
+const CANCEL_EVERY: Duration = Duration::from_millis(250);
+/// How often a prompt is posted that ComfyUI never got.
+const POSTS: u32 = 3;
+
+/// Posts; when the answer is lost, looks for our id before posting again: ids are not unique there.
+pub(super) async fn post_once(client: &Client, post: &PromptPost<'_>) -> Result<Posted, ExecuteError> {
+    let mut posts = 1;
+    loop {
+        let error = match client.post_prompt(post).await {
+            Ok(posted) => return Ok(posted),
+            Err(PostError::Refused { message, node_errors }) => {
+                return Err(ExecuteError::Refused { message, node_errors });
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(%error, "no usable answer to a posted prompt, looking for it");
+        if arrived(client, post.prompt_id).await? {
+            return Ok(Posted { node_errors: None });
+        }
+        match error {
+            _ if posts < POSTS => posts += 1,
+            PostError::Lost(lost) => return Err(lost.into()),
+            // Again and again, and nothing queued: it is this prompt that ComfyUI trips over.
+            error => {
+                return Err(ExecuteError::Refused { message: error.to_string(), node_errors: json!({}) });
+            }
+        }
+    }
+}
+
+/// Whether ComfyUI has a prompt whose answer was lost. Looked for twice: its handler may not have
+/// come to the end of the body yet.
+async fn arrived(client: &Client, prompt_id: PromptId) -> Result<bool, RequestError> {
+    for _ in 0..2 {
+        if !matches!(look(client, prompt_id).await?, Look::Nowhere) {
+            return Ok(true);
+        }
+        sleep(CANCEL_EVERY).await;
+    }
+    Ok(false)
+}
+
+/// Where a prompt is.
+pub(super) enum Look {
+    /// In the history.
+    Over(Box<History>),
+    /// It runs.
+    Running,
+    /// It waits.
+    Pending,
+    /// ComfyUI does not know it.
+    Nowhere,
+}
+
+/// Queue first, then history: a prompt moves that way, each time within one lock of ComfyUI's.
+pub(super) async fn look(client: &Client, prompt_id: PromptId) -> Result<Look, RequestError> {
+    let once = || async {
+        match client.queue_place(prompt_id).await? {
+            Some(QueuePlace::Running) => return Ok(Look::Running),
+            Some(QueuePlace::Pending) => return Ok(Look::Pending),
+            None => {}
+        }
+        let history = client.history(prompt_id).await?;
+        Ok(history.map_or(Look::Nowhere, |history| Look::Over(Box::new(history))))
+    };
+    once.retry(ConstantBuilder::new().with_delay(POLL_EVERY).with_max_times(3)).await
+}
+
+/// Takes the prompt out of the queue or interrupts it, again and again: an interrupt that comes
+/// before the prompt has begun is lost. Whether ComfyUI let go of it.
+pub(super) async fn cancel(client: &Client, prompt_id: PromptId, limit: Duration) -> bool {
+    let until = Instant::now() + limit;
+    let mut nowhere = 0;
+    while Instant::now() < until {
+        let asked = async {
+            client.delete_pending(prompt_id).await?;
+            client.interrupt(prompt_id).await?;
+            look(client, prompt_id).await
+        };
+        match timeout_at(until.into(), asked).await {
+            Ok(Ok(Look::Over(_))) => {
+                // Best effort: it is kept in memory.
+                let _ = timeout_at(until.into(), client.delete_history(prompt_id)).await;
+                return true;
+            }
+            // Deleted while pending: no history. Seen twice: its POST may just be on its way.
+            Ok(Ok(Look::Nowhere)) if nowhere == 1 => return true,
+            Ok(Ok(Look::Nowhere)) => nowhere += 1,
+            Ok(Ok(Look::Running | Look::Pending) | Err(_)) | Err(_) => nowhere = 0,
+        }
+        sleep(CANCEL_EVERY).await;
+    }
+    false
+}

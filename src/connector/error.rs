@@ -1,0 +1,63 @@
+//! What can go wrong with the connector, by the part that failed.
+
+use std::path::PathBuf;
+
+use crate::{
+    browser::ConvertError,
+    comfy::{BootError, ExecuteError, RequestError},
+    job::failure::Failure,
+};
+
+/// Why the connector could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectorError {
+    /// ComfyUI did not come up.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// ComfyUI's process lives and does not answer.
+    #[error(transparent)]
+    Unreachable(#[from] RequestError),
+    /// The browser is missing or ill, or a workflow could not be converted.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// The self-test did not succeed.
+    #[error("self-test: {0}")]
+    SelfTest(String),
+    /// The prompt could not be run to its end.
+    #[error(transparent)]
+    Execute(#[from] ExecuteError),
+    /// The prompt ran and failed, or is none.
+    #[error(transparent)]
+    Failed(Failure),
+    /// The folder for state cannot be written.
+    #[error("{path}: {source}; see worker.state_dir")]
+    State {
+        /// The folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// [`ComfyConnector::shutdown`] was called.
+    #[error("the connector is shut down; create a new one")]
+    Killed,
+}
+
+/// A part of the connector that is ill, and how.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Ill {
+    /// Nothing has been started.
+    #[error("nothing is running")]
+    NotRunning,
+    /// ComfyUI's process ended.
+    #[error("process: {0}")]
+    Process(String),
+    /// ComfyUI does not answer.
+    #[error("http: {0}")]
+    Http(String),
+    /// There is no websocket.
+    #[error("websocket: not connected")]
+    Websocket,
+    /// The browser does not answer.
+    #[error("browser: {0}")]
+    Browser(String),
+}

@@ -1,0 +1,80 @@
+//! ComfyUI or Chromium dies, boots slowly, or finds its port taken; the worker goes on.
+
+use std::net::TcpListener;
+
+use anyhow::{Context as _, Result, ensure};
+use testbed::{Signal, alive, free_port, wait_for};
+
+use super::{
+    BOOT, SOON,
+    bed::{Bed, slow_job, ui_job},
+    site::{Site, Snapshot, child, kill, wait_running, wait_unready},
+};
+
+#[tokio::test]
+async fn comfyui_and_chromium_are_killed_and_the_worker_goes_on() -> Result<()> {
+    let bed = Bed::new("engine-killed").await?;
+    let site = Site::new(&bed, "a")?;
+    let worker = site.boot().await?;
+
+    let chromium = child(&worker, "--user-data-dir")?;
+    kill(chromium, Signal::KILL)?;
+    bed.publish(&ui_job("chromium-idle")?).await?;
+    let result = bed.answer("chromium-idle").await?;
+    ensure!(result["status"] == "succeeded", "{result:#}");
+    ensure!(site.profiles() == 1, "the killed Chromium's profile is left");
+
+    let comfyui = child(&worker, "main.py")?;
+    kill(comfyui, Signal::KILL)?;
+    wait_for("its end", SOON, || async { !alive(comfyui) }).await?;
+    bed.publish(&ui_job("comfyui-idle")?).await?;
+    let result = bed.answer("comfyui-idle").await?;
+    ensure!(result["status"] == "succeeded" && result["attempt"] == 1, "{result:#}");
+
+    bed.publish(&slow_job("comfyui-running", 2.0)).await?;
+    wait_running(&worker, "comfyui-running").await?;
+    kill(child(&worker, "main.py")?, Signal::KILL)?;
+    let result = bed.answer("comfyui-running").await?;
+    ensure!(result["status"] == "succeeded" && result["attempt"] == 1, "{result:#}");
+    ensure!(bed.attempts("comfyui-running").await? == 1, "tried again here, not handed back");
+
+    site.finish(worker, &Snapshot::new()).await?;
+    bed.wait_queued(0).await
+}
+
+#[tokio::test]
+async fn a_slow_boot_is_waited_for() -> Result<()> {
+    let bed = Bed::new("slow-boot").await?;
+    let site = Site::standin(&bed, "a")?.env("STANDIN_BOOT_DELAY", "20");
+    let mut worker = site.start().await?;
+    wait_unready(&worker, "booting").await?;
+    worker.wait_ready(BOOT).await?;
+    site.finish(worker, &Snapshot::new()).await
+}
+
+/// Somebody else listens at ComfyUI's first port; and two workers that start together take it in turns.
+#[tokio::test]
+async fn a_taken_port_moves_on_to_the_next() -> Result<()> {
+    let bed = Bed::new("port-taken").await?;
+    let port = free_port()?;
+    let taken = TcpListener::bind(("127.0.0.1", port)).context("the port was taken meanwhile")?;
+    let sites = ["a", "b"].map(|name| Ok::<_, anyhow::Error>(Site::new(&bed, name)?.set("comfyui.port", port.to_string())));
+    let [first, second] = sites;
+    let (first, second) = (first?, second?);
+    let (one, two) = tokio::try_join!(first.boot(), second.boot())?;
+    let ports: Vec<u16> = [&one, &two]
+        .into_iter()
+        .map(|worker| {
+            let children = worker.descendants();
+            let comfyui = children.iter().find(|child| child.command.contains("main.py"));
+            let command = &comfyui.context("no ComfyUI")?.command;
+            let (_, port) = command.rsplit_once("--port ").context("no --port")?;
+            Ok(port.parse()?)
+        })
+        .collect::<Result<_>>()?;
+    ensure!(ports[0] != ports[1] && ports.iter().all(|found| *found > port), "{ports:?} from {port}");
+    drop(taken);
+    let nothing = Snapshot::new();
+    tokio::try_join!(first.finish(one, &nothing), second.finish(two, &nothing))?;
+    bed.wait_queued(0).await
+}

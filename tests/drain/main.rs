@@ -1,0 +1,23 @@
+//! How a worker ends, and what it leaves: signals, kills, outages. `comfy-worker serve` runs as a
+//! process of its own, with a real RabbitMQ, S3 protocol server and Chromium, and ComfyUI or its
+//! stand-in.
+
+mod bed;
+mod engine;
+mod kills;
+mod outages;
+mod refusals;
+mod second;
+mod signals;
+mod site;
+
+use std::time::Duration;
+
+/// For a boot on a busy machine; 5 s on an idle one.
+const BOOT: Duration = Duration::from_secs(120);
+/// For what takes milliseconds on an idle machine.
+const SOON: Duration = Duration::from_secs(20);
+/// For a job with everything around it.
+const JOB: Duration = Duration::from_secs(90);
+/// After the grace: interrupting, handing back, stopping ComfyUI and the browser.
+const ENDING: Duration = Duration::from_secs(8);

@@ -1,0 +1,75 @@
+//! A configuration that cannot work: one line that says what to change, and exit code 2.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use testbed::{WorkerBuilder, wait_for};
+
+use super::{SOON, bed::Bed, site::Site};
+
+/// The last line and the exit code of `serve`, and how long it took.
+async fn refusal(site: &Site, builder: WorkerBuilder) -> Result<(String, Option<i32>, Duration)> {
+    let mut command = builder.command(&["serve", "--admin-listen", "off"])?;
+    let begin = Instant::now();
+    let output = command.kill_on_drop(true).output().await?;
+    let took = begin.elapsed();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let ours: Vec<_> = text.lines().filter(|line| line.starts_with("comfy-worker: ")).collect();
+    ensure!(ours.len() == 1 && text.trim_end().ends_with(ours[0]), "not one line at the end:\n{text}");
+    ensure!(!text.contains("panicked"), "{text}");
+    wait_for("the end of all processes", SOON, || async { site.processes().is_empty() }).await?;
+    Ok((ours[0].to_owned(), output.status.code(), took))
+}
+
+#[tokio::test]
+async fn a_wrong_password_ends_within_5_s() -> Result<()> {
+    let bed = Bed::new("password").await?;
+    let site = Site::new(&bed, "a")?;
+    let before = site.snapshot()?;
+    let url = bed.broker.url().replace("guest:guest", "guest:hunter2");
+    let (line, code, took) = refusal(&site, site.builder().set("amqp.url", url)).await?;
+    ensure!(code == Some(2), "{code:?} {line}");
+    ensure!(took < Duration::from_secs(5), "{took:?}");
+    ensure!(line.contains("amqp.url") && !line.contains("hunter2"), "{line}");
+    site.ensure_no_file(&before)
+}
+
+#[tokio::test]
+async fn a_missing_store_is_named() -> Result<()> {
+    let bed = Bed::new("no-store").await?;
+    let site = Site::new(&bed, "a")?;
+    let (line, code, took) = refusal(&site, site.builder().set("store.uri", "")).await?;
+    ensure!(code == Some(2) && line.contains("store.uri"), "{code:?} {line}");
+    ensure!(took < Duration::from_secs(5), "{took:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_missing_bucket_is_named() -> Result<()> {
+    let bed = Bed::new("no-bucket").await?;
+    let site = Site::new(&bed, "a")?;
+    let before = site.snapshot()?;
+    let (line, code, took) = refusal(&site, site.builder().set("store.uri", "s3://nowhere/jobs")).await?;
+    ensure!(code == Some(2) && line.contains("nowhere"), "{code:?} {line}");
+    ensure!(took < Duration::from_secs(5), "{took:?}");
+    site.ensure_no_file(&before)
+}
+
+/// Three tries, then the end, with ComfyUI's own last words.
+#[tokio::test]
+async fn a_comfyui_that_ends_at_boot_is_quoted() -> Result<()> {
+    let bed = Bed::new("boot-exit").await?;
+    let site = Site::standin(&bed, "a")?.env("STANDIN_BOOT", "exit");
+    let before = site.snapshot()?;
+    let builder = site.builder();
+    let mut command = builder.command(&["serve", "--admin-listen", "off"])?;
+    let output = command.kill_on_drop(true).output().await?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let log = text.clone() + String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.code() == Some(3), "{}\n{log}", output.status);
+    let words = text.rsplit_once("comfy-worker: ").map_or("", |(_, words)| words);
+    ensure!(words.contains("ComfyUI ended while starting") && words.contains("its last lines"), "{log}");
+    ensure!(log.matches("the start failed, trying again").count() == 2, "{log}");
+    wait_for("the end of all processes", SOON, || async { site.processes().is_empty() }).await?;
+    site.ensure_no_file(&before)
+}

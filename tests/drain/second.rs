@@ -1,0 +1,48 @@
+//! A second signal: the end at once.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Result, ensure};
+use testbed::{Signal, wait_for};
+
+use super::{
+    SOON,
+    bed::{Bed, staged_job},
+    site::{Site, end, wait_running, wait_unready},
+};
+
+/// Nothing is left running; files may be, until the next start on that machine.
+#[tokio::test]
+async fn a_second_signal_ends_at_once_and_the_next_start_sweeps() -> Result<()> {
+    let bed = Bed::new("second").await?;
+    let site = Site::new(&bed, "a")?;
+    let before = site.snapshot()?;
+    let mut worker = site.boot().await?;
+    bed.publish(&staged_job("j", 8.0)).await?;
+    wait_running(&worker, "j").await?;
+    worker.signal(Signal::TERM)?;
+    wait_unready(&worker, "draining").await?;
+    let seen = worker.descendants();
+    worker.signal(Signal::INT)?;
+    let (status, took) = end(&mut worker, Duration::ZERO).await?;
+    ensure!(took < Duration::from_secs(1), "{took:?}");
+    ensure!(status.code() == Some(3), "{status}");
+    site.wait_no_process(&seen, Duration::from_secs(2)).await?;
+    bed.wait_queued(1).await?;
+
+    let folder = site.folder("input").join("j");
+    ensure!(folder.is_dir(), "the end at once removes nothing: then this test shows nothing");
+    let inode = fs::metadata(&folder)?;
+    let worker = site.boot().await?;
+    wait_for("the sweep", SOON, || async { fs::metadata(&folder).is_ok_and(|now| !same(&now, &inode)) || !folder.exists() })
+        .await?;
+    let result = bed.answer("j").await?;
+    ensure!(result["status"] == "succeeded" && result["attempt"] == 2, "{result:#}");
+    site.finish(worker, &before).await?;
+    bed.wait_queued(0).await
+}
+
+fn same(now: &fs::Metadata, then: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    now.ino() == then.ino() && now.mtime_nsec() == then.mtime_nsec()
+}
