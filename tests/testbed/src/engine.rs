@@ -11,13 +11,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use comfy_worker::child::Group;
-use tokio::process::Command;
+use tokio::{process::Command, sync::OnceCell};
 
 use crate::{
     background, free_port,
     limits::{COMFYUI_BOOT, DEATH, STANDIN_BOOT},
     processes_with_env_or_cwd_beneath,
-    scratch::checkout,
+    scratch::{self, checkout},
     wait_for,
 };
 
@@ -144,7 +144,7 @@ impl Engine {
         let group = background::run(Group::spawn(command, "comfyui"))
             .await?
             .with_context(|| format!("cannot start {program}"))?;
-        let mut running = RunningEngine { group, port, log_file, path: self.path.clone() };
+        let mut running = RunningEngine { group, port, log_file, path: self.path.clone(), real: self.real };
         let limit = if self.real { COMFYUI_BOOT } else { STANDIN_BOOT };
         let url = format!("{}/system_stats", running.url());
         tokio::select! {
@@ -162,9 +162,27 @@ pub struct RunningEngine {
     port: u16,
     log_file: PathBuf,
     path: PathBuf,
+    real: bool,
 }
 
 impl RunningEngine {
+    /// The ComfyUI that all tests of this process share ([`Engine::from_env`]), started by the first
+    /// one that asks.
+    ///
+    /// # Errors
+    /// Those of [`Engine::from_env`] and [`Engine::start`].
+    pub async fn shared() -> Result<&'static Self> {
+        static SHARED: OnceCell<RunningEngine> = OnceCell::const_new();
+        let start = || async { Engine::from_env(&scratch::folder_of_process("comfyui")?)?.start().await };
+        SHARED.get_or_try_init(start).await
+    }
+
+    /// Whether this is a real ComfyUI.
+    #[must_use]
+    pub fn is_real(&self) -> bool {
+        self.real
+    }
+
     /// `http://127.0.0.1:PORT`
     #[must_use]
     pub fn url(&self) -> String {
