@@ -18,7 +18,7 @@ async fn a_second_signal_ends_at_once_and_the_next_start_sweeps() -> Result<()> 
     let site = Site::new(&bed, "a")?;
     let before = site.snapshot()?;
     let mut worker = site.boot().await?;
-    bed.publish(&staged_job("j", 5.0)).await?;
+    bed.publish(&staged_job("j", 8.0)).await?;
     wait_running(&worker, "j").await?;
     worker.signal(Signal::TERM)?;
     wait_unready(&worker, "draining").await?;
@@ -32,13 +32,19 @@ async fn a_second_signal_ends_at_once_and_the_next_start_sweeps() -> Result<()> 
 
     let folder = site.folder("input").join("j");
     ensure!(folder.is_dir(), "the end at once removes nothing: then this test shows nothing");
-    let ours = fs::metadata(&folder)?.modified()?;
+    let inode = fs::metadata(&folder)?;
     let worker = site.boot().await?;
-    // Swept before the job comes again and gets a folder of that name.
-    let swept = || async { fs::metadata(&folder).and_then(|now| now.modified()).ok() != Some(ours) };
-    wait_for("the sweep", SOON, swept).await?;
+    wait_for("the sweep", SOON, || async {
+        fs::metadata(&folder).is_ok_and(|now| !same(&now, &inode)) || !folder.exists()
+    })
+    .await?;
     let result = bed.answer("j").await?;
     ensure!(result["status"] == "succeeded" && result["attempt"] == 2, "{result:#}");
     site.finish(worker, &before).await?;
     bed.wait_queued(0).await
+}
+
+fn same(now: &fs::Metadata, then: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    now.ino() == then.ino() && now.mtime_nsec() == then.mtime_nsec()
 }
