@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -105,7 +107,7 @@ fn a_job_is_a_workflow_and_nothing_more() {
     assert_eq!((job.timeout, job.allow_partial, job.metadata), (None, false, None));
     assert!(job.inputs.is_empty() && job.files.is_empty() && job.named_files.is_empty());
     assert_eq!(job.output, OutputRequest::default());
-    assert_eq!(job.digest, crate::checksum::of_bytes(body));
+    assert_eq!(job.digest, checksum::of_bytes(body));
     assert_eq!(job.id.as_str(), job.digest);
 }
 

@@ -92,7 +92,8 @@ impl Bed {
 
     /// Publishes a job that names its id; a worker must have declared the queue.
     pub(super) async fn publish(&self, job: &Value) -> Result<()> {
-        let properties = BasicProperties::default().with_delivery_mode(2).with_reply_to(self.replies().into());
+        let properties =
+            BasicProperties::default().with_delivery_mode(2).with_reply_to(self.replies().into());
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let body = serde_json::to_vec(job)?;
         let channel = self.channel().await?;

@@ -58,7 +58,8 @@ async fn a_taken_port_moves_on_to_the_next() -> Result<()> {
     let bed = Bed::new("port-taken").await?;
     let port = free_port()?;
     let taken = TcpListener::bind(("127.0.0.1", port)).context("the port was taken meanwhile")?;
-    let sites = ["a", "b"].map(|name| Ok::<_, anyhow::Error>(Site::new(&bed, name)?.set("comfyui.port", port.to_string())));
+    let sites = ["a", "b"]
+        .map(|name| Ok::<_, anyhow::Error>(Site::new(&bed, name)?.set("comfyui.port", port.to_string())));
     let [first, second] = sites;
     let (first, second) = (first?, second?);
     let (one, two) = tokio::try_join!(first.boot(), second.boot())?;

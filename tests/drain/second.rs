@@ -34,8 +34,10 @@ async fn a_second_signal_ends_at_once_and_the_next_start_sweeps() -> Result<()> 
     ensure!(folder.is_dir(), "the end at once removes nothing: then this test shows nothing");
     let inode = fs::metadata(&folder)?;
     let worker = site.boot().await?;
-    wait_for("the sweep", SOON, || async { fs::metadata(&folder).is_ok_and(|now| !same(&now, &inode)) || !folder.exists() })
-        .await?;
+    wait_for("the sweep", SOON, || async {
+        fs::metadata(&folder).is_ok_and(|now| !same(&now, &inode)) || !folder.exists()
+    })
+    .await?;
     let result = bed.answer("j").await?;
     ensure!(result["status"] == "succeeded" && result["attempt"] == 2, "{result:#}");
     site.finish(worker, &before).await?;

@@ -129,9 +129,9 @@ impl Site {
             left.extend(seen.iter().filter(|process| alive(process.pid)).cloned());
             left
         };
-        wait_for("the end of all processes", limit, || async { left().is_empty() })
-            .await
-            .with_context(|| format!("left: {:#?}", left().iter().map(ToString::to_string).collect::<Vec<_>>()))
+        wait_for("the end of all processes", limit, || async { left().is_empty() }).await.with_context(|| {
+            format!("left: {:#?}", left().iter().map(ToString::to_string).collect::<Vec<_>>())
+        })
     }
 
     /// Waits for an orderly end: exit code 0 within `limit`, no process and no file left, those of

@@ -44,8 +44,7 @@ struct Rule {
 
 impl Rule {
     fn on(&self, chunk: &[u8]) -> Option<Fault> {
-        let said =
-            self.says.is_empty() || chunk.windows(self.says.len()).any(|window| window == &*self.says);
+        let said = self.says.is_empty() || chunk.windows(self.says.len()).any(|window| window == &*self.says);
         self.fault.filter(|_| said)
     }
 }
