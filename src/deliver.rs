@@ -327,7 +327,7 @@ pub(crate) fn upload_failure(error: StoreError) -> Failure {
 }
 
 fn kind(filename: &str) -> Kind {
-    let extension = filename.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+    let extension = filename.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
     match extension.as_str() {
         "png" | "jpg" | "jpeg" | "webp" | "gif" | "bmp" | "tif" | "tiff" | "exr" | "hdr" | "avif"
         | "apng" | "svg" => Kind::Image,

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::{fs, os::unix::fs::symlink, sync::Mutex};
 
 use serde_json::{Value, json};
@@ -217,7 +219,7 @@ fn kinds_by_extension() {
         ("a.glb", Kind::Model),
         ("a.latent", Kind::Latent),
         ("a.safetensors", Kind::File),
-        ("png", Kind::Image),
+        ("png", Kind::File),
         ("a", Kind::File),
         ("", Kind::File),
     ] {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Context, Failed, display::Display};
+use super::{Context, Failed, display::Display, print};
 use crate::{
     app::store_uri,
     connector::{ComfyConnector, ConnectorError},
@@ -109,9 +109,9 @@ fn report(lines: &[Line], as_json: bool) -> Result<(), Failed> {
             Err(wrong) => (false, &wrong.reason),
         };
         if as_json {
-            println!("{}", json!({"part": part, "ok": ok, "detail": detail}));
+            print::result(json!({"part": part, "ok": ok, "detail": detail}));
         } else {
-            println!("{:<4} {part:<14} {detail}", if ok { "ok" } else { "FAIL" });
+            print::result(format!("{:<4} {part:<14} {detail}", if ok { "ok" } else { "FAIL" }));
         }
     }
     let wrong: Vec<&Wrong> = lines.iter().filter_map(|line| line.outcome.as_ref().err()).collect();

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Context, Failed, display::Display, workflow};
+use super::{Context, Failed, display::Display, print, workflow};
 use crate::{
     connector::ComfyConnector,
     job::{apply::is_ui_workflow, runner::Stops},
@@ -24,7 +24,10 @@ pub(super) struct Args {
 }
 
 pub(super) async fn convert(context: Context, args: Args) -> Result<(), Failed> {
-    let config = context.config;
+    let Context { config, json } = context;
+    if args.workflows.iter().filter(|name| *name == "-").count() > 1 {
+        return Err(Failed::Usage("- (standard input) can stand for one workflow only".to_owned()));
+    }
     if let Some(folder) = &args.output {
         check_names(&args.workflows)?;
         let made = std::fs::create_dir_all(folder);
@@ -39,13 +42,12 @@ pub(super) async fn convert(context: Context, args: Args) -> Result<(), Failed> 
     let work = async {
         let connector =
             ComfyConnector::create(&config).await.map_err(|error| Failed::Environment(error.to_string()))?;
-        let mut failed = 0;
+        let mut failed = 0_u32;
         for name in &args.workflows {
             display.say(&format!("converting {name}"));
-            if let Err(reason) = convert_one(&connector, &stores, name, args.output.as_deref()).await {
-                failed += 1;
-                eprintln!("{name}: {reason}");
-            }
+            let converted = convert_one(&connector, &stores, name, args.output.as_deref()).await;
+            failed += u32::from(converted.is_err());
+            show(name, converted, json);
         }
         Ok(failed)
     };
@@ -81,33 +83,69 @@ fn file_name(argument: &str) -> &str {
     }
 }
 
+struct Converted {
+    prompt: Value,
+    /// Where it is, unless it goes to standard output.
+    path: Option<PathBuf>,
+    warnings: Vec<String>,
+}
+
+/// Prompts as they are; with `--json` one line a workflow, failures too.
+fn show(name: &str, converted: Result<Converted, String>, as_json: bool) {
+    let warnings = converted.as_ref().map(|converted| converted.warnings.as_slice()).unwrap_or_default();
+    for warning in warnings {
+        print::note(format!("{name}: warning: {}", one_line(warning, 500)));
+    }
+    match converted {
+        Err(reason) => {
+            print::note(format!("{name}: {reason}"));
+            if as_json {
+                print::result(
+                    json!({"workflow": name, "error": {"code": "conversion_failed", "message": reason}}),
+                );
+            }
+        }
+        Ok(Converted { prompt, path, warnings }) if as_json => {
+            print::result(match path {
+                Some(path) => json!({"workflow": name, "path": path, "warnings": warnings}),
+                None => json!({"workflow": name, "prompt": prompt, "warnings": warnings}),
+            });
+        }
+        Ok(Converted { prompt, path: None, .. }) => print::result(format!("{prompt:#}")),
+        Ok(_) => {}
+    }
+}
+
 async fn convert_one(
     connector: &ComfyConnector,
     stores: &Stores,
     name: &str,
     folder: Option<&Path>,
-) -> Result<(), String> {
+) -> Result<Converted, String> {
     let workflow = workflow::read(name, stores).await.map_err(|error| match error {
-        Failed::Usage(reason) | Failed::Environment(reason) => reason,
+        // The name is said before the reason.
+        Failed::Usage(reason) | Failed::Environment(reason) => {
+            reason.strip_prefix(&format!("{name}: ")).unwrap_or(&reason).to_owned()
+        }
         Failed::Job => String::new(),
     })?;
     if !is_ui_workflow(&workflow) {
         return Err("no UI workflow: it has no `nodes`".to_owned());
     }
     let conversion = connector.prompt_from_workflow(&workflow).await.map_err(|error| error.to_string())?;
-    for warning in &conversion.warnings {
-        eprintln!("{name}: warning: {}", one_line(warning, 500));
+    let prompt = Value::Object(conversion.prompt);
+    let path = folder.map(|folder| write(folder, file_name(name), &prompt)).transpose()?;
+    Ok(Converted { prompt, path, warnings: conversion.warnings })
+}
+
+/// Whole or not at all.
+fn write(folder: &Path, name: &str, prompt: &Value) -> Result<PathBuf, String> {
+    let path = folder.join(name);
+    let part = folder.join(format!(".{}.part", uuid::Uuid::new_v4().simple()));
+    let written = std::fs::write(&part, format!("{prompt:#}\n")).and_then(|()| std::fs::rename(&part, &path));
+    if let Err(error) = written {
+        let _ = std::fs::remove_file(&part);
+        return Err(format!("{}: {error}", path.display()));
     }
-    let text =
-        serde_json::to_string_pretty(&Value::Object(conversion.prompt)).map_err(|error| error.to_string())?;
-    match folder {
-        None => println!("{text}"),
-        Some(folder) => {
-            let path = folder.join(file_name(name));
-            let part = folder.join(format!(".{}.part", uuid::Uuid::new_v4().simple()));
-            let written = std::fs::write(&part, text + "\n").and_then(|()| std::fs::rename(&part, &path));
-            written.map_err(|error| format!("{}: {error}", path.display()))?;
-        }
-    }
-    Ok(())
+    Ok(path)
 }

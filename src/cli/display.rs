@@ -8,6 +8,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::print;
 use crate::{
     job::{
         event::{EventKind, JobEvent},
@@ -46,7 +47,7 @@ impl Display {
         if self.interactive {
             self.bar.set_message(message.to_owned());
         } else {
-            eprintln!("{message}");
+            print::note(message);
         }
     }
 

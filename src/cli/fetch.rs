@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::{fs, io::AsyncWriteExt};
 use uuid::Uuid;
 
-use super::Failed;
+use super::{Failed, print};
 use crate::{
     job::result::{JobResult, Output, Status},
     stage::FileName,
@@ -119,7 +119,7 @@ fn show_text(
     places: &BTreeMap<usize, PathBuf>,
 ) -> std::io::Result<()> {
     for warning in &result.warnings {
-        eprintln!("warning: {}", one_line(warning, 500));
+        print::note(format!("warning: {}", one_line(warning, 500)));
     }
     for (position, Output { node, text, file, .. }) in result.outputs.iter().enumerate() {
         match (places.get(&position), file, text) {
@@ -130,7 +130,7 @@ fn show_text(
         }
     }
     if let Some(error) = &result.error {
-        eprintln!("{}", failure(error));
+        print::note(failure(error));
     }
     Ok(())
 }

@@ -1,10 +1,14 @@
 //! `--input NODE.NAME=VALUE`: files, addresses and values interchangeable.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{collections::BTreeSet, path::PathBuf, str::FromStr};
 
 use serde_json::{Value, json};
 
-use crate::job::request::{NodeInput, has_file_scheme};
+use super::Failed;
+use crate::{
+    job::request::{NodeInput, TIMEOUT_SECONDS, has_file_scheme},
+    store::ObjectUri,
+};
 
 /// One `--input`.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,8 +44,12 @@ impl FromStr for InputArg {
         let address = address.parse()?;
         let value = if value == "-" {
             ArgValue::Stdin
-        } else if let Some(path) = value.strip_prefix("file://") {
-            ArgValue::File(path.into())
+        } else if value.starts_with("file://") {
+            match value.parse() {
+                Ok(ObjectUri::File(path)) => ArgValue::File(path),
+                Ok(uri) => ArgValue::Value(uri.to_string().into()),
+                Err(error) => return Err(error.to_string()),
+            }
         } else if has_file_scheme(value) {
             ArgValue::Value(value.into())
         } else if PathBuf::from(value).is_file() {
@@ -51,6 +59,25 @@ impl FromStr for InputArg {
         };
         Ok(Self { address, value })
     }
+}
+
+/// Standard input can be read once, and an input set once.
+pub(super) fn check(workflow: &str, inputs: &[InputArg]) -> Result<(), Failed> {
+    let piped = inputs.iter().filter(|input| input.value == ArgValue::Stdin).count();
+    if piped + usize::from(workflow == "-") > 1 {
+        return Err(Failed::Usage("- (standard input) can stand for one thing only".to_owned()));
+    }
+    let mut seen = BTreeSet::new();
+    match inputs.iter().find(|input| !seen.insert(&input.address)) {
+        Some(twice) => Err(Failed::Usage(format!("--input {}: given twice", twice.address))),
+        None => Ok(()),
+    }
+}
+
+/// A job's `timeout_seconds`.
+pub(super) fn timeout_seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| TIMEOUT_SECONDS.contains(seconds));
+    seconds.ok_or_else(|| "must be seconds, more than none and at most a week, for example 900".to_owned())
 }
 
 /// Numbers and booleans are what they look like; everything else is text.
@@ -63,9 +90,11 @@ fn scalar(text: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use serde_json::json;
 
-    use super::{ArgValue, InputArg};
+    use super::{ArgValue, InputArg, check, timeout_seconds};
 
     fn value(text: &str) -> Result<ArgValue, String> {
         text.parse::<InputArg>().map(|arg| arg.value)
@@ -83,9 +112,37 @@ mod tests {
     }
 
     #[test]
+    fn addresses_of_files_are_files() {
+        assert_eq!(value("10.image=file:///a%20b/c.png"), Ok(ArgValue::File("/a b/c.png".into())));
+        assert_eq!(value("10.image=data:,x"), Ok(ArgValue::Value(json!("data:,x"))));
+        assert_eq!(value("6.text=https://host/x"), Ok(ArgValue::Value(json!("https://host/x"))));
+    }
+
+    #[test]
     fn mistakes_are_named() {
-        for text in ["10.image", "image=x", ".image=x", "10.=x", "3.seed:=x"] {
+        for text in ["10.image", "image=x", ".image=x", "10.=x", "3.seed:=x", "10.image=file://host/x"] {
             assert!(value(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn standard_input_is_read_once_and_inputs_are_set_once() {
+        let inputs =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<InputArg>>();
+        assert!(check("w.json", &inputs(&["1.a=-", "2.a=x"])).is_ok());
+        assert!(check("-", &inputs(&["1.a=x"])).is_ok());
+        for (workflow, texts) in
+            [("-", ["1.a=-", "2.a=x"]), ("w.json", ["1.a=-", "2.a=-"]), ("w.json", ["1.a=1", "1.a=2"])]
+        {
+            assert!(check(workflow, &inputs(&texts)).is_err(), "{workflow} {texts:?}");
+        }
+    }
+
+    #[test]
+    fn timeouts_are_positive_and_end_one_day() {
+        assert_eq!((timeout_seconds("900"), timeout_seconds("0.5")), (Ok(900.0), Ok(0.5)));
+        for text in ["0", "-1", "nan", "inf", "1e999", "604801", "15m", ""] {
+            assert!(timeout_seconds(text).is_err(), "{text}");
         }
     }
 }

@@ -1,11 +1,17 @@
 //! The command line: one file a subcommand. Exit codes: 0 done, 1 the job failed, 2 bad usage or
 //! configuration, 3 the environment (ComfyUI, browser, broker, store) failed.
+//!
+//! With `--json` standard output holds JSON values only, one a line; of what ends with 2 or 3 the last
+//! is `{"error": {"code": "usage" | "environment", "message": …}}`.
+
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod check;
 mod convert;
 mod display;
 mod fetch;
 mod inputs;
+mod print;
 mod run;
 mod serve;
 mod submit;
@@ -78,23 +84,46 @@ struct Context {
 /// Parses the arguments, runs the command, answers its exit code.
 #[must_use]
 pub fn run() -> ExitCode {
-    let matches = command().get_matches();
-    let outcome = match Cli::from_arg_matches(&matches) {
-        Ok(cli) => dispatch(cli, &matches),
-        Err(error) => error.exit(),
+    let parsed = command().try_get_matches().and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches)?;
+        Ok((cli, matches))
+    });
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return refuse_arguments(&error),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failed::Job) => ExitCode::from(1),
-        Err(Failed::Usage(message)) => {
-            eprintln!("comfy-worker: {message}");
-            ExitCode::from(2)
-        }
-        Err(Failed::Environment(message)) => {
-            eprintln!("comfy-worker: {message}");
-            ExitCode::from(3)
-        }
+    let json = cli.json;
+    let (code, kind, message) = match dispatch(cli, &matches) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failed::Job) => return ExitCode::from(1),
+        Err(Failed::Usage(message)) => (2, USAGE, message),
+        Err(Failed::Environment(message)) => (3, "environment", message),
+    };
+    print::note(format!("comfy-worker: {message}"));
+    if json {
+        print::result(error_json(kind, &message));
     }
+    ExitCode::from(code)
+}
+
+const USAGE: &str = "usage";
+
+fn error_json(code: &str, message: &str) -> serde_json::Value {
+    serde_json::json!({"error": {"code": code, "message": message}})
+}
+
+/// Help and version too come as an "error" of the parser.
+fn refuse_arguments(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    if std::env::args_os().any(|argument| argument == "--json") {
+        let text = error.to_string();
+        let problem = text.lines().take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+        print::result(error_json(USAGE, problem.trim_start_matches("error: ")));
+    }
+    ExitCode::from(2)
 }
 
 /// The command line with a flag for every setting.

@@ -9,12 +9,13 @@ use super::{
     Context, Failed,
     display::Display,
     fetch,
-    inputs::{ArgValue, InputArg},
+    inputs::{self, ArgValue, InputArg},
     workflow,
 };
 use crate::{
     connector::{ComfyConnector, ConnectorError},
     job::{
+        request::JobRequest,
         result::JobResult,
         runner::{Ending, Incoming, Runner, Stops},
     },
@@ -36,12 +37,13 @@ pub(super) struct Args {
     #[arg(long)]
     include_temp: bool,
     /// Longest execution, in seconds.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = inputs::timeout_seconds)]
     timeout: Option<f64>,
 }
 
 pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
     let Context { mut config, json } = context;
+    inputs::check(&args.workflow, &args.inputs)?;
     config.inputs.allow.push("file://".to_owned());
     let stores = Arc::new(Stores::new(&config.store).await);
     let workflow = workflow::read(&args.workflow, &stores).await?;
@@ -53,11 +55,15 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
     let scratch_path = std::path::absolute(scratch.path()).map_err(local)?;
     let body = json!({
         "workflow": workflow,
-        "inputs": inputs(&args.inputs, &scratch_path).await?,
+        "inputs": local_addresses(&args.inputs, &scratch_path).await?,
         "output": {"include_temp": args.include_temp},
         "timeout_seconds": args.timeout,
     });
     let body = serde_json::to_vec(&body).map_err(|error| Failed::Usage(error.to_string()))?;
+    // Before ComfyUI is started for it.
+    if let Err(refused) = JobRequest::parse(&body, None) {
+        return Err(Failed::Usage(refused.failure.to_string()));
+    }
 
     let stops = Stops::default();
     let hard_exit = || std::process::exit(3);
@@ -106,7 +112,7 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
 }
 
 /// The job's `inputs`: local files by their address, standard input by way of a file.
-async fn inputs(args: &[InputArg], scratch: &std::path::Path) -> Result<Map<String, Value>, Failed> {
+async fn local_addresses(args: &[InputArg], scratch: &std::path::Path) -> Result<Map<String, Value>, Failed> {
     let mut inputs = Map::new();
     for InputArg { address, value } in args {
         let path = match value {

@@ -15,12 +15,12 @@ use super::{
     Context, Failed,
     display::Display,
     fetch,
-    inputs::{ArgValue, InputArg},
-    workflow,
+    inputs::{self, ArgValue, InputArg},
+    print, workflow,
 };
 use crate::{
     config::Config,
-    job::{JobId, event::JobEvent, result::JobResult},
+    job::{JobId, event::JobEvent, request::JobRequest, result::JobResult},
     queue::{Broker, Followed, JobProperties, QueueError},
     stage::FileName,
     store::{Content, ObjectStore, ObjectUri, StoreError, Stores},
@@ -44,11 +44,11 @@ pub(super) struct Args {
     #[arg(long)]
     id: Option<JobId>,
     /// Longest execution, in seconds.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = inputs::timeout_seconds)]
     timeout: Option<f64>,
     /// Where outputs go instead of the worker's store.
     #[arg(long, value_name = "URI")]
-    output_uri: Option<String>,
+    output_uri: Option<ObjectUri>,
     /// Outputs in ComfyUI's temp folder (previews) too.
     #[arg(long)]
     include_temp: bool,
@@ -62,6 +62,7 @@ pub(super) struct Args {
 
 pub(super) async fn submit(context: Context, args: Args) -> Result<(), Failed> {
     let Context { config, json } = context;
+    inputs::check(&args.workflow, &args.inputs)?;
     let stores = Stores::new(&config.store).await;
     let stem = workflow::stem(&args.workflow);
     let id =
@@ -74,12 +75,15 @@ pub(super) async fn submit(context: Context, args: Args) -> Result<(), Failed> {
     } else {
         job.insert("workflow".into(), workflow::read(&args.workflow, &stores).await?);
     }
-    job.insert("inputs".into(), Value::Object(inputs(&args.inputs, &config, &stores, &id).await?));
+    job.insert("inputs".into(), Value::Object(publishable(&args.inputs, &config, &stores, &id).await?));
     job.insert("output".into(), json!({"uri": args.output_uri, "include_temp": args.include_temp}));
     if let Some(seconds) = args.timeout {
         job.insert("timeout_seconds".into(), json!(seconds));
     }
     let body = serde_json::to_vec(&job).map_err(|error| Failed::Usage(error.to_string()))?;
+    if let Err(refused) = JobRequest::parse(&body, None) {
+        return Err(Failed::Usage(refused.failure.to_string()));
+    }
     if body.len() as u64 > config.job.max_message_bytes {
         return Err(Failed::Usage(format!(
             "the job has {} bytes, more than job.max_message_bytes; give files by an s3:// address, or set store.uri and they are uploaded",
@@ -94,8 +98,8 @@ pub(super) async fn submit(context: Context, args: Args) -> Result<(), Failed> {
     let outcome = publish_and_wait(&broker, &config, &args, &stores, &id, body.into()).await;
     broker.close().await;
     match outcome? {
-        None if json => println!("{}", json!({"id": id})),
-        None => println!("{id}"),
+        None if json => print::result(json!({"id": id})),
+        None => print::result(id),
         Some(result) => {
             let result: JobResult = serde_json::from_slice(&result)
                 .map_err(|error| Failed::Environment(format!("the result cannot be read: {error}")))?;
@@ -173,7 +177,7 @@ async fn stored_result(config: &Config, stores: &Stores, id: &str) -> Option<Byt
 }
 
 /// The job's `inputs`. Local files travel by the store where there is one, else in the message.
-async fn inputs(
+async fn publishable(
     args: &[InputArg],
     config: &Config,
     stores: &Stores,

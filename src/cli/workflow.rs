@@ -5,7 +5,10 @@ use std::{io::Read, path::Path};
 use serde_json::Value;
 
 use super::Failed;
-use crate::store::{ObjectStore, ObjectUri, Stores};
+use crate::{
+    job::apply::{is_ui_workflow, prompt_from_value},
+    store::{ObjectStore, ObjectUri, StoreError, Stores},
+};
 
 /// Largest workflow read.
 const LARGEST_WORKFLOW: u64 = 64 << 20;
@@ -18,16 +21,29 @@ pub(super) async fn read(argument: &str, stores: &Stores) -> Result<Value, Faile
     } else if argument.contains("://") {
         let uri: ObjectUri =
             argument.parse().map_err(|error: crate::store::UriError| Failed::Usage(error.to_string()))?;
-        stores.read(&uri, LARGEST_WORKFLOW).await.map_err(|error| Failed::Usage(error.to_string()))?.to_vec()
+        let read = stores.read(&uri, LARGEST_WORKFLOW).await.map_err(|error| match error {
+            StoreError::Unavailable { .. } => Failed::Environment(format!("{error}; see store.endpoint")),
+            error => Failed::Usage(error.to_string()),
+        });
+        read?.to_vec()
     } else {
-        tokio::fs::read(argument).await.map_err(|error| problem(error.to_string()))?
+        tokio::fs::read(argument).await.map_err(|error| problem(format!("cannot be read: {error}")))?
     };
     let workflow: Value =
         serde_json::from_slice(&bytes).map_err(|error| problem(format!("no JSON: {error}")))?;
-    if workflow.is_object() {
-        Ok(workflow)
-    } else {
-        Err(problem("no workflow: not a JSON object".to_owned()))
+    check_shape(&workflow).map_err(problem)?;
+    Ok(workflow)
+}
+
+/// What is wrong with the shape is told here, before anything is started or published for it.
+fn check_shape(workflow: &Value) -> Result<(), String> {
+    if is_ui_workflow(workflow) {
+        return Ok(());
+    }
+    match prompt_from_value(workflow.clone()) {
+        Ok(prompt) if prompt.is_empty() => Err("the workflow has no nodes".to_owned()),
+        Ok(_) => Ok(()),
+        Err(failure) => Err(failure.to_string()),
     }
 }
 

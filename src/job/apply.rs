@@ -134,6 +134,8 @@ pub fn node_title(prompt: &Prompt, id: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::*;
 
     fn prompt() -> Prompt {

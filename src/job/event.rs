@@ -102,6 +102,8 @@ impl EventKind {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use serde_json::{Value, json};
 
     use super::*;

@@ -139,6 +139,8 @@ impl Observer for Reporter {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::*;
 
     #[derive(Default)]

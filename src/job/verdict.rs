@@ -58,6 +58,8 @@ pub fn verdict(failure: &Failure, tries: u32) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::{
         Failure as F,
         Remedy::{FreeMemory, Nothing, Restart, RunAgain},
