@@ -338,3 +338,7 @@ fn kind(filename: &str) -> Kind {
         _ => Kind::File,
     }
 }
+
+#[cfg(test)]
+#[path = "deliver_tests.rs"]
+mod tests;

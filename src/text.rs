@@ -36,3 +36,28 @@ pub(crate) fn quoted(text: &str, limit: usize) -> String {
     let cut = if shown.len() < text.len() { "…" } else { "" };
     format!("{shown:?}{cut}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_misses_are_few_and_the_nearest_first() {
+        let near = |name: &str, known: &[&str]| nearest(name, known.iter().map(|name| (*name).to_owned()));
+        assert_eq!(near("sed", &["steps", "seed", "model"]), "; did you mean seed?");
+        assert_eq!(near("amqp.qeue", &["amqp.url", "amqp.queue"]), "; did you mean amqp.queue, amqp.url?");
+        assert_eq!(near("zzz", &["seed"]), "");
+        assert_eq!(near("aaaa", &["aaaa1", "aaaa2", "aaaa3", "aaaa4"]).matches("aaaa").count(), 3);
+    }
+
+    #[test]
+    fn outside_text_stays_on_its_line() {
+        assert_eq!(
+            one_line("a\nb\u{1b}[31mc\0\u{202e}d\u{2028}", 99),
+            "a\\nb\\u{1b}[31mc\\u{0}\\u{202e}d\\u{2028}"
+        );
+        assert_eq!((one_line("äöü", 3).as_str(), one_line("äöü", 2).as_str()), ("äöü", "äö…"));
+        assert_eq!(quoted("a\"\n\u{202e}", 9), r#""a\"\n\u{202e}""#);
+        assert_eq!((quoted("äöü", 3).as_str(), quoted("äöü", 2).as_str()), ("\"äöü\"", "\"äö\"…"));
+    }
+}

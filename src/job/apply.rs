@@ -131,3 +131,127 @@ pub fn node_title(prompt: &Prompt, id: &str) -> String {
     let text = |path: &str| node.and_then(|node| node.pointer(path)).and_then(Value::as_str);
     one_line(text("/_meta/title").or_else(|| text("/class_type")).unwrap_or(id), 120)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prompt() -> Prompt {
+        let prompt = json!({
+            "3": {"class_type": "KSampler", "inputs": {"seed": 1, "steps": 20, "model": ["4", 0]}},
+            "12:3": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}, "_meta": {"title": "My\ncat"}},
+            "9": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "out/x"}},
+            "10": {"class_type": "Broken"},
+        });
+        prompt.as_object().unwrap().clone()
+    }
+
+    fn set(address: &str, value: Value) -> Result<Prompt, String> {
+        let mut prompt = prompt();
+        let values = BTreeMap::from([(address.parse().unwrap(), value)]);
+        set_inputs(&mut prompt, &values).map(|()| prompt).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn inputs_are_set_also_in_subgraphs_and_over_links() {
+        assert_eq!(set("3.seed", json!(7)).unwrap()["3"]["inputs"]["seed"], 7);
+        assert_eq!(set("12:3.image", json!("a/b.png")).unwrap()["12:3"]["inputs"]["image"], "a/b.png");
+        assert_eq!(set("3.model", json!(["5", 0])).unwrap()["3"]["inputs"]["model"], json!(["5", 0]));
+    }
+
+    #[test]
+    fn unknown_nodes_and_inputs_are_named_with_their_near_misses() {
+        for (address, expected) in [
+            ("4.seed", "inputs.4.seed: the prompt has no node 4; it has 3, 12:3, 9, 10"),
+            ("3.sed", "inputs.3.sed: node 3 (KSampler) has no input sed; did you mean seed?"),
+            ("3.zzz", "inputs.3.zzz: node 3 (KSampler) has no input zzz; it has seed, steps, model"),
+            ("10.x", "inputs.10.x: node 10 (Broken) has no inputs"),
+        ] {
+            assert_eq!(set(address, json!(1)), Err(expected.to_owned()));
+        }
+        let mut many: Prompt =
+            (100..200).map(|id| (id.to_string(), json!({"class_type": "X", "inputs": {}}))).collect();
+        let problem = |prompt: &mut Prompt, address: &str| {
+            set_inputs(prompt, &BTreeMap::from([(address.parse().unwrap(), json!(1))]))
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(problem(&mut many, "1001.x").contains("; did you mean 100"));
+        assert_eq!(problem(&mut many, "100.x"), "inputs.100.x: node 100 (X) has no input x; it has none");
+        let long = "n\n".repeat(100_000);
+        assert!(problem(&mut many, &format!("{long}.{long}")).len() < 1000);
+        assert!(!problem(&mut many, &format!("{long}.{long}")).contains('\n'));
+    }
+
+    #[test]
+    fn workflows_are_told_apart_by_their_shape() {
+        assert!(is_ui_workflow(&json!({"nodes": []})));
+        assert!(!is_ui_workflow(&json!({"nodes": {"class_type": "X"}})));
+        assert!(prompt_from_value(Value::Object(prompt())).is_ok());
+        for (value, expected) in [
+            (json!([]), "workflow: must be an object"),
+            (json!({"a": 1}), "(node \"a\" has no class_type)"),
+            (json!({"1": {"class_type": "X"}, "b": {"class_type": 3}}), "(node \"b\" has no class_type)"),
+        ] {
+            assert!(prompt_from_value(value).unwrap_err().to_string().contains(expected), "{expected}");
+        }
+    }
+
+    #[test]
+    fn every_prefix_gets_the_jobs_folder() {
+        let mut prompt = prompt();
+        set_output_folder(&mut prompt, "job").unwrap();
+        assert_eq!(prompt["9"]["inputs"]["filename_prefix"], "job/out/x");
+        assert_eq!(prompt["3"], self::prompt()["3"]);
+        for prefix in ["", "x", "%date:yyyy%/x", "a/..b", "...", "."] {
+            prompt["9"]["inputs"]["filename_prefix"] = json!(prefix);
+            set_output_folder(&mut prompt, "job").unwrap();
+            assert_eq!(prompt["9"]["inputs"]["filename_prefix"], format!("job/{prefix}"));
+        }
+        // From another node: the history tells where its files are.
+        prompt["9"]["inputs"]["filename_prefix"] = json!(["3", 0]);
+        set_output_folder(&mut prompt, "job").unwrap();
+        assert_eq!(prompt["9"]["inputs"]["filename_prefix"], json!(["3", 0]));
+    }
+
+    #[test]
+    fn prefixes_that_leave_the_folder_are_refused() {
+        for prefix in
+            ["../x", "/etc/x", "\\x", "a/../../b", "a\\..\\..\\b", "..", "%date%/../../x", "a\0b", "x/.."]
+        {
+            let mut prompt = prompt();
+            prompt["9"]["inputs"]["filename_prefix"] = json!(prefix);
+            let problem = set_output_folder(&mut prompt, "job").unwrap_err().to_string();
+            assert!(problem.starts_with("node 9: filename_prefix \""), "{problem}");
+            assert!(problem.ends_with("leaves the output folder"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn bare_names_are_replaced_and_nothing_else() {
+        let mut prompt = prompt();
+        prompt["3"]["inputs"]["text"] = json!("see cat.png");
+        prompt["3"]["inputs"]["list"] = json!(["cat.png"]);
+        rename_files(&mut prompt, &BTreeMap::from([("cat.png".to_owned(), "job/cat.png".to_owned())]));
+        assert_eq!(prompt["12:3"]["inputs"]["image"], "job/cat.png");
+        assert_eq!(prompt["3"]["inputs"]["text"], "see cat.png");
+        assert_eq!(prompt["3"]["inputs"]["list"], json!(["cat.png"]));
+    }
+
+    #[test]
+    fn a_rerun_changes_the_cache_key_of_the_named_nodes_only() {
+        let mut prompt = prompt();
+        force_rerun(&mut prompt, ["9", "10", "unknown"], "nonce");
+        assert_eq!(prompt["9"]["inputs"]["_comfy_worker_rerun"], "nonce");
+        assert_eq!(prompt["10"], self::prompt()["10"]);
+        assert_eq!(prompt["3"], self::prompt()["3"]);
+    }
+
+    #[test]
+    fn a_nodes_title_is_fit_for_a_line() {
+        let prompt = prompt();
+        assert_eq!(node_title(&prompt, "12:3"), "My\\ncat");
+        assert_eq!(node_title(&prompt, "3"), "KSampler");
+        assert_eq!(node_title(&prompt, "none"), "none");
+    }
+}

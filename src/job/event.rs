@@ -99,3 +99,56 @@ impl EventKind {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn every_event_is_the_contracts_json() {
+        let kinds: [(EventKind, Value); 9] = [
+            (EventKind::Accepted, json!({"event": "accepted"})),
+            (EventKind::Staged { files: 2, bytes: 9 }, json!({"event": "staged", "files": 2, "bytes": 9})),
+            (EventKind::Converted { nodes: 3 }, json!({"event": "converted", "nodes": 3})),
+            (EventKind::Queued { prompt_id: "p".into() }, json!({"event": "queued", "prompt_id": "p"})),
+            (EventKind::Started, json!({"event": "started"})),
+            (
+                EventKind::Progress {
+                    node: "3".into(),
+                    title: "KSampler".into(),
+                    value: 4.0,
+                    max: 20.0,
+                    fraction: 0.25,
+                },
+                json!({"event": "progress", "node": "3", "title": "KSampler", "value": 4.0, "max": 20.0, "fraction": 0.25}),
+            ),
+            (EventKind::Executed, json!({"event": "executed"})),
+            (
+                EventKind::Uploaded { filename: "x.png".into(), bytes: 5, done: 1, of: 2 },
+                json!({"event": "uploaded", "filename": "x.png", "bytes": 5, "done": 1, "of": 2}),
+            ),
+            (
+                EventKind::Finished { status: Status::Failed },
+                json!({"event": "finished", "status": "failed"}),
+            ),
+        ];
+        for (kind, fields) in kinds {
+            assert_eq!(fields["event"], kind.name());
+            let event = JobEvent {
+                version: 1,
+                id: "job".parse().unwrap(),
+                seq: 7,
+                at: 1_700_000_000_000,
+                attempt: 2,
+                worker: "w".into(),
+                kind,
+            };
+            let mut golden = json!({"version": 1, "id": "job", "seq": 7, "at": 1_700_000_000_000_u64, "attempt": 2, "worker": "w"});
+            golden.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            assert_eq!(serde_json::to_value(&event).unwrap(), golden);
+            assert_eq!(serde_json::from_value::<JobEvent>(golden).unwrap(), event);
+        }
+    }
+}

@@ -136,3 +136,84 @@ impl Observer for Reporter {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Heard {
+        events: Mutex<Vec<JobEvent>>,
+        previews: Mutex<Vec<u64>>,
+    }
+
+    impl EventSink for Heard {
+        fn event(&self, event: &JobEvent) {
+            self.events.lock().unwrap().push(event.clone());
+        }
+
+        fn preview(&self, preview: &Preview<'_>) {
+            assert_eq!((preview.id.as_str(), preview.attempt, preview.worker), ("job", 2, "w"));
+            self.previews.lock().unwrap().push(preview.seq);
+        }
+    }
+
+    fn reporter() -> (Reporter, Arc<Heard>) {
+        let heard = Arc::new(Heard::default());
+        (Reporter::new("job".parse().unwrap(), "w".into(), 2, heard.clone()), heard)
+    }
+
+    fn step(node: &str, value: f64) -> Progress {
+        Progress { node: node.into(), title: "T".into(), value, max: 20.0, fraction: value / 20.0 }
+    }
+
+    #[test]
+    fn events_are_numbered_dated_and_signed() {
+        let (reporter, heard) = reporter();
+        reporter.tell(EventKind::Accepted);
+        reporter.clone().started();
+        let events = heard.events.lock().unwrap();
+        let seqs: Vec<u64> = events.iter().map(|event| event.seq).collect();
+        assert_eq!(seqs, [0, 1]);
+        for event in events.iter() {
+            assert_eq!((event.version, event.attempt, event.worker.as_str()), (1, 2, "w"));
+            assert!(event.at > 1_600_000_000_000 && event.at <= now_ms());
+        }
+    }
+
+    #[test]
+    fn steps_are_told_now_and_then_and_new_nodes_always() {
+        let (mut reporter, heard) = reporter();
+        let begin = Instant::now();
+        let mut told = 0;
+        for value in 0..20_000 {
+            reporter.progress(&step("3", f64::from(value % 20)));
+            told += 1;
+        }
+        let limit = begin.elapsed().as_millis() / PROGRESS_EVERY.as_millis() + 1;
+        let first = heard.events.lock().unwrap().len();
+        assert!(u128::try_from(first).unwrap() <= limit, "{first} of {told} in {:?}", begin.elapsed());
+        reporter.progress(&step("4", 1.0));
+        reporter.progress(&step("5", 1.0));
+        assert_eq!(heard.events.lock().unwrap().len(), first + 2);
+        // What was not told uses up no number.
+        let last = heard.events.lock().unwrap().last().unwrap().seq;
+        assert_eq!(last, u64::try_from(first).unwrap() + 1);
+    }
+
+    #[test]
+    fn previews_are_shown_now_and_then() {
+        let (mut reporter, heard) = reporter();
+        let image = Image { node: None, content_type: "image/png", bytes: bytes::Bytes::new() };
+        let begin = Instant::now();
+        for _ in 0..5_000 {
+            reporter.preview(&image);
+        }
+        let limit = begin.elapsed().as_millis() / PREVIEW_EVERY.as_millis() + 1;
+        let shown = heard.previews.lock().unwrap().len();
+        assert!(shown >= 1 && u128::try_from(shown).unwrap() <= limit, "{shown} in {:?}", begin.elapsed());
+        // Neither limit uses up the other's.
+        reporter.progress(&step("3", 1.0));
+        assert_eq!(heard.events.lock().unwrap().len(), 1);
+    }
+}

@@ -345,3 +345,7 @@ pub struct Refused {
     /// What is wrong.
     pub failure: Failure,
 }
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -209,3 +209,148 @@ pub struct WorkerInfo {
     /// ComfyUI's version.
     pub comfyui_version: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::job::failure::{Failure, NodeFailure};
+
+    /// The contract's example, with every field present.
+    fn example() -> (JobResult, Value) {
+        let result = JobResult {
+            version: 1,
+            id: "portrait-42".parse().unwrap(),
+            status: Status::Succeeded,
+            outputs: vec![
+                Output {
+                    node: "9".into(),
+                    key: "images".into(),
+                    index: 0,
+                    kind: Kind::Image,
+                    text: None,
+                    file: Some(OutputFile {
+                        filename: "x_00001_.png".into(),
+                        uri: "s3://b/x".into(),
+                        url: Some("https://b/x?sig".into()),
+                        content_type: "image/png".into(),
+                        size: 1234,
+                        sha256: "00ff".into(),
+                        temp: false,
+                    }),
+                },
+                Output {
+                    node: "4".into(),
+                    key: "text".into(),
+                    index: 0,
+                    kind: Kind::Text,
+                    text: Some("…".into()),
+                    file: None,
+                },
+            ],
+            history: Some("s3://b/history.json".into()),
+            prompt: Some("s3://b/prompt.json".into()),
+            error: None,
+            warnings: Vec::new(),
+            timings: Timings {
+                queued_ms: 3,
+                staged_ms: 12,
+                converted_ms: 0,
+                waited_ms: 1,
+                executed_ms: 2500,
+                uploaded_ms: 40,
+                total_ms: 2560,
+            },
+            nodes: BTreeMap::from([("9".into(), NodeTiming { ms: 31.2, cached: false })]),
+            attempt: 1,
+            worker: WorkerInfo { id: "w".into(), version: "0.1.0".into(), comfyui_version: "0.3.64".into() },
+            metadata: Some(json!({"any": "thing"})),
+        };
+        let golden = json!({
+            "version": 1, "id": "portrait-42", "status": "succeeded",
+            "outputs": [
+                {"node": "9", "key": "images", "index": 0, "kind": "image", "filename": "x_00001_.png",
+                 "uri": "s3://b/x", "url": "https://b/x?sig", "content_type": "image/png", "size": 1234,
+                 "sha256": "00ff", "temp": false},
+                {"node": "4", "key": "text", "index": 0, "kind": "text", "text": "…"},
+            ],
+            "history": "s3://b/history.json", "prompt": "s3://b/prompt.json",
+            "error": null, "warnings": [],
+            "timings": {"queued_ms": 3, "staged_ms": 12, "converted_ms": 0, "waited_ms": 1, "executed_ms": 2500,
+                        "uploaded_ms": 40, "total_ms": 2560},
+            "nodes": {"9": {"ms": 31.2, "cached": false}},
+            "attempt": 1, "worker": {"id": "w", "version": "0.1.0", "comfyui_version": "0.3.64"},
+            "metadata": {"any": "thing"},
+        });
+        (result, golden)
+    }
+
+    #[test]
+    fn a_result_is_the_contracts_json_in_its_order() {
+        let (result, golden) = example();
+        // As text: field order is part of what people read.
+        assert_eq!(serde_json::to_string(&result).unwrap(), golden.to_string());
+        assert_eq!(serde_json::from_value::<JobResult>(golden).unwrap(), result);
+    }
+
+    #[test]
+    fn absent_and_null() {
+        let (mut result, _) = example();
+        (result.history, result.prompt, result.metadata) = (None, None, None);
+        if let Some(file) = &mut result.outputs[0].file {
+            file.url = None;
+        }
+        result.status = Status::Failed;
+        result.error = Some(Failure::Invalid("no".into()).to_error(Stage::Accept));
+        let value = serde_json::to_value(&result).unwrap();
+        // Top-level fields are always there; a link, a text and an error's details only when there is one.
+        for null in ["history", "prompt", "metadata"] {
+            assert_eq!(value.get(null), Some(&Value::Null), "{null}");
+        }
+        assert!(value["outputs"][0].get("url").is_none() && value["outputs"][0].get("text").is_none());
+        assert_eq!(value["error"], json!({"code": "invalid_job", "stage": "accept", "message": "no"}));
+        assert_eq!(serde_json::from_value::<JobResult>(value).unwrap(), result);
+    }
+
+    #[test]
+    fn errors_carry_comfyuis_own_words() {
+        let refused =
+            Failure::PromptRefused { message: "no outputs".into(), node_errors: Some(json!({"3": {}})) };
+        assert_eq!(
+            serde_json::to_value(refused.to_error(Stage::Post)).unwrap(),
+            json!({"code": "invalid_prompt", "stage": "post", "message": "no outputs", "node_errors": {"3": {}}})
+        );
+        let node = NodeFailure {
+            node_id: "3".into(),
+            node_type: "KSampler".into(),
+            exception_type: "ValueError".into(),
+            exception_message: "bad\n".into(),
+            traceback: vec!["line".into()],
+        };
+        assert_eq!(
+            serde_json::to_value(Failure::NodeFailed(Box::new(node)).to_error(Stage::Run)).unwrap(),
+            json!({"code": "execution_error", "stage": "run", "message": "node 3 (KSampler): ValueError: bad",
+                   "node": "3", "traceback": ["line"]})
+        );
+    }
+
+    #[test]
+    fn words_of_the_contract() {
+        let word = |value: Value| value.as_str().unwrap().to_owned();
+        let kinds =
+            [Kind::Image, Kind::Video, Kind::Audio, Kind::Model, Kind::Text, Kind::Latent, Kind::File];
+        let kinds = kinds.map(|kind| word(json!(kind)));
+        assert_eq!(kinds, ["image", "video", "audio", "model", "text", "latent", "file"]);
+        let statuses =
+            [Status::Succeeded, Status::Failed, Status::Cancelled].map(|status| word(json!(status)));
+        assert_eq!(statuses, ["succeeded", "failed", "cancelled"]);
+        let codes = "malformed_job invalid_job id_conflict input_not_found input_forbidden input_too_large \
+            checksum_mismatch unsupported_uri missing_nodes conversion_failed invalid_prompt execution_error \
+            out_of_memory timeout interrupted output_missing engine_crashed poison cancelled internal";
+        for code in codes.split_whitespace() {
+            let parsed: Code = serde_json::from_value(json!(code)).unwrap();
+            assert_eq!(word(json!(parsed)), code);
+        }
+    }
+}

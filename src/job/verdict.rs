@@ -55,3 +55,67 @@ pub fn verdict(failure: &Failure, tries: u32) -> Verdict {
         F::EngineUnavailable(_) | F::StoreUnavailable(_) | F::Local(_) | F::Draining => Verdict::HandBack,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Failure as F,
+        Remedy::{FreeMemory, Nothing, Restart, RunAgain},
+        Verdict::{Answer, HandBack, RetryHere},
+        verdict,
+    };
+
+    /// One failure of each kind with its code, its verdict at the first try and at the next.
+    #[test]
+    fn the_whole_table() {
+        let text = String::new;
+        let table = [
+            (F::Malformed(text()), "malformed_job", Answer, Answer),
+            (F::Invalid(text()), "invalid_job", Answer, Answer),
+            (F::IdConflict(text()), "id_conflict", Answer, Answer),
+            (F::InputNotFound(text()), "input_not_found", Answer, Answer),
+            (F::InputForbidden(text()), "input_forbidden", Answer, Answer),
+            (F::InputTooLarge(text()), "input_too_large", Answer, Answer),
+            (F::ChecksumMismatch(text()), "checksum_mismatch", RetryHere(Nothing), Answer),
+            (F::UnsupportedUri(text()), "unsupported_uri", Answer, Answer),
+            (F::MissingNodes(Vec::new()), "missing_nodes", Answer, Answer),
+            (F::ConversionRefused(text()), "conversion_failed", Answer, Answer),
+            (F::ConversionTimedOut(text()), "conversion_failed", RetryHere(Nothing), Answer),
+            (F::BrowserDown(text()), "conversion_failed", RetryHere(Nothing), Answer),
+            (F::PromptRefused { message: text(), node_errors: None }, "invalid_prompt", Answer, Answer),
+            (F::NodeFailed(Box::default()), "execution_error", Answer, Answer),
+            (F::OutOfMemory(Box::default()), "out_of_memory", RetryHere(FreeMemory), Answer),
+            (F::TimedOut { seconds: 1.0 }, "timeout", Answer, Answer),
+            (F::Interrupted, "interrupted", RetryHere(Nothing), Answer),
+            (
+                F::OutputMissing { message: text(), nodes: std::collections::BTreeSet::new() },
+                "output_missing",
+                RetryHere(RunAgain),
+                Answer,
+            ),
+            (F::EngineCrashed(text()), "engine_crashed", RetryHere(Restart), Answer),
+            (F::EngineUnavailable(text()), "internal", HandBack, HandBack),
+            (F::StoreUnavailable(text()), "internal", HandBack, HandBack),
+            (F::Local(text()), "internal", HandBack, HandBack),
+            (F::Poison { crashes: 3 }, "poison", Answer, Answer),
+            (F::Draining, "interrupted", HandBack, HandBack),
+            (F::Internal(text()), "internal", Answer, Answer),
+        ];
+        for (failure, code, first, next) in &table {
+            assert_eq!(serde_json::to_value(failure.code()).unwrap(), *code, "{failure:?}");
+            assert_eq!(verdict(failure, 1), *first, "{failure:?}");
+            for tries in [2, 3, u32::MAX] {
+                assert_eq!(verdict(failure, tries), *next, "{failure:?}");
+            }
+        }
+        // A new variant belongs into the table: each is in it once.
+        let mut kinds: Vec<_> =
+            table.iter().map(|(failure, ..)| format!("{:?}", std::mem::discriminant(failure))).collect();
+        kinds.sort();
+        kinds.dedup();
+        assert_eq!(kinds.len(), table.len());
+        let variants = include_str!("failure.rs").split("pub enum Failure {").nth(1).unwrap();
+        let variants = variants.split("\n}\n").next().unwrap().matches("#[error(").count();
+        assert_eq!(table.len(), variants);
+    }
+}

@@ -234,3 +234,7 @@ fn decode_data(content: &str) -> Result<Vec<u8>, String> {
 fn show(source: &str) -> String {
     one_line(source, if source.starts_with("data:") { 40 } else { 300 })
 }
+
+#[cfg(test)]
+#[path = "fetch_tests.rs"]
+mod tests;

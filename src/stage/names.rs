@@ -153,3 +153,7 @@ fn as_refusal(error: rustix::io::Errno) -> io::Error {
         other => other.into(),
     }
 }
+
+#[cfg(test)]
+#[path = "names_tests.rs"]
+mod tests;

@@ -139,3 +139,7 @@ pub(super) fn settle(
     rename_new(part, target).map_err(failed)?;
     Ok(None)
 }
+
+#[cfg(test)]
+#[path = "place_tests.rs"]
+mod tests;

@@ -1,0 +1,226 @@
+use std::{fs, os::unix::fs::symlink, sync::Mutex};
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{comfy::events::Image, store::LocalStore};
+
+const OWN: &str = "comfy-worker-1";
+
+struct Bed {
+    root: tempfile::TempDir,
+    folders: Folders,
+}
+
+impl Bed {
+    fn new() -> Self {
+        mark_start();
+        let root = tempfile::tempdir().unwrap();
+        let folders = Folders::new(root.path().join("comfy"));
+        Self { root, folders }
+    }
+
+    /// Writes a file beneath ComfyUI's folder.
+    fn write(&self, place: &str, content: &str) -> PathBuf {
+        let path = self.root.path().join("comfy").join(place);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    fn find(&self, outputs: Value, request: &OutputRequest) -> Result<Findings, Missing> {
+        let history = History::find(&json!({"p": {"outputs": outputs}}), "p").unwrap();
+        find(&self.folders, OWN, request, &history, Vec::new())
+    }
+
+    fn plain(&self, outputs: Value) -> Result<Findings, Missing> {
+        self.find(outputs, &OutputRequest::default())
+    }
+
+    async fn upload(&self, findings: Findings) -> Vec<Output> {
+        let base = ObjectUri::File(self.root.path().join("store"));
+        let destination = Destination { store: &LocalStore, base, presign: None };
+        findings.upload(&destination, |_, _, _, _| {}).await.unwrap()
+    }
+}
+
+fn file(filename: &str, subfolder: &str, folder: &str) -> Value {
+    json!({"filename": filename, "subfolder": subfolder, "type": folder})
+}
+
+fn places(findings: &Findings) -> Vec<&str> {
+    findings.files.iter().map(|found| found.place.as_str()).collect()
+}
+
+#[tokio::test]
+async fn files_under_any_key_and_texts_are_delivered() {
+    let bed = Bed::new();
+    bed.write(&format!("output/{OWN}/x_1.png"), "png");
+    bed.write(&format!("output/{OWN}/sub/v.mp4"), "video!");
+    let outputs = json!({
+        "9": {"images": [file("x_1.png", OWN, "output")], "animated": [false]},
+        "10": {"gifs": [file("v.mp4", &format!("{OWN}/sub"), "output")], "text": ["hello"]},
+        "11": {"images": [file("uploaded.png", "", "input")]},
+    });
+    let findings = bed.plain(outputs).unwrap();
+    assert_eq!((places(&findings), findings.files()), (vec!["x_1.png", "sub/v.mp4"], 2));
+    let told = Mutex::new(Vec::new());
+    let base = ObjectUri::File(bed.root.path().join("store"));
+    let destination = Destination { store: &LocalStore, base, presign: None };
+    let each = |name: &str, size, done, of| told.lock().unwrap().push((name.to_owned(), size, done, of));
+    let outputs = findings.upload(&destination, each).await.unwrap();
+    let shown: Vec<_> = outputs.iter().map(|o| (o.node.as_str(), o.key.as_str(), o.index, o.kind)).collect();
+    let expected =
+        [("9", "images", 0, Kind::Image), ("10", "gifs", 0, Kind::Video), ("10", "text", 0, Kind::Text)];
+    assert_eq!(shown, expected);
+    let picture = outputs[0].file.as_ref().unwrap();
+    assert_eq!(
+        (picture.filename.as_str(), picture.size, picture.content_type.as_str()),
+        ("x_1.png", 3, "image/png")
+    );
+    assert_eq!(picture.sha256, checksum::of_bytes(b"png"));
+    assert_eq!((picture.url.as_ref(), picture.temp), (None, false));
+    let stored = bed.root.path().join("store/outputs");
+    assert_eq!(fs::read_to_string(stored.join("x_1.png")).unwrap(), "png");
+    assert_eq!(fs::read_to_string(stored.join("sub/v.mp4")).unwrap(), "video!");
+    assert_eq!(outputs[2].text.as_deref(), Some("hello"));
+    let mut told = told.into_inner().unwrap();
+    told.sort_by_key(|(_, _, done, _)| *done);
+    assert_eq!(told.iter().map(|(_, _, done, of)| (*done, *of)).collect::<Vec<_>>(), [(1, 2), (2, 2)]);
+}
+
+#[tokio::test]
+async fn a_file_listed_twice_is_one_object_and_two_of_one_name_are_two() {
+    let bed = Bed::new();
+    bed.write(&format!("output/{OWN}/x.png"), "own");
+    bed.write("output/x.png", "beside");
+    bed.write("temp/x.png", "temp");
+    let request = OutputRequest { include_temp: true, ..OutputRequest::default() };
+    let own = file("x.png", OWN, "output");
+    let outputs = json!({"1": {"images": [own, file("x.png", "", "output")]}, "2": {"images": [own, file("x.png", "", "temp")]}});
+    let findings = bed.find(outputs, &request).unwrap();
+    assert_eq!(places(&findings), ["x.png", "2-x.png", "x.png", "3-x.png"]);
+    let outputs = bed.upload(findings).await;
+    let temp: Vec<bool> = outputs.iter().map(|output| output.file.as_ref().unwrap().temp).collect();
+    assert_eq!(temp, [false, false, false, true]);
+    for (place, content) in [("x.png", "own"), ("2-x.png", "beside"), ("3-x.png", "temp")] {
+        assert_eq!(fs::read_to_string(bed.root.path().join("store/outputs").join(place)).unwrap(), content);
+    }
+    let uris: Vec<&str> = outputs.iter().map(|output| output.file.as_ref().unwrap().uri.as_str()).collect();
+    assert!(uris[0] == uris[2] && uris[0] != uris[1]);
+}
+
+#[tokio::test]
+async fn temp_files_are_left_out_and_removed() {
+    let bed = Bed::new();
+    let preview = bed.write("temp/p/preview.png", "p");
+    let findings = bed.plain(json!({"1": {"images": [file("preview.png", "p", "temp")]}})).unwrap();
+    assert_eq!(findings.files(), 0);
+    assert!(bed.upload(findings).await.is_empty());
+    assert!(!preview.exists());
+}
+
+#[tokio::test]
+async fn what_a_node_lists_falsely_is_neither_read_nor_removed() {
+    let bed = Bed::new();
+    let canary = bed.root.path().join("canary");
+    fs::write(&canary, "canary").unwrap();
+    let input = bed.write("input/other-job/x.png", "other's");
+    bed.write("temp/x", "");
+    bed.write("output/x", "");
+    symlink(bed.root.path(), bed.root.path().join("comfy/temp/link")).unwrap();
+    symlink(bed.root.path(), bed.root.path().join("comfy/output/link")).unwrap();
+    symlink(&canary, bed.root.path().join("comfy/output/file-link")).unwrap();
+    fs::hard_link(&canary, bed.root.path().join("comfy/output/hard")).unwrap();
+    let lies = [
+        ("canary", "../..", ""),
+        ("../../canary", "", ""),
+        ("x.png", "../input/other-job", ""),
+        (canary.to_str().unwrap(), "", ""),
+        ("canary", bed.root.path().to_str().unwrap(), ""),
+        ("canary", "link", ""),
+        ("file-link", "", "output"),
+        ("hard", "", "output"),
+        ("link", "", "output"),
+        ("", "", ""),
+        ("none", "", "output"),
+        ("x\n\u{1b}[31m", "", "output"),
+    ];
+    for (filename, subfolder, only) in lies {
+        for folder in ["temp", "output"].into_iter().filter(|folder| only.is_empty() || *folder == only) {
+            for include_temp in [false, true] {
+                let request = OutputRequest { include_temp, ..OutputRequest::default() };
+                let outputs = json!({"7": {"images": [file(filename, subfolder, folder)]}});
+                match bed.find(outputs, &request) {
+                    Ok(findings) => {
+                        assert!(folder == "temp" && !include_temp, "{filename:?} {subfolder:?} {folder}");
+                        assert!(findings.written.is_empty(), "{:?}", findings.written);
+                    }
+                    Err(missing) => {
+                        assert_eq!(missing.nodes, BTreeSet::from(["7".to_owned()]));
+                        assert!(missing.message.starts_with("node 7 lists \""), "{}", missing.message);
+                        assert!(!missing.message.contains(['\n', '\u{1b}']), "{:?}", missing.message);
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(fs::read_to_string(&canary).unwrap(), "canary");
+    assert_eq!(fs::read_to_string(input).unwrap(), "other's");
+}
+
+#[test]
+fn everything_that_is_missing_is_named() {
+    let bed = Bed::new();
+    bed.write("output/there.png", "");
+    let missing = bed
+        .plain(json!({
+            "2": {"images": [file("a.png", OWN, "output"), file("there.png", "", "output")]},
+            "10": {"images": [file("b.png", OWN, "output")]},
+        }))
+        .unwrap_err();
+    assert_eq!(missing.nodes, BTreeSet::from(["10".to_owned(), "2".to_owned()]));
+    assert!(missing.message.contains("a.png") && missing.message.contains("b.png"), "{}", missing.message);
+    assert!(!missing.message.contains("there.png"));
+}
+
+#[tokio::test]
+async fn pictures_of_the_websocket_stay_apart_whatever_their_nodes_are_called() {
+    let bed = Bed::new();
+    let image = |content: &'static str| Image {
+        node: None,
+        content_type: if content == "jpg" { "image/jpeg" } else { "image/png" },
+        bytes: Bytes::from_static(content.as_bytes()),
+    };
+    let images = [("1:2", 0, "a"), ("1-2", 0, "b"), ("1-2", 1, "jpg"), ("../x", 0, "c")];
+    let images =
+        images.map(|(node, index, content)| OutputImage { node: node.into(), index, image: image(content) });
+    let history = History::find(&json!({"p": {"outputs": {}}}), "p").unwrap();
+    let found = find(&bed.folders, OWN, &OutputRequest::default(), &history, images.into()).unwrap();
+    assert_eq!(places(&found), ["1-2_00001_.png", "2-1-2_00001_.png", "1-2_00002_.jpg", "---x_00001_.png"]);
+    let outputs = bed.upload(found).await;
+    for (output, content) in outputs.iter().zip(["a", "b", "jpg", "c"]) {
+        let file = output.file.as_ref().unwrap();
+        assert_eq!(file.sha256, checksum::of_bytes(content.as_bytes()));
+        assert_eq!((output.key.as_str(), output.kind), ("images", Kind::Image));
+        assert!(FileName::parse(&file.filename).is_ok());
+    }
+}
+
+#[test]
+fn kinds_by_extension() {
+    for (name, expected) in [
+        ("a.PNG", Kind::Image),
+        ("a.webp", Kind::Image),
+        ("a.mp4", Kind::Video),
+        ("a.flac", Kind::Audio),
+        ("a.glb", Kind::Model),
+        ("a.latent", Kind::Latent),
+        ("a.safetensors", Kind::File),
+        ("png", Kind::Image),
+        ("a", Kind::File),
+        ("", Kind::File),
+    ] {
+        assert_eq!(kind(name), expected, "{name}");
+    }
+}
