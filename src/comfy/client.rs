@@ -132,7 +132,8 @@ impl Client {
     /// Posts a prompt.
     ///
     /// # Errors
-    /// [`PostError::Refused`] in ComfyUI's words; otherwise there is no usable answer: look for the id in queue and history before posting again, ids are not unique there.
+    /// [`PostError::Refused`] in ComfyUI's words; otherwise there is no usable answer: look for the id
+    /// in queue and history before posting again, ids are not unique there.
     pub async fn post_prompt(&self, post: &PromptPost<'_>) -> Result<Posted, PostError> {
         let body = json!({
             "prompt": post.prompt,

@@ -125,7 +125,8 @@ pub async fn execute(
         extra_data: execution.extra_data,
     };
     let mut run = Run::new(execution.prompt, execution.limit.min(LONGEST), client_id.is_none());
-    let work = async {
+    // On the heap: callers hold this future inside theirs.
+    let work = Box::pin(async {
         let posted = run.within_limit(post_once(server.client(), &post)).await??;
         if let Some(node_errors) = posted.node_errors.clone().filter(|_| !execution.allow_partial) {
             // It runs the rest already: GPU time for a job that fails in any case.
@@ -136,7 +137,7 @@ pub async fn execute(
         let history =
             follow(server.client(), prompt_id, &mut subscription.events, &mut run, observer).await?;
         Ok((posted, history))
-    };
+    });
     let outcome = tokio::select! {
         // How ComfyUI ended says more than the refused connection that follows from it.
         biased;

@@ -251,7 +251,7 @@ impl Life<'_> {
         };
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
         reporter.tell(EventKind::Accepted);
-        let failure = match self.attempts(job, &attempt, &reporter).await {
+        let failure = match Box::pin(self.attempts(job, &attempt, &reporter)).await {
             Ok(result) => match runner.stops.unless_aborted(records.settle(encode(&result)?)).await {
                 Ok(body) => {
                     reporter.tell(EventKind::Finished { status: result.status });

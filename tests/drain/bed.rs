@@ -29,7 +29,7 @@ pub(super) struct Bed {
 /// Every test's, or one of the test's own that it may break.
 pub(super) enum Broker {
     Shared(&'static RabbitMq),
-    Own(RabbitMq),
+    Own(Box<RabbitMq>),
 }
 
 impl std::ops::Deref for Broker {
@@ -51,7 +51,7 @@ impl Bed {
     pub(super) async fn with_own_broker(name: &'static str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let broker = RabbitMq::start(&folder.path().join("rabbitmq")).await?;
-        Self::with(name, Broker::Own(broker), folder).await
+        Self::with(name, Broker::Own(Box::new(broker)), folder).await
     }
 
     async fn with(name: &'static str, broker: Broker, folder: TempDir) -> Result<Self> {

@@ -29,7 +29,7 @@ async fn a_killed_workers_job_is_run_by_another_and_only_its_files_are_swept() -
     let before = site.snapshot()?;
 
     let mut worker = site.boot().await?;
-    bed.publish(&staged_job("j", 6.0)).await?;
+    bed.publish(&staged_job("j", 4.0)).await?;
     wait_running(&worker, "j").await?;
     let seen = worker.descendants();
     ensure!(site.snapshot()? != before, "nothing was staged: then this test shows nothing");

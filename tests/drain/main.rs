@@ -13,8 +13,8 @@ mod site;
 
 use std::time::Duration;
 
-/// For a boot on a busy machine; 5 s on an idle one.
-const BOOT: Duration = Duration::from_secs(120);
+/// For a boot: 5 s on an idle machine, more on a busy one, and a real ComfyUI reads much from disk.
+const BOOT: Duration = Duration::from_secs(300);
 /// For what takes milliseconds on an idle machine.
 const SOON: Duration = Duration::from_secs(20);
 /// For a job with everything around it.

@@ -44,17 +44,6 @@ async fn a_missing_store_is_named() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_missing_bucket_is_named() -> Result<()> {
-    let bed = Bed::new("no-bucket").await?;
-    let site = Site::new(&bed, "a")?;
-    let before = site.snapshot()?;
-    let (line, code, took) = refusal(&site, site.builder().set("store.uri", "s3://nowhere/jobs")).await?;
-    ensure!(code == Some(2) && line.contains("nowhere"), "{code:?} {line}");
-    ensure!(took < Duration::from_secs(5), "{took:?}");
-    site.ensure_no_file(&before)
-}
-
 /// Three tries, then the end, with ComfyUI's own last words.
 #[tokio::test]
 async fn a_comfyui_that_ends_at_boot_is_quoted() -> Result<()> {

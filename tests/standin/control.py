@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from server import PromptServer
 
 
-KNOWN = {"drop_ws", "silence_ws", "lose_next_prompt_response", "clear_history", "interrupt", "block_http"}
+KNOWN = {"drop_ws", "silence_ws", "lose_next_prompt_response", "clear_history", "discard_history", "interrupt",
+         "block_http"}
 
 
 class Faults:
@@ -48,6 +49,7 @@ def routes(server: "PromptServer") -> Callable[[web.RouteTableDef], None]:
             silence_ws: SECONDS              swallow every frame for so long, sockets stay open
             lose_next_prompt_response: true  take the next prompt, then cut the connection instead of answering
             clear_history: true              forget every finished prompt
+            discard_history: BOOL            keep none from now on, as if somebody cleared it at once
             interrupt: true                  a foreign, global interrupt
             block_http: SECONDS              answer this, then nothing at all for so long (a stuck event loop)
             """
@@ -64,6 +66,8 @@ def routes(server: "PromptServer") -> Callable[[web.RouteTableDef], None]:
                 server.faults.lose_next_prompt_response = bool(body["lose_next_prompt_response"])
             if body.get("clear_history"):
                 server.queue.clear_history()
+            if "discard_history" in body:
+                server.queue.discard_history = bool(body["discard_history"])
             if body.get("interrupt"):
                 server.interrupt.set()
             if "block_http" in body:

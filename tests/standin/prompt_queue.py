@@ -32,6 +32,7 @@ class PromptQueue:
         self._history: dict[str, dict] = {}
         self._flags: dict[str, bool] = {}
         self._taken = 0
+        self.discard_history = False  # a fault
 
     # --- the HTTP side ---
 
@@ -117,8 +118,9 @@ class PromptQueue:
                 self._history.pop(next(iter(self._history)))
             for secret in SECRET_EXTRA_DATA:
                 item.extra_data.pop(secret, None)
-            self._history[item.prompt_id] = {
-                "prompt": item, "outputs": outputs, "status": copy.deepcopy(status), "meta": meta}
+            if not self.discard_history:
+                self._history[item.prompt_id] = {
+                    "prompt": item, "outputs": outputs, "status": copy.deepcopy(status), "meta": meta}
             self._on_change()
 
     def take_flags(self) -> dict[str, bool]:

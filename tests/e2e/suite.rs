@@ -1,0 +1,126 @@
+//! What all tests share, started by the first one that asks and stopped after the last one.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+use testbed::{
+    Engine, ProcessInfo, RabbitMq, S3Server, alive, descendants, processes_with_env_or_cwd_beneath,
+    scratch_root, wait_for,
+};
+use tokio::{runtime::Runtime, sync::OnceCell, time::timeout};
+
+use crate::bench::{Bench, Turn};
+
+/// Longer than any test on a slow machine with a real ComfyUI: three boots of it.
+const LONGEST_TEST: Duration = Duration::from_secs(600);
+/// Longest job of a test, restarts of a real ComfyUI included.
+pub(crate) const JOB: Duration = Duration::from_secs(240);
+/// For what takes a moment on an idle machine.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// Broker, S3 server and the two workers.
+pub(crate) struct Suite {
+    runtime: Runtime,
+    site: OnceCell<Arc<Site>>,
+    any: OnceCell<Bench>,
+    standin: OnceCell<Bench>,
+}
+
+/// What both workers use.
+pub(crate) struct Site {
+    pub(crate) folder: TempDir,
+    pub(crate) broker: RabbitMq,
+    pub(crate) s3: S3Server,
+}
+
+impl Suite {
+    pub(crate) fn new() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        Ok(Self { runtime, site: OnceCell::new(), any: OnceCell::new(), standin: OnceCell::new() })
+    }
+
+    /// Runs one test.
+    pub(crate) fn run(&self, test: impl Future<Output = Result<()>>) -> Result<()> {
+        let test = async {
+            timeout(LONGEST_TEST, test)
+                .await
+                .unwrap_or_else(|_| Err(anyhow::anyhow!("not over after {LONGEST_TEST:?}")))
+        };
+        self.runtime.block_on(test)
+    }
+
+    /// Broker and S3 server.
+    pub(crate) async fn site(&self) -> Result<&Arc<Site>> {
+        self.site.get_or_try_init(|| async { Ok(Arc::new(Site::start().await?)) }).await
+    }
+
+    /// The worker on the environment's ComfyUI, for the caller alone.
+    pub(crate) async fn any(&self) -> Result<Turn<'_>> {
+        let site = self.site().await?;
+        let start =
+            || async { Bench::start(site, "any", Engine::from_env(&site.folder.path().join("any"))?).await };
+        Ok(self.any.get_or_try_init(start).await?.turn().await)
+    }
+
+    /// The worker on the stand-in, for the caller alone.
+    pub(crate) async fn standin(&self) -> Result<Turn<'_>> {
+        let site = self.site().await?;
+        let start = || async {
+            Bench::start(site, "standin", Engine::standin(&site.folder.path().join("standin"))?).await
+        };
+        Ok(self.standin.get_or_try_init(start).await?.turn().await)
+    }
+
+    /// Drains what runs and looks at what is left.
+    pub(crate) fn close(&self) -> Result<()> {
+        self.runtime.block_on(async {
+            let Some(site) = self.site.get() else { return Ok(()) };
+            let running = descendants(std::process::id());
+            for bench in [&self.any, &self.standin].into_iter().filter_map(OnceCell::get) {
+                bench.drain().await.with_context(|| format!("worker {}: {}", bench.name(), bench.log()))?;
+            }
+            site.queues_are_empty().await?;
+            site.broker.stop().await?;
+            nothing_runs(site, &running).await
+        })
+    }
+}
+
+impl Site {
+    async fn start() -> Result<Self> {
+        let root = scratch_root()?;
+        std::fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
+        let folder = tempfile::Builder::new().prefix("e2e-").tempdir_in(root)?;
+        let broker = RabbitMq::start(&folder.path().join("rabbitmq")).await?;
+        let s3 = S3Server::start(&folder.path().join("s3")).await?;
+        Ok(Self { folder, broker, s3 })
+    }
+
+    /// Neither waiting nor unacked messages in any queue but the one that collects all results.
+    async fn queues_are_empty(&self) -> Result<()> {
+        let queues = self.broker.ctl(&["list_queues", "--no-table-headers", "name", "messages"]).await?;
+        let full: Vec<&str> = queues
+            .lines()
+            .filter(|line| !line.ends_with("\t0") && !line.starts_with("any.results"))
+            .collect();
+        ensure!(full.is_empty(), "messages are left: {full:?}");
+        Ok(())
+    }
+}
+
+async fn nothing_runs(site: &Site, started: &[ProcessInfo]) -> Result<()> {
+    let left = || {
+        let mut left = processes_with_env_or_cwd_beneath(site.folder.path());
+        left.extend(started.iter().filter(|process| alive(process.pid)).cloned());
+        left
+    };
+    let gone = wait_for("the end of every process", SOON, || async { left().is_empty() });
+    gone.await.with_context(|| format!("left: {:#?}", left()))
+}
+
+/// The last lines of a log.
+pub(crate) fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
