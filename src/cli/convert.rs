@@ -40,8 +40,7 @@ pub(super) async fn convert(context: Context, args: Args) -> Result<(), Failed> 
         signals.map_err(|error| Failed::Environment(format!("cannot listen for signals: {error}")))?;
     let display = Display::new("starting ComfyUI and a browser");
     let work = async {
-        let connector =
-            ComfyConnector::create(&config).await.map_err(|error| Failed::Environment(error.to_string()))?;
+        let connector = ComfyConnector::create(&config).await?;
         let mut failed = 0_u32;
         for name in &args.workflows {
             display.say(&format!("converting {name}"));

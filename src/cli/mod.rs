@@ -26,6 +26,7 @@ use crate::{
         Config, LogFormat, Mistakes, Sources,
         settings::{PREFIX, SETTINGS},
     },
+    connector::ConnectorError,
     telemetry,
 };
 
@@ -71,6 +72,15 @@ pub(crate) enum Failed {
 impl From<Mistakes> for Failed {
     fn from(mistakes: Mistakes) -> Self {
         Self::Usage(mistakes.to_string())
+    }
+}
+
+impl From<ConnectorError> for Failed {
+    fn from(error: ConnectorError) -> Self {
+        match error {
+            ConnectorError::State { .. } => Self::Usage(error.to_string()),
+            error => Self::Environment(error.to_string()),
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) struct Args {
     #[arg(long)]
     include_temp: bool,
     /// Longest execution, in seconds.
-    #[arg(long, value_name = "SECONDS", value_parser = inputs::timeout_seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = inputs::timeout_seconds, allow_negative_numbers = true)]
     timeout: Option<f64>,
 }
 
@@ -100,7 +100,7 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
     display.finish();
     match ending {
         _ if stops.stop.is_cancelled() => Err(Failed::Environment("interrupted".to_owned())),
-        Err(error) => Err(Failed::Environment(error.to_string())),
+        Err(error) => Err(error.into()),
         Ok(Ending::Answered { body, .. }) => {
             let result: JobResult =
                 serde_json::from_slice(&body).map_err(|error| Failed::Environment(error.to_string()))?;

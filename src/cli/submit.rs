@@ -44,7 +44,7 @@ pub(super) struct Args {
     #[arg(long)]
     id: Option<JobId>,
     /// Longest execution, in seconds.
-    #[arg(long, value_name = "SECONDS", value_parser = inputs::timeout_seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = inputs::timeout_seconds, allow_negative_numbers = true)]
     timeout: Option<f64>,
     /// Where outputs go instead of the worker's store.
     #[arg(long, value_name = "URI")]

@@ -49,7 +49,7 @@ pub enum BootError {
         reason: String,
     },
     /// It ended before it answered.
-    #[error("ComfyUI ended while starting: {0}")]
+    #[error("ComfyUI ended while starting (see comfyui.command and comfyui.workdir): {0}")]
     Exited(String),
     /// It did not answer within `comfyui.boot_timeout`.
     #[error("ComfyUI did not answer within {limit:?} (comfyui.boot_timeout); its last lines:\n{tail}")]
