@@ -91,6 +91,10 @@ impl Engine {
             "--base-directory".into(),
             text(&path)?,
         ];
+        // A base folder has custom nodes of its own, and this one comes with ComfyUI.
+        let websocket = "custom_nodes/websocket_image_save.py";
+        fs::copy(workdir.join(websocket), path.join(websocket))
+            .with_context(|| format!("COMFYUI_DIR: cannot copy {websocket}"))?;
         // Its database does not follow the base folder.
         let arguments = fs::read_to_string(workdir.join("comfy/cli_args.py")).unwrap_or_default();
         if arguments.contains("--database-url") {
