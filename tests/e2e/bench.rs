@@ -56,7 +56,7 @@ impl std::ops::Deref for Turn<'_> {
 
 impl Bench {
     pub(crate) async fn start(site: &Arc<Site>, name: &'static str, engine: Engine) -> Result<Self> {
-        let dir = site.folder.path().join(format!("{name}-worker"));
+        let dir = site.folder.join(format!("{name}-worker"));
         let topology = Topology::new(site.broker.url(), name);
         topology.declare().await?;
         for bucket in ["in", "private", "results", "renders"] {

@@ -71,7 +71,7 @@ fn ensure_clean(engine: &Engine, folder: &Path) -> Result<()> {
 
 pub(crate) async fn submit_and_wait(suite: &Suite) -> Result<()> {
     let bench = suite.any().await?;
-    let folder = suite.site().await?.folder.path().join("submit");
+    let folder = suite.site().await?.folder.join("submit");
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("cat.png"), pattern(50))?;
     let input = bench.input("cat.png", &pattern(50)).await?;
@@ -100,7 +100,7 @@ pub(crate) async fn submit_and_wait(suite: &Suite) -> Result<()> {
 
 pub(crate) async fn submit_a_job_that_fails(suite: &Suite) -> Result<()> {
     let bench = suite.any().await?;
-    let folder = suite.site().await?.folder.path().join("submit-failing");
+    let folder = suite.site().await?.folder.join("submit-failing");
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("bad.json"), save(1, "x").to_string())?;
     let arguments = ["submit", "bad.json", "--input", "1.width=-64", "--wait", "-o", "out"];
@@ -127,7 +127,7 @@ pub(crate) async fn submit_a_job_that_fails(suite: &Suite) -> Result<()> {
 }
 
 pub(crate) async fn run_without_services(suite: &Suite) -> Result<()> {
-    let root = suite.site().await?.folder.path();
+    let root = &suite.site().await?.folder;
     let (builder, engine, work) = desk(root, "run")?;
     // The workflow of the fixture, and beside it a picture whose color is a number.
     let mut workflow = invert_workflow()?;
@@ -166,7 +166,7 @@ pub(crate) async fn run_without_services(suite: &Suite) -> Result<()> {
 }
 
 pub(crate) async fn convert_many(suite: &Suite) -> Result<()> {
-    let root = suite.site().await?.folder.path();
+    let root = &suite.site().await?.folder;
     let (builder, engine, work) = desk(root, "convert")?;
     let good = invert_workflow()?;
     let mut broken = good.clone();
@@ -193,7 +193,7 @@ pub(crate) async fn convert_many(suite: &Suite) -> Result<()> {
 
 pub(crate) async fn check_all(suite: &Suite) -> Result<()> {
     let site = suite.site().await?;
-    let (builder, engine, work) = desk(site.folder.path(), "check")?;
+    let (builder, engine, work) = desk(&site.folder, "check")?;
     site.s3.create_bucket("check-results")?;
     let builder = builder
         .broker(&site.broker)

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         commands: submit_and_wait, submit_a_job_that_fails, run_without_services, convert_many, check_all;
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);
-    match suite.close() {
+    match suite.close(conclusion.has_failed()) {
         Ok(()) => conclusion.exit_code(),
         Err(error) => {
             eprintln!("after the last test: {}", told(&error));

@@ -1,12 +1,11 @@
 //! What all tests share, started by the first one that asks and stopped after the last one.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
-use tempfile::TempDir;
+use anyhow::{Context as _, Result};
 use testbed::{
-    Engine, ProcessInfo, RabbitMq, S3Server, alive, descendants, processes_with_env_or_cwd_beneath,
-    scratch_root, wait_for,
+    Engine, ProcessInfo, RabbitMq, S3Server, alive, descendants, folder_of_process,
+    processes_with_env_or_cwd_beneath, wait_for,
 };
 use tokio::{runtime::Runtime, sync::OnceCell, time::timeout};
 
@@ -29,7 +28,8 @@ pub(crate) struct Suite {
 
 /// What both workers use.
 pub(crate) struct Site {
-    pub(crate) folder: TempDir,
+    /// All data of this process; that of a killed one is removed by the next.
+    pub(crate) folder: PathBuf,
     pub(crate) broker: RabbitMq,
     pub(crate) s3: S3Server,
 }
@@ -58,24 +58,23 @@ impl Suite {
     /// The worker on the environment's ComfyUI, for the caller alone.
     pub(crate) async fn any(&self) -> Result<Turn<'_>> {
         let site = self.site().await?;
-        let start =
-            || async { Bench::start(site, "any", Engine::from_env(&site.folder.path().join("any"))?).await };
+        let start = || async { Bench::start(site, "any", Engine::from_env(&site.folder.join("any"))?).await };
         Ok(self.any.get_or_try_init(start).await?.turn().await)
     }
 
     /// The worker on the stand-in, for the caller alone.
     pub(crate) async fn standin(&self) -> Result<Turn<'_>> {
         let site = self.site().await?;
-        let start = || async {
-            Bench::start(site, "standin", Engine::standin(&site.folder.path().join("standin"))?).await
-        };
+        let start =
+            || async { Bench::start(site, "standin", Engine::standin(&site.folder.join("standin"))?).await };
         Ok(self.standin.get_or_try_init(start).await?.turn().await)
     }
 
-    /// Drains what runs and looks at what is left.
-    pub(crate) fn close(&self) -> Result<()> {
-        self.runtime.block_on(async {
-            let Some(site) = self.site.get() else { return Ok(()) };
+    /// Drains what runs and looks at what is left. `keep`: the data too, for whoever looks for a
+    /// failure's cause.
+    pub(crate) fn close(&self, keep: bool) -> Result<()> {
+        let Some(site) = self.site.get() else { return Ok(()) };
+        let stopped = self.runtime.block_on(async {
             let running: Vec<ProcessInfo> = descendants(std::process::id())
                 .into_iter()
                 .filter(|process| !is_own_guard(process))
@@ -86,29 +85,38 @@ impl Suite {
             site.queues_are_empty().await?;
             site.broker.stop().await?;
             nothing_runs(site, &running).await
-        })
+        });
+        if keep || stopped.is_err() {
+            eprintln!("everything is kept in {} until the next run", site.folder.display());
+        } else {
+            std::fs::remove_dir_all(&site.folder)?;
+        }
+        stopped
     }
 }
 
 impl Site {
     async fn start() -> Result<Self> {
-        let root = scratch_root()?;
-        std::fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
-        let folder = tempfile::Builder::new().prefix("e2e-").tempdir_in(root)?;
-        let broker = RabbitMq::start(&folder.path().join("rabbitmq")).await?;
-        let s3 = S3Server::start(&folder.path().join("s3")).await?;
+        let folder = folder_of_process("e2e")?;
+        let broker = RabbitMq::start(&folder.join("rabbitmq")).await?;
+        let s3 = S3Server::start(&folder.join("s3")).await?;
         Ok(Self { folder, broker, s3 })
     }
 
     /// Neither waiting nor unacked messages in any queue but the one that collects all results.
     async fn queues_are_empty(&self) -> Result<()> {
-        let queues = self.broker.ctl(&["list_queues", "--no-table-headers", "name", "messages"]).await?;
-        let full: Vec<&str> = queues
-            .lines()
-            .filter(|line| !line.ends_with("\t0") && !line.starts_with("any.results"))
-            .collect();
-        ensure!(full.is_empty(), "messages are left: {full:?}");
-        Ok(())
+        let full = || async {
+            let queues = self.broker.ctl(&["list_queues", "--no-table-headers", "name", "messages"]).await;
+            let queues = queues.unwrap_or_else(|error| format!("{error:#}"));
+            let full = |line: &&str| !line.ends_with("\t0") && !line.starts_with("any.results");
+            queues.lines().filter(full).map(str::to_owned).collect::<Vec<_>>()
+        };
+        // The broker's figures come a moment late.
+        let gone = wait_for("empty queues", SOON, || async { full().await.is_empty() }).await;
+        match gone {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error.context(format!("messages are left: {:?}", full().await))),
+        }
     }
 }
 
@@ -119,7 +127,7 @@ fn is_own_guard(process: &ProcessInfo) -> bool {
 
 async fn nothing_runs(site: &Site, started: &[ProcessInfo]) -> Result<()> {
     let left = || {
-        let mut left = processes_with_env_or_cwd_beneath(site.folder.path());
+        let mut left = processes_with_env_or_cwd_beneath(&site.folder);
         left.retain(|process| !is_own_guard(process));
         left.extend(started.iter().filter(|process| alive(process.pid)).cloned());
         left

@@ -28,6 +28,6 @@ pub use processes::{ProcessInfo, alive, descendants, processes_with_env_or_cwd_b
 pub use rabbitmq::RabbitMq;
 pub use rustix::process::Signal;
 pub use s3::S3Server;
-pub use scratch::{checkout, scratch_root};
+pub use scratch::{checkout, folder_of_process, scratch_root};
 pub use wait::{wait_for, wait_for_value};
 pub use worker::{Worker, WorkerBuilder};

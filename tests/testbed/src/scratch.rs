@@ -34,7 +34,10 @@ pub fn scratch_root() -> Result<PathBuf> {
 
 /// A new empty folder for this process, `<build folder>/tmp/<kind>-<pid>`. Those of processes that
 /// are gone are removed.
-pub(crate) fn folder_of_process(kind: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// When it cannot be made.
+pub fn folder_of_process(kind: &str) -> Result<PathBuf> {
     let root = scratch_root()?;
     let prefix = format!("{kind}-");
     for entry in fs::read_dir(&root).into_iter().flatten().flatten() {
