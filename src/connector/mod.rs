@@ -190,7 +190,8 @@ impl ComfyConnector {
             old.stop().await;
         }
         // Boxed: a future of its size on every caller's stack would be large for nothing.
-        let boot = || Box::pin(Engine::boot(&self.0.config, Arc::clone(&self.0.on_boot_line)));
+        let Inner { config, stager, on_boot_line, .. } = &*self.0;
+        let boot = || Box::pin(Engine::boot(config, stager.journal(), Arc::clone(on_boot_line)));
         let pauses =
             ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_times(BOOTS - 1).with_jitter();
         let booted = boot

@@ -77,11 +77,6 @@ impl Bed {
         let folder = folder()?;
         let engine = Engine::from_env(&folder)?;
         eprintln!("the contract is held against {}", engine.describe());
-        if engine.is_real() {
-            // The base folder has custom nodes of its own, and this one comes with ComfyUI.
-            let node = "custom_nodes/websocket_image_save.py";
-            fs::copy(engine.workdir.join(node), engine.path.join(node)).context(node)?;
-        }
         let log = engine.path.join("comfyui.log");
         let server = Server::boot(&config(&engine)?, move |line| {
             use std::io::Write as _;

@@ -8,7 +8,7 @@ use testbed::{Signal, alive, free_port, wait_for};
 use super::{
     BOOT, SOON,
     bed::{Bed, slow_job, ui_job},
-    site::{Site, Snapshot, child, kill, wait_running, wait_unready},
+    site::{Site, child, kill, wait_running, wait_unready},
 };
 
 #[tokio::test]
@@ -22,7 +22,7 @@ async fn comfyui_and_chromium_are_killed_and_the_worker_goes_on() -> Result<()> 
     bed.publish(&ui_job("chromium-idle")?).await?;
     let result = bed.answer("chromium-idle").await?;
     ensure!(result["status"] == "succeeded", "{result:#}");
-    ensure!(site.profiles() == 1, "the killed Chromium's profile is left");
+    ensure!(site.scratch() == 2, "the killed Chromium's profile is left");
 
     let comfyui = child(&worker, "main.py")?;
     kill(comfyui, Signal::KILL)?;
@@ -38,7 +38,7 @@ async fn comfyui_and_chromium_are_killed_and_the_worker_goes_on() -> Result<()> 
     ensure!(result["status"] == "succeeded" && result["attempt"] == 1, "{result:#}");
     ensure!(bed.attempts("comfyui-running").await? == 1, "tried again here, not handed back");
 
-    site.finish(worker, &Snapshot::new()).await?;
+    site.finish(worker, site.initial()).await?;
     bed.wait_queued(0).await
 }
 
@@ -49,7 +49,7 @@ async fn a_slow_boot_is_waited_for() -> Result<()> {
     let mut worker = site.start().await?;
     wait_unready(&worker, "booting").await?;
     worker.wait_ready(BOOT).await?;
-    site.finish(worker, &Snapshot::new()).await
+    site.finish(worker, site.initial()).await
 }
 
 /// Somebody else listens at ComfyUI's first port; and two workers that start together take it in turns.
@@ -75,7 +75,6 @@ async fn a_taken_port_moves_on_to_the_next() -> Result<()> {
         .collect::<Result<_>>()?;
     ensure!(ports[0] != ports[1] && ports.iter().all(|found| *found > port), "{ports:?} from {port}");
     drop(taken);
-    let nothing = Snapshot::new();
-    tokio::try_join!(first.finish(one, &nothing), second.finish(two, &nothing))?;
+    tokio::try_join!(first.finish(one, first.initial()), second.finish(two, second.initial()))?;
     bed.wait_queued(0).await
 }

@@ -46,13 +46,13 @@ async fn a_killed_workers_job_is_run_by_another_and_only_its_files_are_swept() -
     ensure!(result["status"] == "succeeded" && result["attempt"] == 2, "{result:#}");
     ensure!(result["worker"]["id"] == "b");
     ensure!(bed.marker("j", 1).await?["closed"].is_null(), "nobody closed the first attempt");
-    other.finish(second, &Default::default()).await?;
+    other.finish(second, other.initial()).await?;
     bed.wait_queued(0).await?;
 
     // Profiles younger than 5 s may be somebody's who starts just now: the other's boot took longer.
     let third = site.boot().await?;
     ensure!(site.snapshot()? == before, "the start swept too little, or too much");
-    ensure!(site.profiles() == 1, "the killed worker's browser profile is left");
+    ensure!(site.scratch() == 2, "the killed worker's browser profile or temporary files are left");
     bed.publish(&staged_job("k", 0.1)).await?;
     ensure!(bed.answer("k").await?["status"] == "succeeded");
     site.finish(third, &before).await

@@ -8,7 +8,7 @@ use testbed::{Fault, Gate, wait_for};
 use super::{
     BOOT, SOON,
     bed::{Bed, slow_job, staged_job},
-    site::{Site, Snapshot, status, wait_running, wait_unready},
+    site::{Site, status, wait_running, wait_unready},
 };
 
 /// The job goes on; its result is published once the broker is back, however often.
@@ -33,7 +33,7 @@ async fn a_broker_that_is_killed_while_a_job_runs() -> Result<()> {
     })
     .await?;
     ensure!(bed.attempts("j").await? == 1);
-    site.finish(worker, &Snapshot::new()).await?;
+    site.finish(worker, site.initial()).await?;
     bed.wait_queued(0).await?;
     bed.no_other_answer("j").await?;
     bed.broker.stop().await
@@ -56,7 +56,7 @@ async fn a_store_that_is_away_at_boot_is_waited_for() -> Result<()> {
     worker.wait_ready(BOOT).await?;
     bed.publish(&slow_job("j", 0.1)).await?;
     ensure!(bed.answer("j").await?["status"] == "succeeded");
-    site.finish(worker, &Snapshot::new()).await?;
+    site.finish(worker, site.initial()).await?;
     bed.wait_queued(0).await
 }
 

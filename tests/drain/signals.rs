@@ -9,7 +9,7 @@ use testbed::{Fault, Gate, Signal, wait_for};
 use super::{
     ENDING, JOB, SOON,
     bed::{Bed, slow_job, staged_job},
-    site::{Site, Snapshot, wait_running, wait_unready},
+    site::{Site, wait_running, wait_unready},
 };
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn sigterm_while_an_input_is_staged() -> Result<()> {
     let worker = next.boot().await?;
     let result = bed.answer("j").await?;
     ensure!(result["status"] == "succeeded" && result["attempt"] == 2, "{result:#}");
-    next.finish(worker, &Snapshot::new()).await?;
+    next.finish(worker, next.initial()).await?;
     bed.wait_queued(0).await
 }
 
@@ -104,7 +104,7 @@ async fn sigterm_while_a_long_job_runs() -> Result<()> {
     let result = bed.answer("j").await?;
     ensure!(result["status"] == "succeeded" && result["attempt"] == 2, "{result:#}");
     ensure!(result["worker"]["id"] == "b" && bed.attempts("j").await? == 2);
-    next.finish(worker, &Snapshot::new()).await?;
+    next.finish(worker, next.initial()).await?;
     bed.wait_queued(0).await
 }
 

@@ -44,6 +44,7 @@ pub(super) struct Site {
     dir: PathBuf,
     engine: Engine,
     builder: WorkerBuilder,
+    initial: Snapshot,
 }
 
 /// A file as it was: content, time and inode.
@@ -65,6 +66,8 @@ impl Site {
         let dir = bed.folder.path().join(name).canonicalize()?;
         fs::create_dir_all(dir.join("t"))?;
         if engine.is_real() {
+            // It makes this one itself.
+            fs::create_dir_all(engine.path.join("input/3d"))?;
             fs::write(engine.path.join("custom_nodes/standin_sleep.py"), SLEEP_NODE)?;
         }
         let builder = Worker::builder(env!("CARGO_BIN_EXE_comfy-worker"), &dir)?
@@ -76,7 +79,9 @@ impl Site {
             .set("worker.grace", "60s")
             .set("amqp.queue", bed.queue())
             .set("amqp.events_exchange", bed.events());
-        Ok(Self { dir, engine, builder })
+        let mut site = Self { dir, engine, builder, initial: Snapshot::new() };
+        site.initial = site.snapshot()?;
+        Ok(site)
     }
 
     pub(super) fn set(mut self, key: &str, value: impl Into<String>) -> Self {
@@ -105,6 +110,11 @@ impl Site {
         let mut worker = self.start().await?;
         worker.wait_ready(BOOT).await?;
         Ok(worker)
+    }
+
+    /// What was there from the beginning.
+    pub(super) fn initial(&self) -> &Snapshot {
+        &self.initial
     }
 
     /// Everything in the folders that a job may touch.
@@ -185,7 +195,8 @@ impl Site {
         Ok(entries.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok()).collect())
     }
 
-    pub(super) fn profiles(&self) -> usize {
+    /// Profiles of Chromium's and temporary folders of ComfyUI's: one each for a worker that runs.
+    pub(super) fn scratch(&self) -> usize {
         fs::read_dir(self.dir.join("t")).map_or(0, Iterator::count)
     }
 }

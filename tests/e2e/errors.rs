@@ -1,5 +1,7 @@
 //! Jobs that ComfyUI, or its page, refuses or fails: in their own words.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
@@ -19,8 +21,9 @@ pub(crate) async fn refused_prompts(suite: &Suite) -> Result<()> {
     let error = answer.failed("invalid_prompt", "post")?;
     says(error, &["Value -64 smaller than min of 1", "width", "EmptyImage"])?;
     let errors = error["node_errors"]["1"]["errors"].as_array().context("no node_errors")?;
-    let types: Vec<&Value> = errors.iter().map(|error| &error["type"]).collect();
-    ensure!(types == ["value_smaller_than_min", "invalid_input_type"], "{types:?}");
+    // ComfyUI keeps the inputs in a set: their order is random.
+    let types: BTreeSet<_> = errors.iter().filter_map(|error| error["type"].as_str()).collect();
+    ensure!(types == BTreeSet::from(["invalid_input_type", "value_smaller_than_min"]), "{types:?}");
     ensure!(error["node_errors"]["1"]["class_type"] == "EmptyImage", "{error}");
 
     let nothing_to_do = json!({"workflow": {"1": color(1, 1)}});

@@ -73,7 +73,7 @@ pub(crate) async fn nodes_that_ignore_an_interrupt(suite: &Suite) -> Result<()> 
 
 pub(crate) async fn crashes(suite: &Suite) -> Result<()> {
     let bench = suite.standin().await?;
-    let inputs = json!({"how": "kill", "exit_code": 1, "after_seconds": 0.0, "seed": seed()});
+    let inputs = json!({"how": "kill", "exit_code": 1, "after_seconds": 0.3, "seed": seed()});
     let answer = ask_node(&bench, "StandinCrash", inputs, 60.0).await?;
     let error = answer.failed("engine_crashed", "run")?;
     says(error, &["ComfyUI ended while it ran the prompt"])?;

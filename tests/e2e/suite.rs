@@ -76,7 +76,10 @@ impl Suite {
     pub(crate) fn close(&self) -> Result<()> {
         self.runtime.block_on(async {
             let Some(site) = self.site.get() else { return Ok(()) };
-            let running = descendants(std::process::id());
+            let running: Vec<ProcessInfo> = descendants(std::process::id())
+                .into_iter()
+                .filter(|process| !is_own_guard(process))
+                .collect();
             for bench in [&self.any, &self.standin].into_iter().filter_map(OnceCell::get) {
                 bench.drain().await.with_context(|| format!("worker {}: {}", bench.name(), bench.log()))?;
             }
@@ -109,9 +112,15 @@ impl Site {
     }
 }
 
+/// What would end our children if we were killed ends with us.
+fn is_own_guard(process: &ProcessInfo) -> bool {
+    process.parent == std::process::id() && process.command.contains("comfy-worker-guard")
+}
+
 async fn nothing_runs(site: &Site, started: &[ProcessInfo]) -> Result<()> {
     let left = || {
         let mut left = processes_with_env_or_cwd_beneath(site.folder.path());
+        left.retain(|process| !is_own_guard(process));
         left.extend(started.iter().filter(|process| alive(process.pid)).cloned());
         left
     };

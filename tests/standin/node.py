@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import os
 from typing import Any, Callable, Optional, Sequence
@@ -141,13 +142,16 @@ def standin(inputs: dict[str, list], outputs: tuple[str, ...] = (), output_node:
 
 
 def describe_foreign(path: str) -> int:
-    """Add the classes of a recorded /object_info as descriptions only: they convert and validate, but never run."""
+    """Add the classes of a recorded /object_info (.json or .json.gz) by description only: they convert and validate,
+    but never run.
+    """
 
     class Foreign(Node):
         def run(self, call: Call, **inputs: Any) -> Any:
             raise NotImplementedError("the stand-in knows this class by its description only")
 
-    with open(path, encoding="utf-8") as file:
+    opener = gzip.open if path.endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8") as file:
         foreign = {name: info for name, info in json.load(file).items() if name not in KINDS}
     for name, info in foreign.items():
         KINDS[name] = NodeKind(info, Foreign)

@@ -11,13 +11,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use comfy_worker::child::Group;
-use tokio::process::Command;
+use tokio::{process::Command, sync::OnceCell};
 
 use crate::{
     background, free_port,
     limits::{COMFYUI_BOOT, DEATH, STANDIN_BOOT},
     processes_with_env_or_cwd_beneath,
-    scratch::checkout,
+    scratch::{self, checkout},
     wait_for,
 };
 
@@ -91,6 +91,10 @@ impl Engine {
             "--base-directory".into(),
             text(&path)?,
         ];
+        // A base folder has custom nodes of its own, and this one comes with ComfyUI.
+        let websocket = "custom_nodes/websocket_image_save.py";
+        fs::copy(workdir.join(websocket), path.join(websocket))
+            .with_context(|| format!("COMFYUI_DIR: cannot copy {websocket}"))?;
         // Its database does not follow the base folder.
         let arguments = fs::read_to_string(workdir.join("comfy/cli_args.py")).unwrap_or_default();
         if arguments.contains("--database-url") {
@@ -144,7 +148,7 @@ impl Engine {
         let group = background::run(Group::spawn(command, "comfyui"))
             .await?
             .with_context(|| format!("cannot start {program}"))?;
-        let mut running = RunningEngine { group, port, log_file, path: self.path.clone() };
+        let mut running = RunningEngine { group, port, log_file, path: self.path.clone(), real: self.real };
         let limit = if self.real { COMFYUI_BOOT } else { STANDIN_BOOT };
         let url = format!("{}/system_stats", running.url());
         tokio::select! {
@@ -162,9 +166,27 @@ pub struct RunningEngine {
     port: u16,
     log_file: PathBuf,
     path: PathBuf,
+    real: bool,
 }
 
 impl RunningEngine {
+    /// The ComfyUI that all tests of this process share ([`Engine::from_env`]), started by the first
+    /// one that asks.
+    ///
+    /// # Errors
+    /// Those of [`Engine::from_env`] and [`Engine::start`].
+    pub async fn shared() -> Result<&'static Self> {
+        static SHARED: OnceCell<RunningEngine> = OnceCell::const_new();
+        let start = || async { Engine::from_env(&scratch::folder_of_process("comfyui")?)?.start().await };
+        SHARED.get_or_try_init(start).await
+    }
+
+    /// Whether this is a real ComfyUI.
+    #[must_use]
+    pub fn is_real(&self) -> bool {
+        self.real
+    }
+
     /// `http://127.0.0.1:PORT`
     #[must_use]
     pub fn url(&self) -> String {

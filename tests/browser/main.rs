@@ -1,0 +1,11 @@
+//! Conversion in a real Chromium with the frontend that ComfyUI serves: the real one at
+//! `COMFYUI_DIR`, else the stand-in.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod conversions;
+mod failures;
+mod golden;
+mod processes;
+mod start_and_end;
+mod started;
+mod workflows;

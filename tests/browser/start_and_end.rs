@@ -1,0 +1,75 @@
+//! Chromium's start and end.
+
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use comfy_worker::{
+    browser::{Browser, ConvertError},
+    config::BrowserConfig,
+};
+use serde_json::json;
+use url::Url;
+
+use crate::{
+    processes::group,
+    started::{Started, my_turn, server},
+    workflows::simple,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_after_shutdown_or_drop() {
+    for dropped in [false, true] {
+        let started = Started::new().await;
+        started.browser.validate().await.unwrap();
+        let leader = started.leader();
+        let profile = started.profile();
+        assert!(profile.is_dir() && group(leader) > 1);
+        let clock = Instant::now();
+        if dropped {
+            drop(started);
+        } else {
+            started.browser.shutdown().await;
+            let taken = clock.elapsed();
+            started.browser.shutdown().await;
+            assert!(started.browser.validate().await.is_err());
+            assert!(matches!(
+                started.browser.convert(&simple(&json!(7))).await,
+                Err(ConvertError::Browser(_))
+            ));
+            println!("shut down in {taken:?}");
+            assert!(taken < Duration::from_secs(3));
+        }
+        assert_eq!(group(leader), 0, "dropped: {dropped}");
+        assert!(!profile.exists(), "dropped: {dropped}");
+        println!("gone after {:?}, dropped: {dropped}", clock.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_answer_is_named() {
+    let _turn = my_turn().await;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody: Url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+    drop(listener);
+    let config =
+        BrowserConfig { executable: None, args: Vec::new(), convert_timeout: Duration::from_secs(5) };
+    let error = Browser::start(config, nobody.clone()).await.unwrap_err().to_string();
+    println!("{error}");
+    assert!(
+        error.contains(nobody.as_str()) && error.contains("ERR_CONNECTION_REFUSED") && !error.contains('\n')
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_executable_is_one_clear_line() {
+    let config = BrowserConfig {
+        executable: Some("/bin/false".into()),
+        args: Vec::new(),
+        convert_timeout: Duration::from_secs(5),
+    };
+    let error = Browser::start(config, server().await).await.unwrap_err().to_string();
+    println!("{error}");
+    assert!(error.ends_with("/bin/false did not start: it ended and said nothing") && !error.contains('\n'));
+}

@@ -1,0 +1,97 @@
+//! A started browser, and what the operating system shows of it.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use comfy_worker::{browser::Browser, config::BrowserConfig};
+use rustix::process::Pid;
+use serde_json::Value;
+use testbed::{ProcessInfo, RunningEngine};
+use tokio::sync::{Mutex, MutexGuard};
+use url::Url;
+
+use crate::{
+    processes::{ours, pid},
+    workflows::busy,
+};
+
+/// Browsers started side by side would only measure each other.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+pub(crate) async fn my_turn() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().await
+}
+
+/// The server that the tests share.
+pub(crate) async fn server() -> Url {
+    RunningEngine::shared().await.unwrap().url().parse().unwrap()
+}
+
+pub(crate) struct Started {
+    pub(crate) browser: Browser,
+    mark: String,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Started {
+    pub(crate) async fn new() -> Self {
+        Self::with(Duration::from_secs(30)).await
+    }
+
+    pub(crate) async fn with(convert_timeout: Duration) -> Self {
+        Self::at(server().await, convert_timeout).await
+    }
+
+    pub(crate) async fn at(server: Url, convert_timeout: Duration) -> Self {
+        let turn = my_turn().await;
+        let mark = format!("--mark-of-test={}", uuid::Uuid::new_v4());
+        let config = BrowserConfig { executable: None, args: vec![mark.clone()], convert_timeout };
+        let started = Instant::now();
+        let browser = Browser::start(config, server).await.unwrap();
+        println!("ready after {:?}: {}", started.elapsed(), browser.version().await);
+        Self { browser, mark, _turn: turn }
+    }
+
+    /// The process that leads Chromium's group.
+    pub(crate) fn leader(&self) -> Pid {
+        pid(self.process().pid).unwrap()
+    }
+
+    pub(crate) fn profile(&self) -> PathBuf {
+        let command = self.process().command;
+        command.split(' ').find_map(|arg| arg.strip_prefix("--user-data-dir=")).map(PathBuf::from).unwrap()
+    }
+
+    fn process(&self) -> ProcessInfo {
+        ours().into_iter().find(|process| process.command.contains(&self.mark)).expect("it runs")
+    }
+
+    pub(crate) async fn prompt(&self, workflow: &Value) -> Value {
+        let conversion = self.browser.convert(workflow).await.unwrap();
+        assert!(conversion.workflow["nodes"].is_array(), "the workflow's half is missing");
+        plain(Value::Object(conversion.prompt))
+    }
+
+    /// Converts a large workflow and does `harm` in the middle of it; how long it took from then on.
+    pub(crate) async fn convert_through(&self, harm: impl FnOnce()) -> Duration {
+        let browser = self.browser.clone();
+        let conversion = tokio::spawn(async move { browser.convert(&busy()).await });
+        // Nothing outside tells how far it is. Too late is noticed here, too early is harmless.
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert!(!conversion.is_finished(), "converted before the harm was done");
+        let clock = Instant::now();
+        harm();
+        assert!(!conversion.await.unwrap().unwrap().prompt.is_empty());
+        clock.elapsed()
+    }
+}
+
+/// Without `_meta`, which newer frontends fill with more.
+fn plain(mut prompt: Value) -> Value {
+    for node in prompt.as_object_mut().unwrap().values_mut() {
+        node.as_object_mut().unwrap().remove("_meta");
+    }
+    prompt
+}
