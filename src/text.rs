@@ -1,9 +1,19 @@
 //! Words for people: near misses, and outside text made fit for one line.
 
+/// Names longer than this, and more of them, are not compared: a hostile job could have both.
+const COMPARED_CHARACTERS: usize = 64;
+const COMPARED_NAMES: usize = 2000;
+
 /// `; did you mean a, b?` for the known names nearest to `name`, or nothing.
 pub(crate) fn nearest(name: &str, known: impl IntoIterator<Item = String>) -> String {
+    let short = |name: &str| name.chars().nth(COMPARED_CHARACTERS).is_none();
+    if !short(name) {
+        return String::new();
+    }
     let mut scored: Vec<(f64, String)> = known
         .into_iter()
+        .filter(|candidate| short(candidate))
+        .take(COMPARED_NAMES)
         .map(|candidate| (strsim::jaro_winkler(name, &candidate), candidate))
         .filter(|(score, _)| *score > 0.75)
         .collect();
@@ -47,6 +57,8 @@ mod tests {
         assert_eq!(near("sed", &["steps", "seed", "model"]), "; did you mean seed?");
         assert_eq!(near("amqp.qeue", &["amqp.url", "amqp.queue"]), "; did you mean amqp.queue, amqp.url?");
         assert_eq!(near("zzz", &["seed"]), "");
+        let long = "a".repeat(65);
+        assert_eq!((near(&long, &["aaaa"]), near("aaaa", &[&long])), (String::new(), String::new()));
         assert_eq!(near("aaaa", &["aaaa1", "aaaa2", "aaaa3", "aaaa4"]).matches("aaaa").count(), 3);
     }
 

@@ -78,4 +78,24 @@ mod tests {
             assert!(parse(text).is_err(), "{text}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_strict_json_means_the_same(text in "\\PC{0,20}", number in proptest::num::f64::NORMAL, flag: bool) {
+            let value = json!({text.as_str(): [number, flag, null, {"NaN": text.as_str()}], "Infinity": "-Infinity"});
+            for written in [value.to_string(), format!("{value:#}")] {
+                let expected: serde_json::Value = serde_json::from_str(&written).unwrap_or_default();
+                proptest::prop_assert_eq!(parse(&written).ok(), Some(expected.clone()));
+                // Also by way of the repair, which strict text never takes.
+                proptest::prop_assert_eq!(serde_json::from_str(&super::strict(&written)).ok(), Some(expected));
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in ".{0,60}") {
+            let strict = serde_json::from_str::<serde_json::Value>(&text).ok();
+            let read = parse(&text).ok();
+            proptest::prop_assert!(strict.is_none() || read == strict);
+        }
+    }
 }

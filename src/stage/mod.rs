@@ -271,10 +271,17 @@ fn place_failure(error: PlaceError) -> Failure {
     use std::io::ErrorKind as Kind;
     match &error {
         PlaceError::Io { source, .. }
-            if !matches!(source.kind(), Kind::NotADirectory | Kind::IsADirectory | Kind::InvalidFilename) =>
+            if !matches!(
+                source.kind(),
+                Kind::AlreadyExists | Kind::NotADirectory | Kind::IsADirectory | Kind::InvalidFilename
+            ) =>
         {
             Failure::Local(error.to_string())
         }
         _ => Failure::Invalid(format!("files: {error}")),
     }
 }
+
+#[cfg(test)]
+#[path = "stage_tests.rs"]
+mod tests;

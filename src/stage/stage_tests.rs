@@ -1,0 +1,158 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::store::LocalStore;
+
+struct Bed {
+    root: tempfile::TempDir,
+    stager: Stager,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let folders = Folders::new(root.path().join("comfy"));
+        let journal = Journal::open(&root.path().join("state")).unwrap();
+        let stager = Stager::new(folders, journal, Arc::new(LocalStore), Vec::new(), 1000);
+        Self { root, stager }
+    }
+
+    async fn stage(&self, fields: Value) -> Result<Staged, Failure> {
+        let mut body = json!({"id": "job", "workflow": {"nodes": []}});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let job = JobRequest::parse(body.to_string().as_bytes(), None).unwrap();
+        self.stager.stage_inputs(&job).await
+    }
+
+    fn path(&self, place: &str) -> PathBuf {
+        self.root.path().join("comfy").join(place)
+    }
+
+    fn read(&self, place: &str) -> String {
+        fs::read_to_string(self.path(place)).unwrap()
+    }
+
+    fn names(&self, folder: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path(folder)).into_iter().flatten();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    }
+}
+
+#[tokio::test]
+async fn inputs_lie_in_the_jobs_own_folder_until_its_end() {
+    let bed = Bed::new();
+    let staged = bed
+        .stage(json!({"inputs": {"1.image": {"source": "data:,a", "name": "a.png"}, "2.seed": 7}}))
+        .await
+        .unwrap();
+    let value = |address: &str| staged.values[&address.parse::<NodeInput>().unwrap()].clone();
+    assert_eq!((value("1.image"), value("2.seed")), (json!("job/a.png"), json!(7)));
+    assert_eq!((staged.files, staged.bytes), (1, 1));
+    assert_eq!(bed.read("input/job/a.png"), "a");
+    drop(staged);
+    assert!(bed.names("input").is_empty());
+}
+
+#[tokio::test]
+async fn sources_never_share_a_name_or_a_part_file() {
+    let bed = Bed::new();
+    let names = ["x", "X", "2-x", "2-X", "3-x", "x.part", "x.part.part"];
+    let inputs: serde_json::Map<String, Value> = names
+        .iter()
+        .enumerate()
+        .map(|(node, name)| {
+            (format!("{node}.image"), json!({"source": format!("data:,{name}"), "name": name}))
+        })
+        .collect();
+    let staged = bed.stage(json!({"inputs": inputs})).await.unwrap();
+    for (address, place) in &staged.values {
+        let wanted = names[address.node.parse::<usize>().unwrap()];
+        assert_eq!(bed.read(&format!("input/{}", place.as_str().unwrap())), wanted);
+    }
+    assert_eq!(bed.names("input/job").len(), names.len());
+}
+
+#[tokio::test]
+async fn somebody_elses_folder_is_left_alone() {
+    let bed = Bed::new();
+    fs::create_dir_all(bed.path("input/job")).unwrap();
+    fs::write(bed.path("input/job/canary"), "canary").unwrap();
+    let staged = bed.stage(json!({"inputs": {"1.image": "data:,a"}})).await.unwrap();
+    assert_eq!(bed.names("input").len(), 2);
+    drop(staged);
+    assert_eq!(
+        (bed.names("input"), bed.read("input/job/canary")),
+        (vec!["job".to_owned()], "canary".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn a_failed_stage_leaves_nothing() {
+    let bed = Bed::new();
+    let inputs = json!({"1.a": "data:,a", "2.b": {"source": "s3://bucket/x", "name": "b"}});
+    assert!(matches!(bed.stage(json!({"inputs": inputs})).await, Err(Failure::InputForbidden(_))));
+    assert!(bed.names("input").is_empty());
+}
+
+fn file(content: &str, folder: &str, subfolder: &str, more: Value) -> Value {
+    let mut file =
+        json!({"source": format!("data:,{content}"), "folder": folder, "subfolder": subfolder, "name": "x"});
+    file.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    file
+}
+
+/// Never the worker's fault: such a job would be handed back for ever.
+#[tokio::test]
+async fn files_that_cannot_be_placed_are_the_jobs_fault() {
+    let bed = Bed::new();
+    fs::create_dir_all(bed.path("models/loras/x")).unwrap();
+    fs::create_dir_all(bed.path("input/x")).unwrap();
+    fs::write(bed.path("models/put_here"), "").unwrap();
+    let twice = file("a", "input", "sub", json!({}));
+    for files in [
+        json!([file("a", "models", "put_here", json!({}))]),
+        json!([file("a", "models", "loras", json!({}))]),
+        json!([file("a", "models", "loras", json!({"overwrite": true}))]),
+        json!([file("a", "input", "", json!({}))]),
+        json!([file("a", "input", "../x", json!({}))]),
+        json!([twice, twice, twice]),
+    ] {
+        let outcome = bed.stage(json!({"files": files})).await;
+        assert!(
+            matches!(&outcome, Err(Failure::Invalid(why)) if why.starts_with("files: ")),
+            "{files}: {outcome:?}"
+        );
+    }
+    assert_eq!(bed.names("models/loras"), ["x"]);
+}
+
+#[tokio::test]
+async fn a_model_is_fetched_once_and_shared() {
+    let bed = Bed::new();
+    let sum = crate::checksum::of_bytes(b"model");
+    let model = file("model", "models", "loras", json!({"sha256": sum}));
+    assert!(bed.stage(json!({"files": [model, model, model]})).await.is_ok());
+    let (first, again) =
+        tokio::join!(bed.stage(json!({"files": [model]})), bed.stage(json!({"files": [model]})));
+    assert!(first.is_ok() && again.is_ok());
+    assert_eq!(
+        (bed.names("models/loras"), bed.read("models/loras/x")),
+        (vec!["x".to_owned()], "model".to_owned())
+    );
+    // The same name for another file is refused, and replaced when that is said.
+    let other = |overwrite| {
+        let sum = crate::checksum::of_bytes(b"other");
+        file("other", "models", "loras", json!({"sha256": sum, "overwrite": overwrite}))
+    };
+    assert!(matches!(bed.stage(json!({"files": [other(false)]})).await, Err(Failure::Invalid(_))));
+    assert_eq!(bed.read("models/loras/x"), "model");
+    assert!(bed.stage(json!({"files": [other(true)]})).await.is_ok());
+    assert_eq!(bed.read("models/loras/x"), "other");
+}
