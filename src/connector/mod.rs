@@ -132,7 +132,8 @@ impl ComfyConnector {
             Arc::new(stores),
             config.inputs.allow.clone(),
             config.inputs.max_bytes,
-        );
+        )
+        .with_submitted(config.store.uri.clone());
         let (state, _) = watch::channel(State::Uninit);
         Ok(Self(Arc::new(Inner {
             config: config.clone(),

@@ -27,7 +27,7 @@ use crate::{
         failure::Failure,
         request::{FileRequest, FileSource, FolderType, InputValue, JobRequest, NodeInput},
     },
-    store::ObjectStore,
+    store::{ObjectStore, ObjectUri},
 };
 use fetch::{Budget, Fetcher};
 
@@ -62,6 +62,7 @@ pub struct Stager {
     store: Arc<dyn ObjectStore>,
     allow: Arc<[String]>,
     max_bytes: u64,
+    submitted: Option<ObjectUri>,
 }
 
 /// What a job's inputs became.
@@ -89,7 +90,14 @@ impl Stager {
         allow: Vec<String>,
         max_bytes: u64,
     ) -> Self {
-        Self { folders, journal, store, allow: allow.into(), max_bytes }
+        Self { folders, journal, store, allow: allow.into(), max_bytes, submitted: None }
+    }
+
+    /// Opens `<base>/<job id>/inputs/` to the job of that id, whatever else is closed: there `submit`
+    /// puts its local files.
+    #[must_use]
+    pub fn with_submitted(self, base: Option<ObjectUri>) -> Self {
+        Self { submitted: base, ..self }
     }
 
     /// ComfyUI's folders.
@@ -174,7 +182,11 @@ impl Stager {
             }
             plan.push((source, name));
         }
-        let fetcher = self.fetcher();
+        let mut allow = self.allow.to_vec();
+        let submitted =
+            self.submitted.as_ref().and_then(|base| base.join(&format!("{}/inputs", job.id)).ok());
+        allow.extend(submitted.map(|folder| format!("{folder}/")));
+        let fetcher = self.fetcher(&allow);
         let fetches = plan.iter().map(|(source, name)| {
             let target = folder.path().join(name);
             fetcher.fetch(source.source.as_str(), source.sha256.as_deref(), target, budget)
@@ -190,11 +202,11 @@ impl Stager {
     /// # Errors
     /// Whose fault it is says the [`Failure`].
     pub async fn read(&self, uri: &str, limit: u64) -> Result<bytes::Bytes, Failure> {
-        self.fetcher().read(uri, limit).await
+        self.fetcher(&self.allow).read(uri, limit).await
     }
 
-    fn fetcher(&self) -> Fetcher<'_> {
-        Fetcher { store: &*self.store, allow: &self.allow }
+    fn fetcher<'a>(&'a self, allow: &'a [String]) -> Fetcher<'a> {
+        Fetcher { store: &*self.store, allow }
     }
 
     /// `input/<job id>`, or beside it when somebody has that name already.
@@ -235,7 +247,9 @@ impl Stager {
         }
         let scratch = self.scratch_beside(&target).await?;
         let part = scratch.path().join(name.as_str());
-        self.fetcher().fetch(&source.source, source.sha256.as_deref(), part.clone(), budget).await?;
+        self.fetcher(&self.allow)
+            .fetch(&source.source, source.sha256.as_deref(), part.clone(), budget)
+            .await?;
         match place::settle(&self.journal, &part, &target, &options) {
             // Another job, or another of this job's files, was faster.
             Err(PlaceError::Exists(_)) => existing().await,

@@ -69,7 +69,7 @@ impl Bench {
             .set("amqp.queue", &topology.jobs)
             .set("amqp.events_exchange", &topology.events)
             .set("amqp.reply_to_allow", "*")
-            .set("inputs.allow", format!("s3://{name}-in/open/,s3://{name}-results/jobs/"))
+            .set("inputs.allow", format!("s3://{name}-in/open/"))
             .set("inputs.max_bytes", MAX_INPUT_BYTES.to_string())
             .set("outputs.allow", format!("s3://{name}-renders/"))
             .set("worker.id", format!("worker-{name}"));
