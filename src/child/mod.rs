@@ -3,7 +3,7 @@
 //!
 //! Invariant: a [`Group`] owns every process of its group and every one that inherited its mark.
 //! Dropping it kills them, and so does the death of the worker by any signal: the leader by
-//! `PR_SET_PDEATHSIG`, what it started by the [`guard`].
+//! `PR_SET_PDEATHSIG`, what it started by the guard (`guard.rs`).
 
 mod guard;
 

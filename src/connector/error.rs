@@ -37,7 +37,7 @@ pub enum ConnectorError {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// [`ComfyConnector::shutdown`] was called.
+    /// [`ComfyConnector::shutdown`](super::ComfyConnector::shutdown) was called.
     #[error("the connector is shut down; create a new one")]
     Killed,
 }

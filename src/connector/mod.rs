@@ -241,7 +241,7 @@ impl ComfyConnector {
     /// Turns a UI workflow into a prompt.
     ///
     /// # Errors
-    /// See [`ConvertError`].
+    /// See [`ConvertError`](crate::browser::ConvertError).
     pub async fn prompt_from_workflow(&self, workflow: &Value) -> Result<Conversion, ConnectorError> {
         Ok(self.engine().await?.browser().convert(workflow).await?)
     }
