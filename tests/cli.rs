@@ -45,7 +45,7 @@ impl Place {
         fs::write(self.path().join(name), text).unwrap();
     }
 
-    /// The command with nothing of this session's in its environment.
+    /// The command with nothing of the caller's in its environment.
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_comfy-worker"));
         for (name, _) in env::vars_os() {

@@ -4,6 +4,7 @@
 //! flags and the README's table follow from it.
 
 mod legacy;
+mod parse;
 mod reader;
 mod sections;
 pub mod settings;
