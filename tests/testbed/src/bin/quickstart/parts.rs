@@ -77,7 +77,12 @@ impl Parts {
     async fn check_nothing_left(&self, started: &[ProcessInfo]) -> Result<()> {
         let left = || {
             let mut left = processes_with_env_or_cwd_beneath(&self.folder);
-            left.extend(started.iter().filter(|process| alive(process.pid)).cloned());
+            // Our own guard (`src/child/guard.rs`) waits for our end and goes with us.
+            let is_own_guard = |process: &&ProcessInfo| {
+                process.parent == std::process::id() && process.command.contains("comfy-worker-guard")
+            };
+            let started = started.iter().filter(|process| !is_own_guard(process));
+            left.extend(started.filter(|process| alive(process.pid)).cloned());
             left
         };
         let gone =
