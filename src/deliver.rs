@@ -148,7 +148,7 @@ pub fn find(
     Ok(findings)
 }
 
-/// Object names: the same file listed twice is uploaded once, two files of one name stay apart.
+/// Object names: a file that is listed twice has one, two files of one name stay apart.
 #[derive(Default)]
 struct Places {
     given: HashMap<String, String>,

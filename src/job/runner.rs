@@ -184,7 +184,7 @@ impl Runner {
             let result = self.failed(&id, attempt, Timings::default(), metadata.clone(), &met);
             records.settle(encode(&result)?).await
         };
-        match settled.await {
+        match self.stops.unless_aborted(settled).await {
             Ok(body) => Ending::Answered { id, body },
             Err(error) => Ending::HandBack { reason: error.to_string(), pause: true },
         }

@@ -134,26 +134,21 @@ async fn a_last_line_that_was_cut_is_passed_by() {
     assert!(!path.exists());
 }
 
-#[tokio::test]
-async fn what_cannot_be_removed_is_tried_again_by_the_next_start() {
-    use std::os::unix::fs::PermissionsExt as _;
+#[test]
+fn what_cannot_be_removed_is_tried_again_by_the_next_start() {
     let bed = bed();
     let journal = Journal::open(&bed.state).unwrap();
-    let folder = journal.create_folder(&bed.input, "job-1").await.unwrap();
-    let locked = folder.path().join("locked");
-    fs::create_dir(&locked).unwrap();
-    fs::write(locked.join("file"), "").unwrap();
-    fs::set_permissions(&locked, fs::Permissions::from_mode(0o500)).unwrap();
-    if fs::write(locked.join("probe"), "").is_ok() {
-        // Root writes anywhere: there is nothing that it cannot remove.
-        return;
-    }
-    drop(folder);
+    // Nobody, root included, can remove what the kernel shows there.
+    let parent = bed.input.join("parent");
+    symlink("/proc/self", &parent).unwrap();
+    drop(journal.own_random(parent.join("fdinfo")));
     drop(journal);
     assert_eq!(journals(&bed), 1);
-    fs::set_permissions(&locked, fs::Permissions::from_mode(0o700)).unwrap();
+
+    fs::remove_file(&parent).unwrap();
+    fs::create_dir_all(parent.join("fdinfo")).unwrap();
     drop(Journal::open(&bed.state).unwrap());
-    assert!(!bed.input.join("job-1").exists());
+    assert!(parent.exists() && !parent.join("fdinfo").exists());
     assert_eq!(journals(&bed), 0);
 }
 
