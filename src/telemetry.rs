@@ -6,8 +6,9 @@ use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use crate::config::{LogConfig, LogFormat};
 
-/// What dependencies say that nobody can act on.
-const QUIET: &str = "chromiumoxide=error,chromiumoxide::handler=off,lapin=error,aws_config=error,hyper=warn,h2=warn,rustls=warn";
+/// What dependencies say that nobody can act on. lapin calls the end of a connection that we close an
+/// error; what matters of a connection the session tells itself.
+const QUIET: &str = "chromiumoxide=error,chromiumoxide::handler=off,lapin=off,aws_config=error,hyper=warn,h2=warn,rustls=warn";
 
 /// Sends logs to standard error; lines of a terminal display are put aside for each.
 pub fn init(config: &LogConfig) {
