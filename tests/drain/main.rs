@@ -16,7 +16,7 @@ use std::time::Duration;
 /// For a boot: 5 s on an idle machine, more on a busy one, and a real ComfyUI reads much from disk.
 const BOOT: Duration = Duration::from_secs(300);
 /// For what takes milliseconds on an idle machine.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 /// For a job with everything around it.
 const JOB: Duration = Duration::from_secs(90);
 /// After the grace: interrupting, handing back, stopping ComfyUI and the browser.

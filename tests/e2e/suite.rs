@@ -16,7 +16,7 @@ const LONGEST_TEST: Duration = Duration::from_secs(600);
 /// Longest job of a test, restarts of a real ComfyUI included.
 pub(crate) const JOB: Duration = Duration::from_secs(240);
 /// For what takes a moment on an idle machine.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Broker, S3 server and the two workers.
 pub(crate) struct Suite {
