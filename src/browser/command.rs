@@ -19,7 +19,6 @@ pub(super) fn command(
     command
         .args([
             "--headless",
-            "--remote-debugging-port=0",
             "--enable-webgl",
             "--disable-gpu",
             "--window-size=1280,720",

@@ -14,6 +14,7 @@ mod command;
 mod convert;
 mod find;
 mod page;
+mod pipe;
 mod process;
 mod profile;
 mod shared;

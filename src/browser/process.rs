@@ -19,14 +19,11 @@ use chromiumoxide::{
 };
 use futures_util::StreamExt;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid};
-use tokio::{
-    sync::oneshot,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use url::Url;
 
-use super::{command::command, profile::Profile};
+use super::{command::command, pipe, profile::Profile};
 use crate::{
     child::{Group, LogTail},
     config::BrowserConfig,
@@ -59,6 +56,7 @@ pub(super) struct Chromium {
     running: Mutex<Option<Running>>,
     dead: CancellationToken,
     _handler: AbortOnDropHandle<()>,
+    _bridge: AbortOnDropHandle<()>,
     _stderr: AbortOnDropHandle<()>,
 }
 
@@ -89,7 +87,8 @@ impl Chromium {
         sandbox: bool,
     ) -> Result<Self, String> {
         let profile = Profile::create().map_err(|error| format!("cannot make a profile folder: {error}"))?;
-        let command = command(program, config, server, profile.path(), sandbox);
+        let mut command = command(program, config, server, profile.path(), sandbox);
+        let pipe = pipe::attach(&mut command).map_err(|error| format!("no pipe to Chromium: {error}"))?;
         let group = Group::spawn(command, "chromium")
             .await
             .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
@@ -97,32 +96,19 @@ impl Chromium {
 
         let dead = CancellationToken::new();
         let tail = LogTail::default();
-        let (found, address) = oneshot::channel();
         let stderr = running.group.as_mut().and_then(|group| group.take_output().1);
         let stderr = stderr.ok_or_else(|| "its standard error is missing".to_owned())?;
         let follow = {
-            let (tail, dead, mut found) = (tail.clone(), dead.clone(), Some(found));
+            let (tail, dead) = (tail.clone(), dead.clone());
             async move {
-                tail.follow(stderr, |line| {
-                    tracing::debug!(target: "chromium", "{line}");
-                    let address =
-                        line.split_once("DevTools listening on ").map(|(_, address)| address.trim());
-                    if let Some((address, found)) = address.and_then(|address| Some((address, found.take()?)))
-                    {
-                        let _ = found.send(address.to_owned());
-                    }
-                })
-                .await;
+                tail.follow(stderr, |line| tracing::debug!(target: "chromium", "{line}")).await;
                 dead.cancel();
             }
         };
         let stderr = AbortOnDropHandle::new(tokio::spawn(follow));
 
         let connect = async {
-            let address = address.await.map_err(|_| match one_line(tail.last(6).trim(), 900) {
-                text if text.is_empty() => "it ended and said nothing".to_owned(),
-                text => text,
-            })?;
+            let (address, bridge) = pipe::bridge(pipe).await.map_err(|error| error.to_string())?;
             let settings = HandlerConfig {
                 viewport: None,
                 // Our own limits are shorter. Theirs would fail a conversion that may take longer.
@@ -144,21 +130,25 @@ impl Chromium {
                 }
                 gone.cancel();
             }));
-            let version =
-                cdp.execute(GetVersionParams::default()).await.map_err(|error| error.to_string())?;
-            Ok((cdp, handler, version.result.product))
+            let version = tokio::select! {
+                version = cdp.execute(GetVersionParams::default()) => version.map_err(|error| error.to_string())?,
+                () = dead.cancelled() => return Err("it ended".to_owned()),
+            };
+            Ok((cdp, handler, bridge, version.result.product))
         };
-        let (cdp, handler, product) = match timeout(START_LIMIT, connect).await {
-            Ok(connected) => {
-                connected.map_err(|text: String| format!("{} did not start: {text}", program.display()))?
+        let failed = |text: &str| {
+            let words = one_line(tail.last(6).trim(), 900);
+            let text = if words.is_empty() { format!("{text} and said nothing") } else { words };
+            format!("{} did not start: {text}", program.display())
+        };
+        let (cdp, handler, bridge, product) = match timeout(START_LIMIT, connect).await {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(text)) => {
+                // What it wrote last may still be in the pipe.
+                let _ = timeout(ANSWER_LIMIT, stderr).await;
+                return Err(failed(&text));
             }
-            Err(_) => {
-                return Err(format!(
-                    "{} did not start within {START_LIMIT:?}: {}",
-                    program.display(),
-                    one_line(&tail.last(3), 500)
-                ));
-            }
+            Err(_) => return Err(failed(&format!("no answer within {START_LIMIT:?}"))),
         };
         Ok(Self {
             cdp,
@@ -166,6 +156,7 @@ impl Chromium {
             running: Mutex::new(Some(running)),
             dead,
             _handler: handler,
+            _bridge: bridge,
             _stderr: stderr,
         })
     }
