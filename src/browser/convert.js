@@ -1,5 +1,5 @@
 // Runs in a ready page: UI workflow (JSON text) in, JSON text out, one of
-// {output, workflow}, {missing: [types]}, {refused: text}.
+// {output, workflow, varies}, {missing: [types]}, {refused: text}.
 async (text) => {
   const source = JSON.parse(text);
   const app = window.app;
@@ -77,6 +77,7 @@ async (text) => {
   });
 
   let prompt;
+  let varies;
   try {
     const loaded = await load(source, true, false, null, {
       showMissingNodesDialog: false,
@@ -89,6 +90,9 @@ async (text) => {
     if (failure) throw failure;
     if (loaded === false) throw new Error('it could not be loaded');
     prompt = await app.graphToPrompt();
+    // Dynamic prompts, and what extensions draw at random, differ from call to call.
+    const again = await app.graphToPrompt();
+    varies = JSON.stringify(prompt.output) !== JSON.stringify(again.output);
   } catch (error) {
     if (suspects.length) return JSON.stringify({ missing: suspects.flatMap((node) => lacking(name(node))) });
     return JSON.stringify({ refused: String(error?.message || error) });
@@ -113,5 +117,5 @@ async (text) => {
   const view = source.extra?.ds;
   if (view) prompt.workflow.extra.ds = view;
   else delete prompt.workflow.extra?.ds;
-  return JSON.stringify({ output: prompt.output, workflow: prompt.workflow });
+  return JSON.stringify({ output: prompt.output, workflow: prompt.workflow, varies });
 }

@@ -15,6 +15,8 @@ pub(super) enum Answer {
     Converted {
         prompt: Map<String, Value>,
         workflow: Value,
+        /// The answer as text, when the next conversion of the workflow would give the same.
+        lasting: Option<String>,
     },
     /// Sorted, each once.
     Missing(Vec<String>),
@@ -28,6 +30,8 @@ struct Reply {
     workflow: Value,
     missing: Option<Vec<String>>,
     refused: Option<String>,
+    #[serde(default)]
+    varies: bool,
 }
 
 impl Answer {
@@ -35,8 +39,8 @@ impl Answer {
     ///
     /// # Errors
     /// The text is none of the three forms.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let reply: Reply = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    pub(super) fn parse(text: String) -> Result<Self, String> {
+        let reply: Reply = serde_json::from_str(&text).map_err(|error| error.to_string())?;
         match reply {
             Reply { missing: Some(mut types), .. } => {
                 for name in &mut types {
@@ -47,7 +51,9 @@ impl Answer {
                 Ok(Self::Missing(types))
             }
             Reply { refused: Some(text), .. } => Ok(Self::Refused(one_line(text.trim(), MESSAGE_CHARS))),
-            Reply { output: Some(prompt), workflow, .. } => Ok(Self::Converted { prompt, workflow }),
+            Reply { output: Some(prompt), workflow, varies, .. } => {
+                Ok(Self::Converted { prompt, workflow, lasting: (!varies).then_some(text) })
+            }
             _ => Err("it is empty".into()),
         }
     }
@@ -70,6 +76,17 @@ pub(super) fn text_of(workflow: &Value) -> Result<String, ConvertError> {
         Some(Value::Array(_)) => serde_json::to_string(workflow)
             .map_err(|error| ConvertError::Refused(one_line(&error.to_string(), MESSAGE_CHARS))),
         _ => Err(ConvertError::Refused("a UI workflow is an object with a list of nodes".into())),
+    }
+}
+
+/// Whether a text of the workflow may become another with each conversion: a dynamic prompt
+/// (`{red|blue}`), or a date.
+pub(super) fn is_dynamic(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains("%date:") || (text.contains('{') && text.contains('|')),
+        Value::Array(values) => values.iter().any(is_dynamic),
+        Value::Object(values) => values.values().any(is_dynamic),
+        _ => false,
     }
 }
 
@@ -157,16 +174,18 @@ mod tests {
 
     #[test]
     fn answers_are_told_apart() {
-        let converted = Answer::parse(r#"{"output": {}, "workflow": {"nodes": []}}"#).unwrap();
+        let converted = Answer::parse(r#"{"output": {}, "workflow": {"nodes": []}}"#.into()).unwrap();
         assert!(matches!(converted, Answer::Converted { prompt, .. } if prompt.is_empty()));
-        let Answer::Missing(types) = Answer::parse(r#"{"missing": ["b", "a", "b"]}"#).unwrap() else {
+        let Answer::Missing(types) = Answer::parse(r#"{"missing": ["b", "a", "b"]}"#.into()).unwrap() else {
             panic!()
         };
         assert_eq!(types, ["a", "b"]);
-        let Answer::Refused(text) = Answer::parse(r#"{"refused": "one\ntwo"}"#).unwrap() else { panic!() };
+        let Answer::Refused(text) = Answer::parse(r#"{"refused": "one\ntwo"}"#.into()).unwrap() else {
+            panic!()
+        };
         assert_eq!(text, r"one\ntwo");
-        assert!(Answer::parse("").is_err());
-        assert!(Answer::parse("{}").is_err());
+        assert!(Answer::parse(String::new()).is_err());
+        assert!(Answer::parse("{}".into()).is_err());
     }
 
     #[test]

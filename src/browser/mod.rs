@@ -1,8 +1,11 @@
-//! Chromium: one warm page of ComfyUI's own frontend that turns UI workflows into prompts.
+//! Chromium: a warm page of ComfyUI's own frontend that turns UI workflows into prompts, and a spare
+//! one beside it.
 //!
 //! ```text
-//! Browser ── Shared ── Slot ── Page ── browser context ─┐
-//!               └──────────────────────────────── Chromium (process group, profile, DevTools)
+//! Browser ─┬─ Known (conversions by content)
+//!          └─ Shared ─┬─ page in use ── browser context ─┐
+//!                     ├─ spare page ─── browser context ─┤
+//!                     └──────────────────────────── Chromium (process group, profile, DevTools' pipe)
 //! ```
 //!
 //! Invariants: a page is either fit for the next conversion or gone (after any error, and when a
@@ -10,6 +13,7 @@
 //! killed with its whole group before another one starts; nothing waits for Chromium without a
 //! time limit.
 
+mod cache;
 mod command;
 mod convert;
 mod find;
@@ -19,15 +23,20 @@ mod process;
 mod profile;
 mod shared;
 
-use std::sync::{Arc, PoisonError};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use serde_json::{Map, Value};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 use self::{
+    cache::{Key, Known},
     convert::Answer,
+    page::Page,
     process::{ANSWER_LIMIT, CallError},
     shared::Shared,
 };
@@ -35,6 +44,8 @@ use crate::config::BrowserConfig;
 
 /// Tries for one workflow, each in a fresh context.
 const ATTEMPTS: u32 = 3;
+/// A spare page is prepared this long after the start: 4–5 s of work that must not delay the first job.
+const SPARE_AFTER: Duration = Duration::from_secs(3);
 /// The frontend keeps a tab for every workflow that it loads: a page's memory grows until it is replaced.
 const CONVERSIONS_PER_PAGE: u32 = 100;
 
@@ -60,7 +71,7 @@ pub enum ConvertError {
     Refused(String),
     /// No answer within the limit, after retries in fresh pages.
     #[error("no conversion within {0:?}")]
-    TimedOut(std::time::Duration),
+    TimedOut(Duration),
     /// Chromium is missing, cannot start, or died and did not come back: the worker's fault.
     #[error("browser: {0}")]
     Browser(String),
@@ -76,6 +87,7 @@ pub struct Browser(Arc<Owner>);
 #[derive(Debug)]
 struct Owner {
     shared: Arc<Shared>,
+    known: Known,
     warming: std::sync::Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
@@ -93,7 +105,8 @@ impl Browser {
     pub async fn launch(config: BrowserConfig, server: Url) -> Result<Self, ConvertError> {
         let program = find::chromium(config.executable.as_deref())?;
         let shared = Arc::new(Shared::new(config, server, program));
-        let browser = Self(Arc::new(Owner { shared, warming: std::sync::Mutex::default() }));
+        let warming = std::sync::Mutex::default();
+        let browser = Self(Arc::new(Owner { shared, known: Known::new(), warming }));
         browser.0.shared.chromium().await?;
         Ok(browser)
     }
@@ -105,20 +118,23 @@ impl Browser {
     /// [`ConvertError::Browser`]: what the page waited for, or what Chromium said.
     pub async fn attach(&self) -> Result<(), ConvertError> {
         let shared = &self.0.shared;
-        let mut slot = shared.slot.lock().await;
-        if let Some(page) = slot.page.take() {
-            shared.discard(page).await;
+        let mut in_use = shared.in_use.lock().await;
+        for slot in [&mut *in_use, &mut *shared.spare.lock().await] {
+            if let Some(page) = slot.take() {
+                shared.discard(page).await;
+            }
         }
         let mut attempt = 1;
         let page = loop {
-            match shared.page(&mut slot).await {
+            match shared.page(&mut in_use).await {
                 Err(error) if attempt == ATTEMPTS || shared.is_stopped() => return Err(error),
                 Err(error) => tracing::warn!(%error, attempt, "ComfyUI's page is not ready, trying again"),
                 Ok(page) => break page,
             }
             attempt += 1;
         };
-        slot.page = Some(page);
+        *in_use = Some(page);
+        self.keep_spare(SPARE_AFTER);
         Ok(())
     }
 
@@ -137,89 +153,101 @@ impl Browser {
         }
     }
 
-    /// Turns a UI workflow into a prompt, in up to three attempts. `browser.convert_timeout` limits
-    /// each attempt's conversion alone; replacing a page or Chromium before it has limits of its own.
-    /// An empty graph gives an empty prompt.
+    /// Turns a UI workflow into a prompt. One that was converted before, by the same frontend for the
+    /// same node types, is known, unless it holds dynamic prompts. Any other takes up to three
+    /// attempts; `browser.convert_timeout` limits each attempt's conversion alone, replacing a page or
+    /// Chromium before it has limits of its own. An empty graph gives an empty prompt.
     ///
     /// # Errors
     /// [`ConvertError::MissingNodes`] and [`ConvertError::Refused`] blame the workflow, the others
     /// the worker. After every error the next conversion has a fresh page.
     pub async fn convert(&self, workflow: &Value) -> Result<Conversion, ConvertError> {
+        let Owner { shared, known, .. } = &*self.0;
         let text = convert::text_of(workflow)?;
+        let served = shared.served();
+        if let Some(conversion) = served.and_then(|served| known.get(Key::new(&text, &served), workflow)) {
+            return if shared.is_stopped() { Err(shared::is_shut_down()) } else { Ok(conversion) };
+        }
         tokio::select! {
-            outcome = self.attempts(workflow, text) => outcome,
-            () = self.0.shared.stopped() => Err(shared::is_shut_down()),
+            outcome = self.attempts(workflow, &text) => outcome,
+            () = shared.stopped() => Err(shared::is_shut_down()),
         }
     }
 
-    async fn attempts(&self, workflow: &Value, text: String) -> Result<Conversion, ConvertError> {
+    async fn attempts(&self, workflow: &Value, text: &str) -> Result<Conversion, ConvertError> {
         let shared = &self.0.shared;
-        let limit = shared.config.convert_timeout;
-        let mut slot = shared.slot.lock().await;
+        let mut in_use = shared.in_use.lock().await;
         let mut attempt = 1;
-        let error = loop {
-            let error = match shared.page(&mut slot).await {
-                Err(error) => error,
-                // Taken out of the slot: when this future is dropped, so is the page.
+        loop {
+            // Taken out of the slot: when this future is dropped, so is the page.
+            let (error, last) = match shared.page(&mut in_use).await {
+                Err(error) => (error, false),
                 Ok(mut page) => {
-                    let fresh = page.conversions() == 0;
-                    match page.convert(text.clone(), limit).await {
-                        Ok(Answer::Converted { prompt, workflow: saved }) => {
-                            if page.conversions() < CONVERSIONS_PER_PAGE {
-                                slot.page = Some(page);
-                            } else {
-                                shared.discard(page).await;
-                                self.warm();
-                            }
-                            return Ok(Conversion::new(prompt, saved, workflow));
-                        }
-                        Ok(Answer::Missing(types)) => {
-                            shared.discard(page).await;
-                            break ConvertError::MissingNodes(types);
-                        }
-                        Ok(Answer::Refused(message)) => {
-                            shared.discard(page).await;
-                            // In a used page an earlier workflow may be to blame.
+                    let outcome = self.attempt(&mut page, workflow, text).await;
+                    let fresh = page.conversions() == 1;
+                    match outcome {
+                        Ok(conversion) => {
+                            // One that has grown closes in the background, by its drop.
+                            *in_use = Some(page).filter(|page| page.conversions() < CONVERSIONS_PER_PAGE);
                             if fresh {
-                                break ConvertError::Refused(message);
+                                self.keep_spare(Duration::ZERO);
                             }
-                            ConvertError::Refused(message)
+                            return Ok(conversion);
                         }
                         Err(error) => {
                             shared.discard(page).await;
-                            match error {
-                                CallError::Silent { what: page::CONVERSION, .. } => {
-                                    ConvertError::TimedOut(limit)
-                                }
-                                other => ConvertError::Browser(other.to_string()),
-                            }
+                            let last = match error {
+                                ConvertError::MissingNodes(_) => true,
+                                // In a used page an earlier workflow may be to blame.
+                                ConvertError::Refused(_) => fresh,
+                                _ => false,
+                            };
+                            (error, last)
                         }
                     }
                 }
             };
-            if attempt == ATTEMPTS {
-                break error;
+            if last || attempt == ATTEMPTS {
+                self.keep_spare(Duration::ZERO);
+                return Err(error);
             }
             tracing::warn!(%error, attempt, "converting again in a fresh page");
             attempt += 1;
-        };
-        drop(slot);
-        self.warm();
-        Err(error)
+        }
     }
 
-    /// Prepares a page in the background, so that the next conversion finds one.
-    fn warm(&self) {
+    async fn attempt(
+        &self,
+        page: &mut Page,
+        workflow: &Value,
+        text: &str,
+    ) -> Result<Conversion, ConvertError> {
+        let limit = self.0.shared.config.convert_timeout;
+        match page.convert(text, limit).await {
+            Ok(Answer::Converted { prompt, workflow: saved, lasting }) => {
+                if let Some(answer) = lasting {
+                    self.0.known.put(Key::new(text, page.served()), workflow, answer);
+                }
+                Ok(Conversion::new(prompt, saved, workflow))
+            }
+            Ok(Answer::Missing(types)) => Err(ConvertError::MissingNodes(types)),
+            Ok(Answer::Refused(message)) => Err(ConvertError::Refused(message)),
+            Err(CallError::Silent { what: page::CONVERSION, .. }) => Err(ConvertError::TimedOut(limit)),
+            Err(error) => Err(ConvertError::Browser(error.to_string())),
+        }
+    }
+
+    /// Prepares a spare page in the background, where there is none.
+    fn keep_spare(&self, after: Duration) {
         let mut warming = self.0.warming.lock().unwrap_or_else(PoisonError::into_inner);
         if warming.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
         let shared = Arc::clone(&self.0.shared);
         *warming = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut slot = shared.slot.lock().await;
-            match shared.page(&mut slot).await {
-                Ok(page) => slot.page = Some(page),
-                Err(error) => tracing::warn!(%error, "cannot prepare the next page"),
+            sleep(after).await;
+            if let Err(error) = shared.prepare_spare().await {
+                tracing::warn!(%error, "cannot prepare the next page");
             }
         })));
     }
@@ -233,7 +261,13 @@ impl Browser {
     /// depends on it.
     #[must_use]
     pub fn frontend_version(&self) -> Option<String> {
-        self.0.shared.frontend()
+        Some(self.0.shared.served()?.frontend.clone())
+    }
+
+    /// Whether a page waits to take the place of the one in use.
+    #[must_use]
+    pub fn has_spare(&self) -> bool {
+        self.0.shared.spare.try_lock().is_ok_and(|page| page.is_some())
     }
 
     /// Whether Chromium answers and a page is ready or being used. Takes 1 s at most. A page that
@@ -248,22 +282,24 @@ impl Browser {
             return Err(shared::is_shut_down());
         }
         let Some(chromium) = shared.current().filter(|chromium| !chromium.is_dead()) else {
-            self.warm();
+            self.keep_spare(Duration::ZERO);
             return ill("Chromium does not run");
         };
         let check = async {
             chromium.ping(ANSWER_LIMIT).await?;
-            // In use: whoever uses it notices when it stops answering.
-            let Ok(slot) = shared.slot.try_lock() else { return Ok(true) };
-            match &slot.page {
-                Some(page) => page.ping(ANSWER_LIMIT).await.map(|()| true),
-                None => Ok(false),
+            // Locked: whoever uses or prepares it notices when it stops answering.
+            for slot in [&shared.in_use, &shared.spare] {
+                let Ok(page) = slot.try_lock() else { return Ok(true) };
+                if let Some(page) = &*page {
+                    return page.ping(ANSWER_LIMIT).await.map(|()| true);
+                }
             }
+            Ok(false)
         };
         match timeout(ANSWER_LIMIT * 9 / 10, check).await {
             Ok(Ok(true)) => Ok(()),
             Ok(Ok(false)) => {
-                self.warm();
+                self.keep_spare(Duration::ZERO);
                 ill("no page of ComfyUI is ready")
             }
             Ok(Err(error)) => ill(&error.to_string()),

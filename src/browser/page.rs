@@ -45,8 +45,17 @@ pub(super) struct Page {
     context: Context,
     crashed: CancellationToken,
     _watch: AbortOnDropHandle<()>,
-    frontend: String,
+    served: Arc<Served>,
     conversions: u32,
+}
+
+/// What a conversion depends on beside the workflow.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Served {
+    /// The frontend's version.
+    pub(super) frontend: String,
+    /// The server's node types, sorted.
+    pub(super) types: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -57,6 +66,8 @@ struct Readiness {
     stage: String,
     #[serde(default)]
     frontend: String,
+    #[serde(default)]
+    types: Vec<String>,
     #[serde(default)]
     unregistered: Vec<String>,
 }
@@ -93,12 +104,13 @@ impl Page {
             tracing::warn!(types = ?ready.unregistered, "the frontend did not register some of the server's node types");
         }
         tracing::debug!(frontend = ready.frontend, took = ?started.elapsed(), "page ready");
-        Ok(Self { page, context, crashed, _watch: watch, frontend: ready.frontend, conversions: 0 })
+        let served = Arc::new(Served { frontend: ready.frontend, types: ready.types });
+        Ok(Self { page, context, crashed, _watch: watch, served, conversions: 0 })
     }
 
-    /// The version of the frontend that this page runs.
-    pub(super) fn frontend(&self) -> &str {
-        &self.frontend
+    /// The frontend and the node types that this page has.
+    pub(super) fn served(&self) -> &Arc<Served> {
+        &self.served
     }
 
     /// How many conversions were tried here.
@@ -112,7 +124,7 @@ impl Page {
     }
 
     /// Converts the workflow in `text`. After an error the page is not fit for another one.
-    pub(super) async fn convert(&mut self, text: String, limit: Duration) -> Result<Answer, CallError> {
+    pub(super) async fn convert(&mut self, text: &str, limit: Duration) -> Result<Answer, CallError> {
         self.conversions += 1;
         let answer = self.call(CONVERSION, limit, CONVERT, text.into());
         let answer = tokio::select! {
@@ -120,8 +132,10 @@ impl Page {
             // A stopped browser is noticed within seconds, whatever the conversion's limit is.
             error = self.context.chromium.watch() => return Err(error),
         };
-        Answer::parse(answer.as_str().unwrap_or_default())
-            .map_err(|text| CallError::Failed { what: "the conversion's answer", text })
+        let Value::String(answer) = answer else {
+            return Err(CallError::Failed { what: CONVERSION, text: "its answer is no text".into() });
+        };
+        Answer::parse(answer).map_err(|text| CallError::Failed { what: "the conversion's answer", text })
     }
 
     async fn call(

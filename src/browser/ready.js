@@ -48,6 +48,7 @@ async (limit) => {
   return {
     ready: true,
     frontend: String(window.__COMFYUI_FRONTEND_VERSION__ ?? 'unknown'),
+    types: served.sort(),
     unregistered: missing(),
   };
 }

@@ -1,5 +1,5 @@
-//! The Chromium and the page that all clones of a [`Browser`](super::Browser) use, and how either
-//! is replaced.
+//! The Chromium and the pages that all clones of a [`Browser`](super::Browser) use, and how they are
+//! replaced: one page converts, a spare one waits beside it to take its place.
 
 use std::{
     path::PathBuf,
@@ -12,7 +12,7 @@ use url::Url;
 
 use super::{
     ConvertError,
-    page::Page,
+    page::{Page, Served},
     process::{ANSWER_LIMIT, Chromium},
 };
 use crate::config::BrowserConfig;
@@ -20,20 +20,21 @@ use crate::config::BrowserConfig;
 /// A page that waits for work and does not answer within this is replaced.
 const PAGE_ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
-/// Whoever holds the lock on it converts, or prepares the page.
-#[derive(Debug, Default)]
-pub(super) struct Slot {
-    pub(super) page: Option<Page>,
-}
+/// Whoever holds the lock on it uses the page, or prepares it.
+pub(super) type Slot = tokio::sync::Mutex<Option<Page>>;
 
+/// Invariant: whoever locks both locks `in_use` first.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) config: BrowserConfig,
-    pub(super) slot: tokio::sync::Mutex<Slot>,
+    pub(super) in_use: Slot,
+    pub(super) spare: Slot,
     server: Url,
     program: PathBuf,
+    /// Held while Chromium is started: two would each think theirs is the only one.
+    starting: tokio::sync::Mutex<()>,
     current: Mutex<Option<Arc<Chromium>>>,
-    frontend: Mutex<Option<String>>,
+    served: Mutex<Option<Arc<Served>>>,
     stopped: CancellationToken,
 }
 
@@ -41,34 +42,64 @@ impl Shared {
     pub(super) fn new(config: BrowserConfig, server: Url, program: PathBuf) -> Self {
         Self {
             config,
-            slot: tokio::sync::Mutex::default(),
+            in_use: Slot::default(),
+            spare: Slot::default(),
             server,
             program,
+            starting: tokio::sync::Mutex::default(),
             current: Mutex::default(),
-            frontend: Mutex::default(),
+            served: Mutex::default(),
             stopped: CancellationToken::new(),
         }
     }
 
-    /// A page that answers: the one in the slot, else a new one, in a new Chromium if need be.
-    pub(super) async fn page(&self, slot: &mut Slot) -> Result<Page, ConvertError> {
-        if let Some(page) = slot.page.take() {
-            match page.ping(PAGE_ANSWER_LIMIT).await {
-                Ok(()) => return Ok(page),
-                Err(error) => tracing::warn!(%error, "replacing ComfyUI's page"),
-            }
-            self.discard(page).await;
+    /// A page that answers: the one in use, else the spare one, else a new one, in a new Chromium if
+    /// need be.
+    pub(super) async fn page(&self, in_use: &mut Option<Page>) -> Result<Page, ConvertError> {
+        if let Some(page) = self.answering(in_use).await {
+            return Ok(page);
         }
+        // Waits for one that is being prepared.
+        if let Some(page) = self.answering(&mut *self.spare.lock().await).await {
+            return Ok(page);
+        }
+        self.prepare().await
+    }
+
+    /// Sees to it that there is a spare page.
+    pub(super) async fn prepare_spare(&self) -> Result<(), ConvertError> {
+        let mut spare = self.spare.lock().await;
+        let page = match self.answering(&mut spare).await {
+            Some(page) => page,
+            None => self.prepare().await?,
+        };
+        *spare = Some(page);
+        Ok(())
+    }
+
+    /// Takes the page, if it answers.
+    async fn answering(&self, slot: &mut Option<Page>) -> Option<Page> {
+        let page = slot.take()?;
+        match page.ping(PAGE_ANSWER_LIMIT).await {
+            Ok(()) => return Some(page),
+            Err(error) => tracing::warn!(%error, "replacing ComfyUI's page"),
+        }
+        self.discard(page).await;
+        None
+    }
+
+    async fn prepare(&self) -> Result<Page, ConvertError> {
         let chromium = self.chromium().await?;
         let page = Page::prepare(chromium, &self.server)
             .await
             .map_err(|error| ConvertError::Browser(format!("{}: {error}", self.server)))?;
-        *locked(&self.frontend) = Some(page.frontend().to_owned());
+        *locked(&self.served) = Some(Arc::clone(page.served()));
         Ok(page)
     }
 
     /// The Chromium that runs and answers, else a new one.
     pub(super) async fn chromium(&self) -> Result<Arc<Chromium>, ConvertError> {
+        let _starting = self.starting.lock().await;
         if let Some(chromium) = self.current() {
             match chromium.ping(ANSWER_LIMIT).await {
                 Ok(()) => return Ok(chromium),
@@ -103,9 +134,9 @@ impl Shared {
         }
     }
 
-    /// The version of the last page's frontend.
-    pub(super) fn frontend(&self) -> Option<String> {
-        locked(&self.frontend).clone()
+    /// What the last page serves.
+    pub(super) fn served(&self) -> Option<Arc<Served>> {
+        locked(&self.served).clone()
     }
 
     /// The Chromium that was started last.

@@ -5,6 +5,7 @@
 mod conversions;
 mod failures;
 mod golden;
+mod known;
 mod processes;
 mod start_and_end;
 mod started;

@@ -31,6 +31,21 @@ pub(crate) fn group(leader: Pid) -> usize {
         .count()
 }
 
+/// The TCP sockets that a process listens on, as the kernel lists them.
+pub(crate) fn listeners(process: u32) -> Vec<String> {
+    const LISTENS: &str = "0A";
+    let files = fs::read_dir(format!("/proc/{process}/fd")).unwrap().flatten();
+    let held: Vec<_> = files.filter_map(|file| fs::read_link(file.path()).ok()).collect();
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap());
+    let rows = tables.iter().flat_map(|table| table.lines().skip(1));
+    rows.filter(|row| {
+        let fields: Vec<_> = row.split_whitespace().collect();
+        fields[3] == LISTENS && held.contains(&format!("socket:[{}]", fields[9]).into())
+    })
+    .map(str::to_owned)
+    .collect()
+}
+
 pub(crate) async fn until(what: &str, limit: Duration, done: impl Fn() -> bool) {
     wait_for(what, limit, || async { done() }).await.unwrap();
 }

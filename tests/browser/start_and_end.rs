@@ -9,11 +9,12 @@ use comfy_worker::{
     browser::{Browser, ConvertError},
     config::BrowserConfig,
 };
+use rustix::process::getpgid;
 use serde_json::json;
 use url::Url;
 
 use crate::{
-    processes::group,
+    processes::{group, listeners, ours, pid},
     started::{Started, my_turn, server},
     workflows::simple,
 };
@@ -45,6 +46,22 @@ async fn nothing_is_left_after_shutdown_or_drop() {
         assert!(!profile.exists(), "dropped: {dropped}");
         println!("gone after {:?}, dropped: {dropped}", clock.elapsed());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_can_connect_to_devtools() {
+    let started = Started::new().await;
+    let leader = started.leader();
+    let chromium: Vec<_> = ours()
+        .into_iter()
+        .filter(|process| pid(process.pid).and_then(|pid| getpgid(Some(pid)).ok()) == Some(leader))
+        .map(|process| process.pid)
+        .collect();
+    assert!(chromium.len() > 1, "{chromium:?}");
+    for process in chromium.into_iter().chain([std::process::id()]) {
+        assert_eq!(listeners(process), Vec::<String>::new(), "process {process}");
+    }
+    started.browser.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

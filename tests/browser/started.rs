@@ -6,14 +6,14 @@ use std::{
 };
 
 use comfy_worker::{browser::Browser, config::BrowserConfig};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use testbed::{ProcessInfo, RunningEngine};
 use tokio::sync::{Mutex, MutexGuard};
 use url::Url;
 
 use crate::{
-    processes::{ours, pid},
+    processes::{ours, pid, until},
     workflows::busy,
 };
 
@@ -31,6 +31,8 @@ pub(crate) async fn server() -> Url {
 
 pub(crate) struct Started {
     pub(crate) browser: Browser,
+    /// From nothing to a first page.
+    pub(crate) ready_after: Duration,
     mark: String,
     _turn: MutexGuard<'static, ()>,
 }
@@ -50,8 +52,9 @@ impl Started {
         let config = BrowserConfig { executable: None, args: vec![mark.clone()], convert_timeout };
         let started = Instant::now();
         let browser = Browser::start(config, server).await.unwrap();
-        println!("ready after {:?}: {}", started.elapsed(), browser.version().await);
-        Self { browser, mark, _turn: turn }
+        let ready_after = started.elapsed();
+        println!("ready after {ready_after:?}: {}", browser.version().await);
+        Self { browser, ready_after, mark, _turn: turn }
     }
 
     /// The process that leads Chromium's group.
@@ -62,6 +65,18 @@ impl Started {
     pub(crate) fn profile(&self) -> PathBuf {
         let command = self.process().command;
         command.split(' ').find_map(|arg| arg.strip_prefix("--user-data-dir=")).map(PathBuf::from).unwrap()
+    }
+
+    /// Stops Chromium until the returned value is dropped.
+    pub(crate) fn stop_chromium(&self) -> Stopped {
+        let leader = self.leader();
+        kill_process_group(leader, Signal::STOP).unwrap();
+        Stopped(leader)
+    }
+
+    /// Waits until a page of ComfyUI is loaded beside the one in use.
+    pub(crate) async fn wait_for_spare(&self) {
+        until("a spare page", Duration::from_secs(60), || self.browser.has_spare()).await;
     }
 
     fn process(&self) -> ProcessInfo {
@@ -85,6 +100,15 @@ impl Started {
         harm();
         assert!(!conversion.await.unwrap().unwrap().prompt.is_empty());
         clock.elapsed()
+    }
+}
+
+/// A Chromium that is stopped; goes on when this is dropped.
+pub(crate) struct Stopped(Pid);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        kill_process_group(self.0, Signal::CONT).unwrap();
     }
 }
 

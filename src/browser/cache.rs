@@ -1,0 +1,100 @@
+//! Conversions that are known: by the workflow, the frontend's version and the server's node types.
+
+use moka::sync::Cache;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{
+    Conversion,
+    convert::{self, Answer},
+    page::Served,
+};
+
+/// Of the page's answers, as text.
+const LARGEST_BYTES: u64 = 32 << 20;
+
+/// What the page answered to workflows, the least used forgotten first.
+///
+/// A ComfyUI that starts again may have other definitions under the same names: it gets a new
+/// [`Browser`](super::Browser), and with it a new cache.
+#[derive(Debug)]
+pub(super) struct Known(Cache<Key, String>);
+
+/// A digest of all that an answer depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key([u8; 32]);
+
+impl Key {
+    pub(super) fn new(text: &str, served: &Served) -> Self {
+        let mut digest = Sha256::new();
+        for part in [&served.frontend].into_iter().chain(&served.types) {
+            digest.update(part);
+            digest.update([0]);
+        }
+        digest.update(text);
+        Self(digest.finalize().into())
+    }
+}
+
+impl Known {
+    pub(super) fn new() -> Self {
+        let weigh = |_: &Key, text: &String| u32::try_from(text.len()).unwrap_or(u32::MAX);
+        Self(Cache::builder().max_capacity(LARGEST_BYTES).weigher(weigh).build())
+    }
+
+    /// What `workflow` became before.
+    pub(super) fn get(&self, key: Key, workflow: &Value) -> Option<Conversion> {
+        match Answer::parse(self.0.get(&key)?) {
+            Ok(Answer::Converted { prompt, workflow: saved, .. }) => {
+                Some(Conversion::new(prompt, saved, workflow))
+            }
+            _ => None,
+        }
+    }
+
+    /// Keeps an answer, unless the workflow's next conversion may be another.
+    pub(super) fn put(&self, key: Key, workflow: &Value, answer: String) {
+        if !convert::is_dynamic(workflow) {
+            self.0.insert(key, answer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    fn served(frontend: &str, types: &[&str]) -> Served {
+        Served { frontend: frontend.into(), types: types.iter().map(|&name| name.into()).collect() }
+    }
+
+    #[test]
+    fn a_key_holds_all_that_an_answer_depends_on() {
+        let key = Key::new("{}", &served("1.27", &["A", "B"]));
+        assert_eq!(key, Key::new("{}", &served("1.27", &["A", "B"])));
+        assert_ne!(key, Key::new("{ }", &served("1.27", &["A", "B"])));
+        assert_ne!(key, Key::new("{}", &served("1.28", &["A", "B"])));
+        assert_ne!(key, Key::new("{}", &served("1.27", &["A"])));
+        assert_ne!(key, Key::new("{}", &served("1.27", &["AB"])));
+    }
+
+    #[test]
+    fn what_may_change_is_not_kept_and_the_rest_is_bounded() {
+        let known = Known::new();
+        let key = Key::new("{}", &served("1", &[]));
+        let answer = |size: usize| format!(r#"{{"output": {{}}, "workflow": "{}"}}"#, "x".repeat(size));
+        known.put(key, &json!({"nodes": [{"widgets_values": ["a {red|blue} fox"]}]}), answer(1));
+        assert!(known.get(key, &json!({})).is_none());
+        known.put(key, &json!({"nodes": [{"widgets_values": ["a red fox"]}]}), answer(1));
+        assert!(known.get(key, &json!({})).is_some());
+        for number in 0..100 {
+            let key = Key::new(&number.to_string(), &served("1", &[]));
+            known.put(key, &json!({}), answer(1 << 20));
+        }
+        known.0.run_pending_tasks();
+        assert!(known.0.weighted_size() <= LARGEST_BYTES, "{}", known.0.weighted_size());
+    }
+}
