@@ -157,7 +157,8 @@ async fn original(url: &str, templates: &[Template]) {
 
 /// Many conversions that are all new: what they leave behind.
 async fn long_run(browser: &Browser, templates: &[Template]) {
-    let of = number("CONVERSIONS", 1000);
+    // At least two samples.
+    let of = number("CONVERSIONS", 1000).max(200);
     // The smallest ones: this is about what is left, not about speed.
     let mut small: Vec<_> = templates.iter().collect();
     small.sort_by_key(|template| template.workflow.to_string().len());

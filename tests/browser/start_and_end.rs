@@ -9,7 +9,7 @@ use comfy_worker::{
     browser::{Browser, ConvertError},
     config::BrowserConfig,
 };
-use rustix::process::getpgid;
+use rustix::process::{Signal, getpgid, kill_process_group};
 use serde_json::json;
 use url::Url;
 
@@ -46,6 +46,20 @@ async fn nothing_is_left_after_shutdown_or_drop() {
         assert!(!profile.exists(), "dropped: {dropped}");
         println!("gone after {:?}, dropped: {dropped}", clock.elapsed());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chromium_that_hangs_is_killed_by_the_shutdown() {
+    let started = Started::new().await;
+    let (leader, profile) = (started.leader(), started.profile());
+    kill_process_group(leader, Signal::STOP).unwrap();
+    let clock = Instant::now();
+    started.browser.shutdown().await;
+    println!("shut down in {:?}", clock.elapsed());
+    // Asked for one second; then dying and removing its files.
+    assert!(clock.elapsed() < Duration::from_secs(3), "{:?}", clock.elapsed());
+    assert_eq!(group(leader), 0);
+    assert!(!profile.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
