@@ -1,6 +1,7 @@
 //! A started browser, and what the operating system shows of it.
 
 use std::{
+    fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -59,6 +60,11 @@ impl Started {
         pid(self.process().pid).unwrap()
     }
 
+    /// The file that Chromium's processes run.
+    pub(crate) fn program(&self) -> PathBuf {
+        fs::read_link(format!("/proc/{}/exe", self.process().pid)).unwrap()
+    }
+
     pub(crate) fn profile(&self) -> PathBuf {
         let command = self.process().command;
         command.split(' ').find_map(|arg| arg.strip_prefix("--user-data-dir=")).map(PathBuf::from).unwrap()
@@ -89,7 +95,7 @@ impl Started {
 }
 
 /// Without `_meta`, which newer frontends fill with more.
-fn plain(mut prompt: Value) -> Value {
+pub(crate) fn plain(mut prompt: Value) -> Value {
     for node in prompt.as_object_mut().unwrap().values_mut() {
         node.as_object_mut().unwrap().remove("_meta");
     }
