@@ -23,6 +23,10 @@ pub(crate) async fn newest() -> &'static RunningEngine {
     SERVER.get_or_init(|| standin("comfyui-newest", Some(newest_files()))).await
 }
 
+pub(crate) async fn both() -> [&'static RunningEngine; 2] {
+    [pinned().await, newest().await]
+}
+
 async fn standin(name: &str, frontend: Option<PathBuf>) -> RunningEngine {
     let mut engine = Engine::standin(&folder_of_process(name).unwrap()).unwrap();
     let nodes = fixture("object_info-0.3.64.json.gz");

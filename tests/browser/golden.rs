@@ -1,12 +1,7 @@
 //! Templates of ComfyUI's library against golden prompts: what frontend 1.27.10 made of them in
 //! people's hands, with ComfyUI 0.3.64 that lacked torchaudio and so the audio nodes.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, fs, path::Path, time::Instant};
 
 use comfy_worker::browser::ConvertError;
 use serde_json::{Map, Value};
@@ -86,7 +81,7 @@ fn read(path: &Path) -> Value {
 /// Converts every template; gives those that were refused, each with the types that the server lacks.
 async fn compare(engine: &RunningEngine) -> Vec<(String, Vec<String>)> {
     let known: Map<String, Value> = get(engine, "/object_info").await;
-    let started = Started::at(engine.url().parse().unwrap(), Duration::from_secs(30)).await;
+    let started = Started::on(engine).await;
     let system: Value = get(engine, "/system_stats").await;
     let comfyui = &system["system"]["comfyui_version"];
     let frontend = started.browser.frontend_version().unwrap();

@@ -45,7 +45,11 @@ impl Started {
         Self::at(server().await, convert_timeout).await
     }
 
-    pub(crate) async fn at(server: Url, convert_timeout: Duration) -> Self {
+    pub(crate) async fn on(server: &RunningEngine) -> Self {
+        Self::at(server.url().parse().unwrap(), Duration::from_secs(60)).await
+    }
+
+    async fn at(server: Url, convert_timeout: Duration) -> Self {
         let turn = my_turn().await;
         let mark = format!("--mark-of-test={}", uuid::Uuid::new_v4());
         let config = BrowserConfig { executable: None, args: vec![mark.clone()], convert_timeout };

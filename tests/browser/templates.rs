@@ -1,11 +1,7 @@
 //! Every template of ComfyUI's library: the worker's prompt is the one that a person's browser would
 //! queue, on the pinned frontend and on the newest one.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, fs, time::Instant};
 
 use comfy_worker::browser::{Conversion, ConvertError};
 use serde_json::{Map, Value};
@@ -42,7 +38,7 @@ fn chosen() -> Vec<(String, Value)> {
 
 async fn compare(server: &RunningEngine) {
     let clock = Instant::now();
-    let started = Started::at(server.url().parse().unwrap(), Duration::from_secs(60)).await;
+    let started = Started::on(server).await;
     let bare = Bare::open(&started.program(), server).await;
     let known: Map<String, Value> = get(server, "/object_info").await;
 
