@@ -98,14 +98,16 @@ fn the_reader_of_imports_reads_them() {
 
 #[test]
 fn vendor_crates_stay_in_their_adapters() {
-    let homes: [(&[&str], &[&str]); 5] = [
+    let homes: [(&[&str], &[&str]); 7] = [
         (&["lapin"], &["queue/"]),
         (
             &["aws_config", "aws_sdk_s3", "aws_smithy_types", "aws_smithy_runtime_api", "aws_types"],
             &["store/"],
         ),
         (&["chromiumoxide"], &["browser/"]),
-        (&["tokio_tungstenite", "reqwest"], &["comfy/"]),
+        (&["tokio_tungstenite"], &["comfy/"]),
+        (&["reqwest"], &["comfy/", "browser/install.rs"]),
+        (&["zip"], &["browser/unpack.rs"]),
         (&["axum"], &["admin/"]),
     ];
     for (file, code) in sources() {

@@ -13,10 +13,12 @@
 mod command;
 mod convert;
 mod find;
+mod install;
 mod page;
 mod process;
 mod profile;
 mod shared;
+mod unpack;
 
 use std::sync::{Arc, PoisonError};
 
@@ -88,9 +90,9 @@ impl Browser {
     /// Starts Chromium, which may reach `server` and nothing else. ComfyUI need not answer yet.
     ///
     /// # Errors
-    /// [`ConvertError::Browser`]: no Chromium is there, or it does not start.
+    /// [`ConvertError::Browser`]: no Chromium is there and none may be installed, or it does not start.
     pub async fn launch(config: BrowserConfig, server: Url) -> Result<Self, ConvertError> {
-        let program = find::chromium(config.executable.as_deref())?;
+        let program = install::chromium(&config).await?;
         let shared = Arc::new(Shared::new(config, server, program));
         let browser = Self(Arc::new(Owner { shared, warming: std::sync::Mutex::default() }));
         browser.0.shared.chromium().await?;

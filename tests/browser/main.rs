@@ -7,6 +7,7 @@ mod conversions;
 mod failures;
 mod frontends;
 mod golden;
+mod installed;
 mod kinds;
 mod processes;
 mod start_and_end;

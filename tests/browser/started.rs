@@ -52,7 +52,8 @@ impl Started {
     async fn at(server: Url, convert_timeout: Duration) -> Self {
         let turn = my_turn().await;
         let mark = format!("--mark-of-test={}", uuid::Uuid::new_v4());
-        let config = BrowserConfig { executable: None, args: vec![mark.clone()], convert_timeout };
+        let config =
+            BrowserConfig { executable: None, args: vec![mark.clone()], convert_timeout, install: None };
         let started = Instant::now();
         let browser = Browser::start(config, server).await.unwrap();
         println!("ready after {:?}: {}", started.elapsed(), browser.version().await);
