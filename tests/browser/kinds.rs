@@ -144,6 +144,8 @@ fn subgraphs() -> Vec<Case> {
     let inverted = |inputs: Value| json!({"1": empty_image(), "3": save(inputs)});
     let direct = inverted(json!({"filename_prefix": "nested", "images": ["1", 0]}));
     let loose = inverted(json!({"filename_prefix": "nested"}));
+    let colored =
+        json!({"2:9": empty_image(), "3": save(json!({"filename_prefix": "x", "images": ["2:9", 0]}))});
     let nested = || nested("ImageInvert");
     let inner = "/definitions/subgraphs/1/nodes/0";
     vec![
@@ -151,8 +153,40 @@ fn subgraphs() -> Vec<Case> {
         ("a muted node in a subgraph", in_mode(nested(), inner, 2), loose.clone()),
         // The page gives the parts the mode of the whole.
         ("a bypassed subgraph", in_mode(in_mode(nested(), inner, 4), "/nodes/1", 4), direct),
+        ("a widget of a subgraph", promoted(false), colored),
         ("a muted subgraph", in_mode(in_mode(nested(), inner, 2), "/nodes/1", 2), loose),
     ]
+}
+
+/// A subgraph (EmptyImage) → SaveImage, with the color as a widget of the subgraph: by an input of the
+/// subgraph, as `proxied` also by newer frontends' list of promoted widgets.
+fn promoted(proxied: bool) -> Value {
+    const ID: &str = "0aa8cf42-9e4d-4e2f-8d5a-000000000003";
+    let mut inside = node(9, "EmptyImage", &[], &[("IMAGE", "IMAGE", json!([2]))], json!([64, 32, 1, 5]));
+    let mut outside = node(2, ID, &[], &[("IMAGE", "IMAGE", json!([1]))], json!([7]));
+    let (mut inputs, mut links) = (json!([]), vec![json!([9, 0, -20, 0, "IMAGE"])]);
+    if proxied {
+        outside["properties"]["proxyWidgets"] = json!([["9", "color"]]);
+    } else {
+        inside = with_input(inside, "color", "INT", json!(3));
+        outside = with_input(outside, "color", "INT", json!(null));
+        inputs = json!([{"id": format!("{}a", &ID[..35]), "name": "color", "type": "INT", "linkIds": [3], "pos": [0, 0]}]);
+        links.push(json!([-10, 0, 9, 0, "INT"]));
+    }
+    let links: Vec<_> = links
+        .iter()
+        .zip(2..)
+        .map(|(link, id)| json!({"id": id, "origin_id": link[0], "origin_slot": link[1], "target_id": link[2], "target_slot": link[3], "type": link[4]}))
+        .collect();
+    let mut workflow = workflow(&[outside, saver(1)], json!([[1, 2, 0, 3, 0, "IMAGE"]]));
+    workflow["definitions"] = json!({"subgraphs": [{
+        "id": ID, "version": 1, "name": "colored", "revision": 0, "config": {}, "groups": [], "widgets": [], "extra": {},
+        "state": {"lastGroupId": 0, "lastNodeId": 20, "lastLinkId": 20, "lastRerouteId": 0},
+        "inputNode": {"id": -10, "bounding": [0, 0, 120, 60]}, "outputNode": {"id": -20, "bounding": [600, 0, 120, 60]},
+        "inputs": inputs, "nodes": [inside], "links": links,
+        "outputs": [{"id": format!("{}b", &ID[..35]), "name": "IMAGE", "type": "IMAGE", "linkIds": [2], "pos": [0, 0]}],
+    }]});
+    workflow
 }
 
 /// EmptyImage and ImageInvert in a group node → SaveImage.
@@ -190,8 +224,9 @@ fn ungrouped(prompt: &Value) -> bool {
         && saved["inputs"] == json!({"filename_prefix": "x", "images": [invert, 0]})
 }
 
-/// What files hold by mistake: the frontend makes of it what it can, or says what is wrong.
-fn faulty() -> Vec<(&'static str, Value)> {
+/// What files hold by mistake, or from another frontend: the page makes of it what it can, or says
+/// what is wrong.
+fn odd() -> Vec<(&'static str, Value)> {
     let to = |link: Value| workflow(&[image(), saver(1)], json!([link]));
     let mut twice = simple(&json!(7));
     twice["nodes"][1]["id"] = json!(1);
@@ -201,6 +236,7 @@ fn faulty() -> Vec<(&'static str, Value)> {
         ("a link of another type", to(json!([1, 1, 0, 3, 0, "LATENT"]))),
         ("a link that is not listed", workflow(&[image(), saver(1)], json!([]))),
         ("one id twice", twice),
+        ("a widget promoted by newer frontends", promoted(true)),
         ("too few widget values", workflow(&[node(1, "EmptyImage", &[], &[], json!([64]))], json!([]))),
         ("a bypassed subgraph whose parts are not", in_mode(nested("ImageInvert"), "/nodes/1", 4)),
         ("a muted subgraph whose parts are not", in_mode(nested("ImageInvert"), "/nodes/1", 2)),
@@ -225,7 +261,7 @@ async fn check(server: &RunningEngine) {
         let prompt = started.prompt(workflow).await;
         assert!(ungrouped(&prompt), "{prompt}");
     }
-    for (name, workflow) in faulty().into_iter().chain(group_nodes) {
+    for (name, workflow) in odd().into_iter().chain(group_nodes) {
         let theirs = bare.answer(&workflow).await;
         let same = match started.browser.convert(&workflow).await {
             Ok(Conversion { prompt, .. }) => Value::Object(prompt) == theirs["output"],

@@ -87,7 +87,7 @@ fn missing(workflow: &Value, prompt: &Value, known: &Map<String, Value>) -> BTre
         Some(kind) => kind.to_owned(),
         None => {
             let nodes = workflow["nodes"].as_array().unwrap();
-            let node = nodes.iter().find(|node| node["id"].to_string() == *id).unwrap();
+            let node = nodes.iter().find(|node| node["id"].as_u64() == id.parse().ok()).unwrap();
             node["type"].as_str().unwrap().to_owned()
         }
     });
