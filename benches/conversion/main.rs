@@ -36,8 +36,12 @@ async fn main() {
     println!("{}", engine.describe());
     let server = engine.start().await.unwrap();
     let url = server.url();
-    let config =
-        BrowserConfig { executable: None, args: Vec::new(), convert_timeout: Duration::from_secs(60) };
+    let config = BrowserConfig {
+        executable: None,
+        args: Vec::new(),
+        convert_timeout: Duration::from_secs(60),
+        install: None,
+    };
     let browser = Browser::start(config, url.parse().unwrap()).await.unwrap();
     println!("{}, frontend {}", browser.version().await, browser.frontend_version().unwrap_or_default());
 

@@ -111,6 +111,7 @@ mod tests {
             executable: None,
             args: vec!["--lang=de".into()],
             convert_timeout: Duration::from_secs(1),
+            install: None,
         };
         let server = "http://127.0.0.1:1/".parse().unwrap();
         let command = command(Path::new("/chromium"), &config, &server, Path::new("/profile"), true);

@@ -79,13 +79,19 @@ pub(super) fn text_of(workflow: &Value) -> Result<String, ConvertError> {
     }
 }
 
-/// Whether a text of the workflow may become another with each conversion: a dynamic prompt
-/// (`{red|blue}`), or a date.
-pub(super) fn is_dynamic(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.contains("%date:") || (text.contains('{') && text.contains('|')),
-        Value::Array(values) => values.iter().any(is_dynamic),
-        Value::Object(values) => values.values().any(is_dynamic),
+/// Whether the frontend may make another prompt of this workflow each time: a text offers a choice
+/// (`{red|blue}`) or names the date (`%date:yyyy-MM-dd%`). Any text but a note's counts. Escapes and
+/// comments are not looked at: a comment can take an escape with it.
+pub(super) fn is_dynamic(workflow: &Value) -> bool {
+    match workflow {
+        Value::String(text) => {
+            text.contains("%date:") || text.split_once('{').is_some_and(|(_, rest)| rest.contains('|'))
+        }
+        Value::Array(items) => items.iter().any(is_dynamic),
+        Value::Object(fields) => {
+            let is_note = matches!(fields.get("type").and_then(Value::as_str), Some("Note" | "MarkdownNote"));
+            !is_note && fields.values().any(is_dynamic)
+        }
         _ => false,
     }
 }
@@ -186,6 +192,29 @@ mod tests {
         assert_eq!(text, r"one\ntwo");
         assert!(Answer::parse(String::new()).is_err());
         assert!(Answer::parse("{}".into()).is_err());
+    }
+
+    #[test]
+    fn dynamic_texts_are_found_wherever_they_are() {
+        let text =
+            |text: &str| json!({"nodes": [{"id": 1, "type": "CLIPTextEncode", "widgets_values": [text]}]});
+        for dynamic in
+            ["a {red|blue} fox", "{a|b", "{{a|b}|c}", r"\{a|b}", r"\/* */\{a|b}", "x/%date:yyyy-MM-dd%"]
+        {
+            assert!(is_dynamic(&text(dynamic)), "{dynamic}");
+        }
+        for fixed in ["", "a fox", "{red}", "a | b", "a | {b}", r#"{"a": 1}"#, "%KSampler.seed%", "/* {a */"]
+        {
+            assert!(!is_dynamic(&text(fixed)), "{fixed}");
+        }
+        let node = |kind: &str| json!({"type": kind, "widgets_values": {"deep": [["{a|b}"]]}});
+        for workflow in [
+            json!({"nodes": [], "definitions": {"subgraphs": [{"nodes": [node("Any")]}]}}),
+            json!({"nodes": [], "extra": {"groupNodes": {"g": {"nodes": [node("Any")]}}}}),
+        ] {
+            assert!(is_dynamic(&workflow), "{workflow}");
+        }
+        assert!(!is_dynamic(&json!({"nodes": [node("Note"), node("MarkdownNote")]})));
     }
 
     #[test]

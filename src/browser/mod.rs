@@ -17,11 +17,13 @@ mod cache;
 mod command;
 mod convert;
 mod find;
+mod install;
 mod page;
 mod pipe;
 mod process;
 mod profile;
 mod shared;
+mod unpack;
 
 use std::{
     sync::{Arc, PoisonError},
@@ -101,9 +103,9 @@ impl Browser {
     /// Starts Chromium, which may reach `server` and nothing else. ComfyUI need not answer yet.
     ///
     /// # Errors
-    /// [`ConvertError::Browser`]: no Chromium is there, or it does not start.
+    /// [`ConvertError::Browser`]: no Chromium is there and none may be installed, or it does not start.
     pub async fn launch(config: BrowserConfig, server: Url) -> Result<Self, ConvertError> {
-        let program = find::chromium(config.executable.as_deref())?;
+        let program = install::chromium(&config).await?;
         let shared = Arc::new(Shared::new(config, server, program));
         let warming = std::sync::Mutex::default();
         let browser = Self(Arc::new(Owner { shared, known: Known::new(), warming }));

@@ -338,9 +338,13 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn nothing_but_the_servers_port_is_reached() {
         let ((server, served), (other, leaked)) = (listen(), listen());
-        let config =
-            BrowserConfig { executable: None, args: Vec::new(), convert_timeout: Duration::from_secs(10) };
-        let program = super::super::find::chromium(None).unwrap();
+        let config = BrowserConfig {
+            executable: None,
+            args: Vec::new(),
+            convert_timeout: Duration::from_secs(10),
+            install: None,
+        };
+        let program = super::super::find::chromium(None).unwrap().unwrap();
         let url: Url = format!("http://{server}/").parse().unwrap();
         let chromium = Chromium::start(&program, &config, &url).await.unwrap();
         let page = chromium.cdp().new_page(url.as_str()).await.unwrap();

@@ -13,8 +13,8 @@ use std::{collections::BTreeMap, path::Path};
 
 pub use reader::{Mistake, Mistakes};
 pub use sections::{
-    AdminConfig, AmqpConfig, BrowserConfig, ComfyUiConfig, InputsConfig, JobConfig, LogConfig, LogFormat,
-    OutputsConfig, StoreConfig, Variables, WorkerConfig,
+    AdminConfig, AmqpConfig, BrowserConfig, ComfyUiConfig, InputsConfig, InstallConfig, JobConfig, LogConfig,
+    LogFormat, OutputsConfig, StoreConfig, Variables, WorkerConfig,
 };
 
 use reader::Reader;
@@ -91,15 +91,16 @@ impl Config {
     /// key, where it came from, and an example.
     pub fn load(sources: &Sources) -> Result<Self, Mistakes> {
         let mut reader = Reader::new(sources);
+        let worker = WorkerConfig::read(&mut reader);
         let config = Self {
             comfyui: ComfyUiConfig::read(&mut reader),
-            browser: BrowserConfig::read(&mut reader),
+            browser: BrowserConfig::read(&mut reader, &worker.state_dir),
             amqp: AmqpConfig::read(&mut reader),
             store: StoreConfig::read(&mut reader),
             inputs: InputsConfig::read(&mut reader),
             outputs: OutputsConfig::read(&mut reader),
             job: JobConfig::read(&mut reader),
-            worker: WorkerConfig::read(&mut reader),
+            worker,
             admin: AdminConfig::read(&mut reader),
             log: LogConfig::read(&mut reader),
         };

@@ -1,6 +1,12 @@
 //! The sections of the configuration, typed.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
@@ -48,6 +54,17 @@ pub struct BrowserConfig {
     pub args: Vec<String>,
     /// Longest conversion of one workflow.
     pub convert_timeout: Duration,
+    /// What to do where no Chromium is found; `None`: say so.
+    pub install: Option<InstallConfig>,
+}
+
+/// Where a missing Chromium comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstallConfig {
+    /// A zip archive, or Chrome for Testing's index of them.
+    pub source: Url,
+    /// Where it is kept for the next start.
+    pub folder: PathBuf,
 }
 
 /// `[amqp]`
@@ -187,12 +204,18 @@ impl ComfyUiConfig {
 }
 
 impl BrowserConfig {
-    pub(super) fn read(reader: &mut Reader) -> Self {
+    /// `state_dir`: where a downloaded Chromium is kept.
+    pub(super) fn read(reader: &mut Reader, state_dir: &Path) -> Self {
+        let source = reader.required("browser.download", |text| endpoint(text).map(Some));
+        let install = reader.required("browser.auto_install", boolean);
         Self {
             executable: reader.optional("browser.executable", existing_file),
             args: reader
                 .required("browser.args", |text| shell_words::split(text).map_err(|error| error.to_string())),
             convert_timeout: reader.required("browser.convert_timeout", duration),
+            install: source
+                .filter(|_| install)
+                .map(|source| InstallConfig { source, folder: state_dir.join("chromium") }),
         }
     }
 }

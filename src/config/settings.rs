@@ -107,6 +107,18 @@ pub const SETTINGS: &[Setting] = &[
         "Chromium; default: the variable `CHROME`, then `PATH`, then Playwright's folder",
     ),
     setting("browser.args", "", "--proxy-server=direct://", "more flags for Chromium").holding(Form::Words),
+    setting(
+        "browser.auto_install",
+        "false",
+        "true",
+        "where no Chromium is found, download one into `chromium` in worker.state_dir, once",
+    ),
+    setting(
+        "browser.download",
+        "https://googlechromelabs.github.io/chrome-for-testing/last-known-good-versions-with-downloads.json",
+        "https://mirror.example/chrome-headless-shell-linux64.zip",
+        "what is downloaded: a zip archive, or an index like that of Chrome for Testing (its stable headless shell, x86-64 only)",
+    ),
     setting("browser.convert_timeout", "30s", "30s", "longest conversion of one workflow"),
     setting("amqp.url", "amqp://127.0.0.1:5672/%2f", "amqps://user:password@broker/vhost", "the broker"),
     setting("amqp.queue", "comfy.jobs", "comfy.jobs", "the queue of jobs"),
@@ -165,7 +177,7 @@ pub const SETTINGS: &[Setting] = &[
         "worker.state_dir",
         "",
         "/var/lib/comfy-worker",
-        "journal of ephemeral files; default: a folder `comfy-worker` in `$XDG_STATE_HOME` or `~/.local/state`",
+        "journal of ephemeral files, downloaded Chromium; default: a folder `comfy-worker` in `$XDG_STATE_HOME` or `~/.local/state`",
     ),
     setting(
         "worker.grace",

@@ -4,14 +4,19 @@ use comfy_worker::browser::ConvertError;
 use serde_json::json;
 
 use crate::{
+    frontends,
     started::Started,
     workflows::{empty_image, nested, node, simple, workflow},
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workflows_become_the_frontends_prompts() {
-    let started = Started::new().await;
+    for server in frontends::both().await {
+        become_prompts(&Started::on(server).await).await;
+    }
+}
 
+async fn become_prompts(started: &Started) {
     // Plain, unicode, and the view comes back as it went in.
     let plain_workflow = simple(&json!(7));
     let expected = json!({
@@ -97,7 +102,12 @@ async fn workflows_become_the_frontends_prompts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn node_types_that_the_server_lacks_are_named_completely() {
-    let started = Started::new().await;
+    for server in frontends::both().await {
+        name_missing(&Started::on(server).await).await;
+    }
+}
+
+async fn name_missing(started: &Started) {
     let image = |id: u32, kind: &str| {
         node(id, kind, &[("image", "IMAGE", json!(null))], &[("IMAGE", "IMAGE", json!([]))], json!([]))
     };
@@ -138,7 +148,12 @@ async fn node_types_that_the_server_lacks_are_named_completely() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_workflow_is_refused_in_one_line() {
-    let started = Started::new().await;
+    for server in frontends::both().await {
+        refuse_garbage(&Started::on(server).await).await;
+    }
+}
+
+async fn refuse_garbage(started: &Started) {
     let garbage = [
         json!(null),
         json!([1, 2]),

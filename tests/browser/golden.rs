@@ -1,18 +1,16 @@
 //! Templates of ComfyUI's library against golden prompts: what frontend 1.27.10 made of them in
 //! people's hands, with ComfyUI 0.3.64 that lacked torchaudio and so the audio nodes.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, fs, path::Path, time::Instant};
 
 use comfy_worker::browser::ConvertError;
 use serde_json::{Map, Value};
-use testbed::{Engine, RunningEngine, checkout, scratch_root};
+use testbed::RunningEngine;
 
-use crate::started::Started;
+use crate::{
+    frontends::{self, fixture, get, unpacked},
+    started::Started,
+};
 
 const COMFYUI: &str = "0.3.64";
 const FRONTEND: &str = "1.27.10";
@@ -26,7 +24,7 @@ struct Golden {
 
 impl Golden {
     fn all() -> Vec<Self> {
-        let templates = templates();
+        let templates = unpacked("templates").join("comfyui_workflow_templates/templates");
         let mut all: Vec<_> = fs::read_dir(fixture("golden"))
             .unwrap()
             .map(|entry| {
@@ -76,38 +74,18 @@ impl Golden {
     }
 }
 
-fn fixture(name: &str) -> PathBuf {
-    checkout().join("tests/fixtures").join(name)
-}
-
 fn read(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap_or_else(|error| panic!("{path:?}: {error}"))).unwrap()
 }
 
-/// The folder with the templates, from the PyPI package that `scripts/setup --tools` unpacks.
-fn templates() -> PathBuf {
-    let installed = checkout().join(".cache/templates");
-    let wanted = fs::read(fixture("templates-requirements.txt")).unwrap();
-    assert!(
-        fs::read(installed.join(".made-of")).is_ok_and(|stamp| stamp == wanted),
-        "the workflow templates of tests/fixtures/templates-requirements.txt are missing in {}: run scripts/setup \
-         --tools (or scripts/test)",
-        installed.display()
-    );
-    installed.join("comfyui_workflow_templates/templates")
-}
-
-async fn get(engine: &RunningEngine, path: &str) -> Value {
-    reqwest::get(format!("{}{path}", engine.url())).await.unwrap().json().await.unwrap()
-}
-
 /// Converts every template; gives those that were refused, each with the types that the server lacks.
 async fn compare(engine: &RunningEngine) -> Vec<(String, Vec<String>)> {
-    let Value::Object(known) = get(engine, "/object_info").await else { panic!("no object_info") };
-    let started = Started::at(engine.url().parse().unwrap(), Duration::from_secs(30)).await;
-    let comfyui = get(engine, "/system_stats").await["system"]["comfyui_version"].clone();
+    let known: Map<String, Value> = get(engine, "/object_info").await;
+    let started = Started::on(engine).await;
+    let system: Value = get(engine, "/system_stats").await;
+    let comfyui = &system["system"]["comfyui_version"];
     let frontend = started.browser.frontend_version().unwrap();
-    let exact = comfyui == COMFYUI && frontend == FRONTEND;
+    let exact = *comfyui == COMFYUI && frontend == FRONTEND;
     if !exact {
         println!("ComfyUI {comfyui} with frontend {frontend}: inputs may differ, node ids and types may not");
     }
@@ -137,20 +115,11 @@ async fn compare(engine: &RunningEngine) -> Vec<(String, Vec<String>)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn templates_convert_to_their_golden_prompts() {
-    let root = scratch_root().unwrap();
-    fs::create_dir_all(&root).unwrap();
-    let dir = tempfile::tempdir_in(root).unwrap();
-    let mut engine = Engine::standin(dir.path()).unwrap();
-    let nodes = fixture("object_info-0.3.64.json.gz").to_str().unwrap().to_owned();
-    engine.command.extend(["--standin-extra-nodes".into(), nodes]);
-    let standin = engine.start().await.unwrap();
-    let refused = compare(&standin).await;
-    assert_eq!(refused, [("api_wan_image_to_video.json".to_owned(), vec!["LoadAudio".to_owned()])]);
-    standin.stop().await.unwrap();
-
-    // Where `COMFYUI_DIR` names a real one, there too.
-    let shared = RunningEngine::shared().await.unwrap();
-    if shared.is_real() {
-        println!("refused by the real one: {:?}", compare(shared).await);
+    let server = frontends::pinned().await;
+    let refused = compare(server).await;
+    if server.is_real() {
+        println!("refused: {refused:?}");
+    } else {
+        assert_eq!(refused, [("api_wan_image_to_video.json".to_owned(), vec!["LoadAudio".to_owned()])]);
     }
 }

@@ -9,6 +9,7 @@ use comfy_worker::browser::ConvertError;
 use serde_json::{Value, json};
 
 use crate::{
+    frontends,
     started::Started,
     workflows::{busy, nested, simple},
 };
@@ -42,7 +43,7 @@ async fn a_known_workflow_is_not_converted_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dynamic_prompt_is_drawn_anew_each_time() {
-    let started = Started::new().await;
+    let started = Started::on(frontends::pinned().await).await;
     let mut workflow = simple(&json!(7));
     let many: Vec<_> = (0..1000).map(|number| number.to_string()).collect();
     workflow["nodes"].as_array_mut().unwrap().push(json!({

@@ -2,11 +2,16 @@
 //! `COMFYUI_DIR`, else the stand-in.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod bare;
 mod conversions;
 mod failures;
+mod frontends;
 mod golden;
+mod installed;
+mod kinds;
 mod known;
 mod processes;
 mod start_and_end;
 mod started;
+mod templates;
 mod workflows;

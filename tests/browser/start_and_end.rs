@@ -84,8 +84,12 @@ async fn a_server_that_does_not_answer_is_named() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let nobody: Url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
     drop(listener);
-    let config =
-        BrowserConfig { executable: None, args: Vec::new(), convert_timeout: Duration::from_secs(5) };
+    let config = BrowserConfig {
+        executable: None,
+        args: Vec::new(),
+        convert_timeout: Duration::from_secs(5),
+        install: None,
+    };
     let error = Browser::start(config, nobody.clone()).await.unwrap_err().to_string();
     println!("{error}");
     assert!(
@@ -99,6 +103,7 @@ async fn a_wrong_executable_is_one_clear_line() {
         executable: Some("/bin/false".into()),
         args: Vec::new(),
         convert_timeout: Duration::from_secs(5),
+        install: None,
     };
     let error = Browser::start(config, server().await).await.unwrap_err().to_string();
     println!("{error}");

@@ -1,6 +1,7 @@
 //! A started browser, and what the operating system shows of it.
 
 use std::{
+    fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -46,10 +47,15 @@ impl Started {
         Self::at(server().await, convert_timeout).await
     }
 
-    pub(crate) async fn at(server: Url, convert_timeout: Duration) -> Self {
+    pub(crate) async fn on(server: &RunningEngine) -> Self {
+        Self::at(server.url().parse().unwrap(), Duration::from_secs(60)).await
+    }
+
+    async fn at(server: Url, convert_timeout: Duration) -> Self {
         let turn = my_turn().await;
         let mark = format!("--mark-of-test={}", uuid::Uuid::new_v4());
-        let config = BrowserConfig { executable: None, args: vec![mark.clone()], convert_timeout };
+        let config =
+            BrowserConfig { executable: None, args: vec![mark.clone()], convert_timeout, install: None };
         let started = Instant::now();
         let browser = Browser::start(config, server).await.unwrap();
         let ready_after = started.elapsed();
@@ -60,6 +66,11 @@ impl Started {
     /// The process that leads Chromium's group.
     pub(crate) fn leader(&self) -> Pid {
         pid(self.process().pid).unwrap()
+    }
+
+    /// The file that Chromium's processes run.
+    pub(crate) fn program(&self) -> PathBuf {
+        fs::read_link(format!("/proc/{}/exe", self.process().pid)).unwrap()
     }
 
     pub(crate) fn profile(&self) -> PathBuf {
@@ -108,12 +119,12 @@ pub(crate) struct Stopped(Pid);
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        kill_process_group(self.0, Signal::CONT).unwrap();
+        let _ = kill_process_group(self.0, Signal::CONT);
     }
 }
 
 /// Without `_meta`, which newer frontends fill with more.
-fn plain(mut prompt: Value) -> Value {
+pub(crate) fn plain(mut prompt: Value) -> Value {
     for node in prompt.as_object_mut().unwrap().values_mut() {
         node.as_object_mut().unwrap().remove("_meta");
     }

@@ -165,6 +165,26 @@ pub(crate) async fn run_without_services(suite: &Suite) -> Result<()> {
     ensure_clean(&engine, &work)
 }
 
+/// A saved picture holds its workflow, which becomes the same prompt again.
+pub(crate) async fn pictures_open_again(suite: &Suite) -> Result<()> {
+    let root = &suite.site().await?.folder;
+    let (builder, engine, work) = desk(root, "again")?;
+    fs::write(work.join("workflow.json"), invert_workflow()?.to_string())?;
+    fs::write(work.join("cat.png"), pattern(52))?;
+    let arguments = ["run", "workflow.json", "--input", "1.image=cat.png", "-o", "out"];
+    run(&builder, &work, &arguments).await?.ensure_code(0)?;
+    let picture = Picture::read(&fs::read(work.join("out/inverted_00001_.png"))?)?;
+    fs::write(work.join("again.json"), picture.texts.get("workflow").context("no workflow in the picture")?)?;
+    let arguments = ["convert", "workflow.json", "again.json", "-o", "prompts"];
+    run(&builder, &work, &arguments).await?.ensure_code(0)?;
+    let prompt = |name: &str| -> Result<Value> {
+        Ok(serde_json::from_slice(&fs::read(work.join("prompts").join(name))?)?)
+    };
+    let (first, again) = (prompt("workflow.json")?, prompt("again.json")?);
+    ensure!(first == again && first["2"]["class_type"] == "ImageInvert", "{first}\n{again}");
+    ensure_clean(&engine, &work)
+}
+
 pub(crate) async fn convert_many(suite: &Suite) -> Result<()> {
     let root = &suite.site().await?.folder;
     let (builder, engine, work) = desk(root, "convert")?;

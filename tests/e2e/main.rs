@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         errors: refused_prompts, dropped_outputs, node_exceptions, unknown_nodes, deadlines;
         faults: out_of_memory, hanging_nodes, nodes_that_ignore_an_interrupt, crashes, lost_devices;
         misdeeds: files_that_are_not_there, files_that_lead_out, strange_names;
-        commands: submit_and_wait, submit_a_job_that_fails, run_without_services, convert_many, check_all;
+        commands: submit_and_wait, submit_a_job_that_fails, run_without_services, pictures_open_again, convert_many, check_all;
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);
     match suite.close(conclusion.has_failed()) {

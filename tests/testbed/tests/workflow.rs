@@ -13,8 +13,12 @@ async fn the_quick_starts_workflow_converts_to_its_prompt() -> Result<()> {
     std::fs::create_dir_all(&root)?;
     let dir = tempfile::tempdir_in(root)?;
     let engine = Engine::from_env(dir.path())?.start().await?;
-    let config =
-        BrowserConfig { executable: None, args: Vec::new(), convert_timeout: Duration::from_secs(60) };
+    let config = BrowserConfig {
+        executable: None,
+        args: Vec::new(),
+        convert_timeout: Duration::from_secs(60),
+        install: None,
+    };
     let browser = Browser::start(config, engine.url().parse()?).await?;
 
     let file = checkout().join("tests/fixtures/workflows/invert-ui.json");
