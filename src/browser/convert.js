@@ -1,5 +1,5 @@
 // Runs in a ready page: UI workflow (JSON text) in, JSON text out, one of
-// {output, workflow}, {missing: [types]}, {refused: text}.
+// {output, workflow, random}, {missing: [types]}, {refused: text}.
 async (text) => {
   const source = JSON.parse(text);
   const app = window.app;
@@ -77,6 +77,8 @@ async (text) => {
   });
 
   let prompt;
+  // Whether chance had a hand in it: dynamic prompts, seeds that custom nodes draw.
+  let random = false;
   try {
     const loaded = await load(source, true, false, null, {
       showMissingNodesDialog: false,
@@ -88,6 +90,10 @@ async (text) => {
     });
     if (failure) throw failure;
     if (loaded === false) throw new Error('it could not be loaded');
+    overhear(Math, 'random', (original) => () => {
+      random = true;
+      return original();
+    });
     prompt = await app.graphToPrompt();
   } catch (error) {
     if (suspects.length) return JSON.stringify({ missing: suspects.flatMap((node) => lacking(name(node))) });
@@ -113,5 +119,5 @@ async (text) => {
   const view = source.extra?.ds;
   if (view) prompt.workflow.extra.ds = view;
   else delete prompt.workflow.extra?.ds;
-  return JSON.stringify({ output: prompt.output, workflow: prompt.workflow });
+  return JSON.stringify({ output: prompt.output, workflow: prompt.workflow, random });
 }

@@ -15,6 +15,9 @@ pub(super) enum Answer {
     Converted {
         prompt: Map<String, Value>,
         workflow: Value,
+        /// Chance had a hand in the prompt: the next one may be another.
+        #[allow(dead_code, reason = "asked by the cache of conversions")]
+        random: bool,
     },
     /// Sorted, each once.
     Missing(Vec<String>),
@@ -26,6 +29,8 @@ struct Reply {
     output: Option<Map<String, Value>>,
     #[serde(default)]
     workflow: Value,
+    #[serde(default)]
+    random: bool,
     missing: Option<Vec<String>>,
     refused: Option<String>,
 }
@@ -47,7 +52,9 @@ impl Answer {
                 Ok(Self::Missing(types))
             }
             Reply { refused: Some(text), .. } => Ok(Self::Refused(one_line(text.trim(), MESSAGE_CHARS))),
-            Reply { output: Some(prompt), workflow, .. } => Ok(Self::Converted { prompt, workflow }),
+            Reply { output: Some(prompt), workflow, random, .. } => {
+                Ok(Self::Converted { prompt, workflow, random })
+            }
             _ => Err("it is empty".into()),
         }
     }
@@ -176,7 +183,9 @@ mod tests {
     #[test]
     fn answers_are_told_apart() {
         let converted = Answer::parse(r#"{"output": {}, "workflow": {"nodes": []}}"#).unwrap();
-        assert!(matches!(converted, Answer::Converted { prompt, .. } if prompt.is_empty()));
+        assert!(matches!(converted, Answer::Converted { prompt, random: false, .. } if prompt.is_empty()));
+        let drawn = Answer::parse(r#"{"output": {}, "random": true}"#).unwrap();
+        assert!(matches!(drawn, Answer::Converted { random: true, .. }));
         let Answer::Missing(types) = Answer::parse(r#"{"missing": ["b", "a", "b"]}"#).unwrap() else {
             panic!()
         };

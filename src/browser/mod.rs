@@ -165,7 +165,7 @@ impl Browser {
                 Ok(mut page) => {
                     let fresh = page.conversions() == 0;
                     match page.convert(text.clone(), limit).await {
-                        Ok(Answer::Converted { prompt, workflow: saved }) => {
+                        Ok(Answer::Converted { prompt, workflow: saved, .. }) => {
                             if page.conversions() < CONVERSIONS_PER_PAGE {
                                 slot.page = Some(page);
                             } else {
