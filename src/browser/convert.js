@@ -77,7 +77,9 @@ async (text) => {
   });
 
   let prompt;
-  let varies;
+  // Whether the next conversion may give another prompt: chance has a hand in dynamic prompts and in
+  // seeds that custom nodes draw; whatever else an extension does shows in a second call.
+  let varies = false;
   try {
     const loaded = await load(source, true, false, null, {
       showMissingNodesDialog: false,
@@ -89,10 +91,13 @@ async (text) => {
     });
     if (failure) throw failure;
     if (loaded === false) throw new Error('it could not be loaded');
+    overhear(Math, 'random', (original) => () => {
+      varies = true;
+      return original();
+    });
     prompt = await app.graphToPrompt();
-    // Dynamic prompts, and what extensions draw at random, differ from call to call.
     const again = await app.graphToPrompt();
-    varies = JSON.stringify(prompt.output) !== JSON.stringify(again.output);
+    varies ||= JSON.stringify(prompt.output) !== JSON.stringify(again.output);
   } catch (error) {
     if (suspects.length) return JSON.stringify({ missing: suspects.flatMap((node) => lacking(name(node))) });
     return JSON.stringify({ refused: String(error?.message || error) });

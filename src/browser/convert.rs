@@ -181,7 +181,9 @@ mod tests {
     #[test]
     fn answers_are_told_apart() {
         let converted = Answer::parse(r#"{"output": {}, "workflow": {"nodes": []}}"#.into()).unwrap();
-        assert!(matches!(converted, Answer::Converted { prompt, .. } if prompt.is_empty()));
+        assert!(matches!(converted, Answer::Converted { prompt, lasting: Some(_), .. } if prompt.is_empty()));
+        let drawn = Answer::parse(r#"{"output": {}, "varies": true}"#.into()).unwrap();
+        assert!(matches!(drawn, Answer::Converted { lasting: None, .. }));
         let Answer::Missing(types) = Answer::parse(r#"{"missing": ["b", "a", "b"]}"#.into()).unwrap() else {
             panic!()
         };

@@ -1,10 +1,10 @@
 //! A Chromium for a machine that has none: Chrome for Testing's headless shell, downloaded once.
 //!
 //! ```text
-//! <browser.install folder>/.lock           held while one worker installs
-//!                          download.part   the archive so far
-//!                          .unpack-…       what is being unpacked
-//!                          <source>/       an installed one, renamed into place whole
+//! <InstallConfig::folder>/.lock           held while one worker installs
+//!                         download.part   the archive so far
+//!                         .unpack-…       what is being unpacked
+//!                         <source>/       an installed one, renamed into place whole
 //! ```
 
 use std::{
@@ -77,20 +77,27 @@ async fn installed(folder: &Path, source: &Url) -> Result<PathBuf, String> {
     }
     let in_folder = |error: io::Error| format!("{}: {error}", folder.display());
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(in_folder)?;
-    let _lock = lock(&folder.join(".lock")).await?;
+    let lock = lock(&folder.join(".lock")).await?;
     // Another worker may have been faster.
     if let Some(program) = program_in(&home) {
         return Ok(program);
     }
     remove_leftovers(folder);
     let part = folder.join("download.part");
-    let outcome = match timeout(LIMIT, download(source, &part)).await {
-        Ok(Ok(())) => place(folder.to_owned(), part.clone(), home.clone()).await,
-        Ok(Err(reason)) => Err(reason),
-        Err(_) => Err(format!("not there after {LIMIT:?}")),
-    };
-    let _ = fs::remove_file(&part);
-    outcome?;
+    let downloaded = timeout(LIMIT, download(source, &part)).await;
+    if let Err(reason) = downloaded.unwrap_or_else(|_| Err(format!("not there after {LIMIT:?}"))) {
+        let _ = fs::remove_file(&part);
+        return Err(reason);
+    }
+    let (folder, into) = (folder.to_owned(), home.clone());
+    let placed = spawn_blocking(move || {
+        let placed = place(&folder, &part, &into);
+        let _ = fs::remove_file(&part);
+        // Only now, whether somebody still waits for it or not.
+        drop(lock);
+        placed
+    });
+    placed.await.map_err(|error| error.to_string())??;
     let program = program_in(&home).ok_or("the archive was removed at once")?;
     tracing::info!(program = %program.display(), "Chromium is installed");
     Ok(program)
@@ -207,20 +214,17 @@ async fn save(mut response: Response, url: &Url, part: &Path) -> Result<(), Stri
     file.flush().await.map_err(cannot_write)
 }
 
-/// Unpacks beside `home`, and renames the whole there.
-async fn place(folder: PathBuf, part: PathBuf, home: PathBuf) -> Result<(), String> {
-    let place = move || {
-        let told = |error: io::Error| format!("{}: {error}", folder.display());
-        let unpacked = tempfile::Builder::new().prefix(".unpack-").tempdir_in(&folder).map_err(told)?;
-        unpack(File::open(&part).map_err(told)?, unpacked.path())?;
-        let program = candidates(unpacked.path()).into_iter().find(|path| path.is_file());
-        let program = program.ok_or_else(|| format!("it holds none of {}", PROGRAMS.join(", ")))?;
-        fs::set_permissions(program, fs::Permissions::from_mode(0o755)).map_err(told)?;
-        // One that is no program, or it would have been taken.
-        let _ = fs::remove_dir_all(&home);
-        fs::rename(unpacked.keep(), &home).map_err(told)
-    };
-    spawn_blocking(place).await.map_err(|error| error.to_string())?
+/// Unpacks `part` beside `home`, and renames the whole there. Blocks.
+fn place(folder: &Path, part: &Path, home: &Path) -> Result<(), String> {
+    let told = |error: io::Error| format!("{}: {error}", folder.display());
+    let unpacked = tempfile::Builder::new().prefix(".unpack-").tempdir_in(folder).map_err(told)?;
+    unpack(File::open(part).map_err(told)?, unpacked.path())?;
+    let program = candidates(unpacked.path()).into_iter().find(|path| path.is_file());
+    let program = program.ok_or_else(|| format!("it holds none of {}", PROGRAMS.join(", ")))?;
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).map_err(told)?;
+    // One that is no program, or it would have been taken.
+    let _ = fs::remove_dir_all(home);
+    fs::rename(unpacked.path(), home).map_err(told)
 }
 
 fn program_in(home: &Path) -> Option<PathBuf> {

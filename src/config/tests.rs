@@ -433,6 +433,16 @@ fn other_values() {
 }
 
 #[test]
+fn a_chromium_is_installed_into_the_state_folder_where_allowed() {
+    assert_eq!(flags(&[("browser.download", "https://mirror.example/c.zip")]).unwrap().browser.install, None);
+    let allowed = [("browser.auto_install", "true"), ("worker.state_dir", "/state")];
+    let install = flags(&allowed).unwrap().browser.install.unwrap();
+    assert!(install.source.as_str().starts_with("https://googlechromelabs.github.io/"), "{install:?}");
+    assert_eq!(install.folder, absolute("/state/chromium"));
+    assert!(mistake("browser.download", "ftp://mirror.example/c.zip").contains("no http(s) URL"));
+}
+
+#[test]
 fn folders_of_comfyui() {
     let folders = |pairs: &[(&str, &str)]| flags(pairs).unwrap().comfyui;
     let both = folders(&[("comfyui.workdir", "/opt/ComfyUI")]);

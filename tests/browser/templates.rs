@@ -103,8 +103,8 @@ fn differences(source: &Value, theirs: &Value, ours: Conversion) -> Option<Strin
     }
     let plain = |workflow: &Value| {
         let mut workflow = workflow.clone();
-        // A workflow without an id gets a random one, and theirs has the view that the page shows.
-        if source["id"].is_null() {
+        // A workflow without a fit id gets a random one, and theirs has the view that the page shows.
+        if workflow["id"] != source["id"] {
             workflow["id"].take();
         }
         workflow["extra"]["ds"].take();
