@@ -84,6 +84,14 @@ impl Sources {
 }
 
 impl Config {
+    /// A configuration file alone, TOML or JSON; the Python ComfyConnector's too.
+    ///
+    /// # Errors
+    /// When it cannot be read, and as [`Config::load`].
+    pub fn from_file(file: &Path) -> Result<Self, Mistakes> {
+        Self::load(&Sources::of_file(file)?)
+    }
+
     /// Reads and checks every value.
     ///
     /// # Errors

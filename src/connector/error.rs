@@ -37,6 +37,9 @@ pub enum ConnectorError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// An earlier start of this instance failed, for this reason.
+    #[error("the connector's start failed, create a new one: {0}")]
+    Unusable(String),
     /// [`ComfyConnector::shutdown`](super::ComfyConnector::shutdown) was called.
     #[error("the connector is shut down; create a new one")]
     Killed,
