@@ -92,7 +92,7 @@ impl Engine {
             }
             Err(error) => {
                 engine.stop().await;
-                Err(ConnectorError::SelfTest(error.to_string()))
+                Err(ConnectorError::SelfTest(Box::new(error)))
             }
         }
     }
@@ -258,7 +258,7 @@ fn scratch(config: &ComfyUiConfig, journal: &Arc<Journal>) -> Result<Option<Owne
 }
 
 fn self_test(config: &Config) -> Result<Payload, ConnectorError> {
-    let problem = |reason: String| ConnectorError::SelfTest(format!("{reason}; see comfyui.test_workflow"));
+    let problem = ConnectorError::TestWorkflow;
     // The original's file names a test workflow by default; without that file ours is as good.
     let text = match &config.comfyui.test_workflow {
         Some(path) if path.exists() => {
@@ -270,7 +270,7 @@ fn self_test(config: &Config) -> Result<Payload, ConnectorError> {
         }
         None => SELF_TEST.to_owned(),
     };
-    let workflow: Value =
-        serde_json::from_str(&text).map_err(|error| problem(format!("no JSON: {error}")))?;
+    let workflow: Value = serde_json::from_str(&text)
+        .map_err(|error| problem(format!("the test workflow is no JSON: {error}")))?;
     Ok(workflow.into())
 }

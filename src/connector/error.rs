@@ -20,9 +20,12 @@ pub enum ConnectorError {
     /// The browser is missing or ill, or a workflow could not be converted.
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    /// The self-test's workflow cannot be read.
+    #[error("{0}; see comfyui.test_workflow")]
+    TestWorkflow(String),
     /// The self-test did not succeed.
     #[error("self-test: {0}")]
-    SelfTest(String),
+    SelfTest(Box<ConnectorError>),
     /// The prompt could not be run to its end.
     #[error(transparent)]
     Execute(#[from] ExecuteError),
@@ -43,6 +46,29 @@ pub enum ConnectorError {
     /// [`ComfyConnector::shutdown`](super::ComfyConnector::shutdown) was called.
     #[error("the connector is shut down; create a new one")]
     Killed,
+}
+
+impl ConnectorError {
+    /// Whether the configuration must be changed.
+    pub(crate) fn is_misconfiguration(&self) -> bool {
+        matches!(self, Self::State { .. } | Self::TestWorkflow(_))
+    }
+
+    /// Whether another boot may mend it. It does not mend a command that is missing, nor a workflow
+    /// that this ComfyUI cannot run.
+    pub(super) fn is_worth_another_boot(&self) -> bool {
+        match self {
+            Self::Boot(error) => !matches!(error, BootError::Spawn { .. } | BootError::NoPort(_)),
+            Self::Convert(error) => {
+                !matches!(error, ConvertError::MissingNodes(_) | ConvertError::Refused(_))
+            }
+            Self::Execute(error) => !matches!(error, ExecuteError::Refused { .. }),
+            Self::Failed(failure) => !matches!(failure, Failure::Invalid(_) | Failure::NodeFailed(_)),
+            Self::SelfTest(error) => error.is_worth_another_boot(),
+            Self::Unreachable(_) => true,
+            Self::TestWorkflow(_) | Self::State { .. } | Self::Unusable(_) | Self::Killed => false,
+        }
+    }
 }
 
 /// A part of the connector that is ill, and how.

@@ -23,7 +23,6 @@ pub use state::State;
 
 use self::state::Standing;
 use crate::{
-    comfy::BootError,
     config::Config,
     stage::{Folders, Journal, Owned, PlaceError, Stager, UploadOptions},
     store::Stores,
@@ -217,7 +216,7 @@ impl ComfyConnector {
             ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_times(BOOTS - 1).with_jitter();
         let booted = boot
             .retry(pauses)
-            .when(worth_another_boot)
+            .when(ConnectorError::is_worth_another_boot)
             .notify(|error, pause| tracing::warn!(%error, ?pause, "the start failed, trying again"))
             .await;
         match booted {
@@ -328,14 +327,6 @@ impl ComfyConnector {
             connector.shutdown().await;
         }
     }
-}
-
-/// Another boot cannot mend a command that does not exist.
-fn worth_another_boot(error: &ConnectorError) -> bool {
-    !matches!(
-        error,
-        ConnectorError::Boot(BootError::Spawn { .. } | BootError::NoPort(_)) | ConnectorError::Killed
-    )
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -70,7 +70,7 @@ impl ComfyConnector {
     /// let workflow: serde_json::Value = serde_json::from_slice(&std::fs::read("portrait.json")?)?;
     /// let history = connector.run_workflow(workflow.into()).await?;
     /// for output in history.outputs() {
-    ///     println!("node {}, {}: {:?}", output.node, output.key, output.content);
+    ///     println!("node {}, {}: {}", output.node, output.key, output.content);
     /// }
     /// # Ok(())
     /// # }
