@@ -29,6 +29,8 @@ use crate::{
 const SELF_TEST_LIMIT: Duration = Duration::from_secs(300);
 /// Longest answer to a health question.
 const HEALTH_LIMIT: Duration = Duration::from_secs(5);
+/// The same before an idle ComfyUI is given up and started again.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long ComfyUI's last answer stands for its health. Asked again after that: a hung process is
 /// not handed work, and calls in a row cost no question each.
 const PROOF_LASTS: Duration = Duration::from_secs(5);
@@ -135,12 +137,11 @@ impl Engine {
     }
 
     /// Whether ComfyUI is known to be well without asking: it answered lately, or runs a prompt,
-    /// whose follower notices when it stops answering. A prompt may keep it from answering for long.
+    /// which may keep it from answering for minutes and whose follower notices when it hangs.
     pub(super) fn is_proven(&self) -> bool {
         let proven_at = *self.proven_at.lock().unwrap_or_else(PoisonError::into_inner);
-        self.server.exit().is_none()
-            && proven_at
-                .is_some_and(|at| at.elapsed() < PROOF_LASTS || self.executing.load(Ordering::Relaxed) > 0)
+        let lately = proven_at.is_some_and(|at| at.elapsed() < PROOF_LASTS);
+        self.server.exit().is_none() && (lately || self.executing.load(Ordering::Relaxed) > 0)
     }
 
     fn proven(&self) {
@@ -153,7 +154,7 @@ impl Engine {
     }
 
     /// Asks ComfyUI whether it is well.
-    pub(super) async fn prove(&self) -> Result<(), Ill> {
+    pub(super) async fn prove(&self, limit: Duration) -> Result<(), Ill> {
         self.doubt();
         if let Some(exit) = self.server.exit() {
             return Err(Ill::Process(exit));
@@ -161,7 +162,7 @@ impl Engine {
         let answer = tokio::select! {
             biased;
             exit = self.server.exited() => return Err(Ill::Process(exit)),
-            answer = timeout(HEALTH_LIMIT, self.server.client().system_stats()) => answer,
+            answer = timeout(limit, self.server.client().system_stats()) => answer,
         };
         match answer {
             Ok(Ok(_)) => {
@@ -169,12 +170,12 @@ impl Engine {
                 Ok(())
             }
             Ok(Err(error)) => Err(Ill::Http(error.to_string())),
-            Err(_) => Err(Ill::Http(format!("no answer within {HEALTH_LIMIT:?}"))),
+            Err(_) => Err(Ill::Http(format!("no answer within {limit:?}"))),
         }
     }
 
     pub(super) async fn validate(&self) -> Result<(), Ill> {
-        self.prove().await?;
+        self.prove(HEALTH_LIMIT).await?;
         if self.socket.client_id().is_none() {
             return Err(Ill::Websocket);
         }

@@ -77,16 +77,16 @@ pub enum Ill {
     /// Nothing has been started.
     #[error("nothing is running")]
     NotRunning,
-    /// ComfyUI's process ended.
+    /// ComfyUI's process ended: how, and its last lines. The next call starts it again.
     #[error("process: {0}")]
     Process(String),
-    /// ComfyUI does not answer.
+    /// ComfyUI's process lives and does not answer. If it still does not, the next call starts it again.
     #[error("http: {0}")]
     Http(String),
-    /// There is no websocket.
+    /// There is no websocket; it is being connected again. Prompts run without it, too.
     #[error("websocket: not connected")]
     Websocket,
-    /// The browser does not answer.
+    /// Chromium or its page does not answer. The next conversion replaces it.
     #[error("browser: {0}")]
     Browser(String),
 }

@@ -162,7 +162,16 @@ impl ComfyConnector {
         self.0.standing.state()
     }
 
-    /// Follows where it stands; states in quick succession are seen as the last one.
+    /// Follows where it stands; of states in quick succession the last one is seen.
+    ///
+    /// ```no_run
+    /// use comfy_worker::State;
+    ///
+    /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
+    /// connector.watch_state().wait_for(|state| *state == State::Ready).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn watch_state(&self) -> watch::Receiver<State> {
         self.0.standing.watch()
@@ -174,8 +183,8 @@ impl ComfyConnector {
         &self.0.stager
     }
 
-    /// The running parts, started again when ComfyUI has died or stopped answering. ComfyUI is asked
-    /// only when its last answer is 5 s old or was none. A browser that died is replaced by the next conversion.
+    /// The running parts, started again when ComfyUI has died or, idle, does not answer within 10 s. It
+    /// is asked only when its last answer is 5 s old or was none. A browser that died is replaced by the next conversion.
     ///
     /// # Errors
     /// As [`ComfyConnector::create`]; [`ConnectorError::Killed`] after a shutdown,
@@ -200,7 +209,7 @@ impl ComfyConnector {
             if running.is_proven() {
                 return Ok(running);
             }
-            match running.prove().await {
+            match running.prove(engine::PATIENCE).await {
                 Ok(()) => return Ok(running),
                 Err(ill) => tracing::warn!(%ill, "ComfyUI is lost, starting it again"),
             }
@@ -252,8 +261,17 @@ impl ComfyConnector {
         }
     }
 
-    /// Whether every part works: process, HTTP, websocket, browser. Takes 6 s at most. What is ill is
-    /// mended by the next call that needs it; a websocket connects again by itself.
+    /// Whether every part works: process, HTTP, websocket, browser, in this order. Takes 6 s at most.
+    /// What is ill is mended by the next call that needs it; a websocket connects again by itself.
+    ///
+    /// ```no_run
+    /// # async fn example(connector: comfy_worker::ComfyConnector) {
+    /// match connector.validate_resources().await {
+    ///     Ok(()) => println!("all is well"),
+    ///     Err(ill) => println!("{ill}"), // http: no answer within 5s
+    /// }
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The part that is ill, and how.
@@ -305,8 +323,9 @@ impl ComfyConnector {
     }
 
     /// Stops ComfyUI (TERM, then after 3 s KILL, its whole group) and the browser, and removes
-    /// ephemeral files; a start in progress, another task's too, is given up at once. Idempotent;
-    /// afterwards [`ComfyConnector::create`] starts afresh.
+    /// ephemeral files; a start in progress, another task's too, is given up at once, and calls in
+    /// progress end with [`ConnectorError::Killed`]. Idempotent; afterwards [`ComfyConnector::create`]
+    /// starts afresh.
     pub async fn shutdown(&self) {
         self.0.killed.cancel();
         let _turn = self.0.turn.lock().await;

@@ -13,6 +13,15 @@ use crate::{
 };
 
 /// What is to be run.
+///
+/// ```
+/// use comfy_worker::Payload;
+/// use serde_json::json;
+///
+/// let prompt = json!({"1": {"class_type": "EmptyImage", "inputs": {}}});
+/// assert!(matches!(Payload::from(prompt), Payload::Prompt(_)));
+/// assert!(matches!(Payload::from(json!({"nodes": [], "links": []})), Payload::Workflow(_)));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Payload {
     /// A UI workflow: converted first, and put into the PNGs that it saves.
@@ -61,9 +70,10 @@ impl ComfyConnector {
 
     /// Runs a workflow or prompt to its end, `job.timeout` at most, and answers its history entry.
     ///
-    /// A ComfyUI that was lost since the last call, or that does not take the prompt, is started
-    /// again first. One that dies while it runs the prompt, or does not let go of it, is started again by the next call:
-    /// the prompt may be what killed it.
+    /// A ComfyUI that was lost since the last call, or that is lost before it takes the prompt, is
+    /// started again first. One that dies while it runs the prompt, or does not let go of it, is started
+    /// again by the next call: the prompt may be what killed it. Dropping the future leaves the prompt
+    /// running in ComfyUI.
     ///
     /// ```no_run
     /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {

@@ -15,7 +15,21 @@ use super::{
 };
 use crate::job::request::FolderType;
 
-/// Where a file goes and how long it stays.
+/// Where a file goes and how long it stays. By default: into `input`, for good, and not over a file
+/// that is there.
+///
+/// ```
+/// use comfy_worker::{FolderType, Subfolder, UploadOptions};
+///
+/// # fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let lora = UploadOptions {
+///     folder: FolderType::Models,
+///     subfolder: Subfolder::parse("loras/style")?,
+///     ..UploadOptions::default()
+/// };
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UploadOptions {
     /// Which of ComfyUI's folders.

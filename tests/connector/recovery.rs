@@ -80,7 +80,16 @@ async fn what_is_ill_is_named_and_mended_by_the_next_call() -> Result<()> {
     signal(comfyui(&connector)?, Signal::KILL)?;
     wait_ill(&connector, |ill| matches!(ill, Ill::Process(_))).await?;
     ensure!(connector.state() == State::Ready);
-    connector.run_workflow(invert()?.into()).await?;
+    let mut states = connector.watch_state();
+    let two_states = async {
+        states.changed().await?;
+        let first = *states.borrow_and_update();
+        states.changed().await?;
+        Ok((first, *states.borrow_and_update()))
+    };
+    let restarting = async { Ok::<_, anyhow::Error>(connector.run_workflow(invert()?.into()).await?) };
+    let (_, states) = tokio::try_join!(restarting, two_states)?;
+    ensure!(states == (State::Initializing, State::Ready), "{states:?}");
 
     // Killed just before a call.
     signal(comfyui(&connector)?, Signal::KILL)?;
