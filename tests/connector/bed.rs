@@ -18,7 +18,7 @@ use testbed::{
 use tokio::sync::{Mutex, MutexGuard};
 
 /// Longest wait for anything; nothing is waited out in the good case.
-pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 /// What was killed or stopped is gone by then.
 const DEATH: Duration = Duration::from_secs(10);
 

@@ -36,6 +36,7 @@ impl Embedder {
             .env(PICTURE, bed.picture("ours.png")?)
             .env(ENDING, ending)
             .env("TMPDIR", bed.dir.join("t"))
+            .env("RUST_BACKTRACE", "0")
             .stdout(Stdio::piped())
             .stdin(Stdio::piped())
             .kill_on_drop(true)
