@@ -2,16 +2,19 @@
 
 use std::{
     fs,
+    io::Cursor,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use comfy_worker::{
-    ComfyConnector, ConnectorError, Ill, Payload, State, browser::ConvertError, comfy::ExecuteError,
+    ComfyConnector, ConnectorError, Ill, Payload, State,
+    browser::ConvertError,
+    comfy::{ExecuteError, history::History},
     job::failure::Failure,
 };
 use serde_json::{Value, json};
-use testbed::wait_for_value;
+use testbed::{wait_for, wait_for_value};
 
 use super::{
     bed::{Bed, LIMIT, color, invert, my_turn},
@@ -58,9 +61,14 @@ async fn a_connector_lives_and_leaves_nothing() -> Result<()> {
     a_call_costs_no_question(&connector).await?;
     ensure!(connector.state() == State::Ready && connector.validate_resources().await == Ok(()));
 
+    let cut_short = if bed.engine.is_real() { None } else { Some(start_sleeping(&connector).await?) };
     let clock = Instant::now();
     tokio::join!(connector.shutdown(), connector.shutdown());
     println!("shut down after {:?}", clock.elapsed());
+    if let Some(sleeping) = cut_short {
+        let outcome = sleeping.await?;
+        ensure!(matches!(outcome, Err(ConnectorError::Killed)), "{outcome:?}");
+    }
     ensure!(states.has_changed()? && *states.borrow_and_update() == State::Killed);
     bed.wait_nothing_runs().await?;
     connector.shutdown().await;
@@ -77,7 +85,7 @@ async fn runs(bed: &Bed, connector: &ComfyConnector) -> Result<()> {
     ensure!(outputs.len() == 1 && outputs[0].node == "3" && outputs[0].key == "images", "{outputs:?}");
     let file = bed.engine.path.join(outputs[0].content.to_string());
     // Both halves of the conversion are used: the picture opens in ComfyUI again.
-    let png = png::Decoder::new(std::io::BufReader::new(fs::File::open(&file)?)).read_info()?;
+    let png = png::Decoder::new(Cursor::new(fs::read(&file)?)).read_info()?;
     let texts = &png.info().uncompressed_latin1_text;
     let workflow =
         texts.iter().find(|chunk| chunk.keyword == "workflow").context("no workflow in the PNG")?;
@@ -91,7 +99,42 @@ async fn runs(bed: &Bed, connector: &ComfyConnector) -> Result<()> {
     ensure!(history.entry()["status"]["status_str"] == "success", "{:?}", history.entry());
     let output = history.outputs().first().context("no output")?.content.to_string();
     fs::remove_file(bed.engine.path.join(output))?;
+
+    // Side by side, each gets its own.
+    let run = async |rgb: u32| {
+        let history = connector.run_workflow(Payload::Prompt(color(rgb))).await?;
+        let output = history.outputs().first().context("no output")?.content.to_string();
+        let png = fs::read(bed.engine.path.join(&output))?;
+        fs::remove_file(bed.engine.path.join(output))?;
+        ensure!(first_pixel(&png)? == rgb, "not the color {rgb:06x}");
+        Ok(())
+    };
+    tokio::try_join!(run(0xff0000), run(0x00ff00), run(0x0000ff))?;
     Ok(())
+}
+
+fn first_pixel(png: &[u8]) -> Result<u32> {
+    let mut reader = png::Decoder::new(Cursor::new(png)).read_info()?;
+    let mut pixels = vec![0; reader.output_buffer_size().context("a huge PNG")?];
+    reader.next_frame(&mut pixels)?;
+    let [red, green, blue] = *pixels.first_chunk().context("no pixel")?;
+    Ok(u32::from_be_bytes([0, red, green, blue]))
+}
+
+/// A call that would take ten minutes, once ComfyUI runs its prompt.
+async fn start_sleeping(
+    connector: &ComfyConnector,
+) -> Result<tokio::task::JoinHandle<Result<History, ConnectorError>>> {
+    let prompt = json!({"1": {"class_type": "StandinSleep", "inputs": {"seconds": 600.0, "seed": 1}}});
+    let sleeper = connector.clone();
+    let sleeping = tokio::spawn(async move { sleeper.run_workflow(Payload::Prompt(prompt)).await });
+    let queue = format!("{}/prompt", connector.server_address().context("no address")?);
+    wait_for("the prompt to run", LIMIT, || async {
+        let Ok(answer) = reqwest::get(&queue).await else { return false };
+        answer.json::<Value>().await.is_ok_and(|answer| answer["exec_info"]["queue_remaining"] == 1)
+    })
+    .await?;
+    Ok(sleeping)
 }
 
 /// With ComfyUI's own words, and without harm to the connector.

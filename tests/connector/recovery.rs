@@ -29,7 +29,7 @@ impl Spaced {
         let text = json!({
             "API_COMMAND_LINE": format!("sh '{}' --listen 0.0.0.0", script.display()),
             "API_WORKING_DIRECTORY": bed.engine.workdir,
-            "API_URL": "0.0.0.0",
+            "API_URL": "localhost",
             "INITIAL_PORT": port,
             "MAX_COMFY_START_ATTEMPTS": 300,
             "COMFYUI_PATH": bed.engine.path,
