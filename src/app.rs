@@ -150,9 +150,9 @@ async fn boot(
 }
 
 fn boot_error(error: ConnectorError) -> ServeError {
-    match error {
-        ConnectorError::State { .. } => ServeError::Misconfigured(error.to_string()),
-        error => ServeError::Environment(error.to_string()),
+    match error.to_string() {
+        problem if error.is_misconfiguration() => ServeError::Misconfigured(problem),
+        problem => ServeError::Environment(problem),
     }
 }
 

@@ -38,4 +38,7 @@ pub mod store;
 pub mod telemetry;
 pub(crate) mod text;
 
-pub use connector::{ComfyConnector, Payload, State};
+pub use config::Config;
+pub use connector::{ComfyConnector, ConnectorError, Ill, Payload, State};
+pub use job::request::FolderType;
+pub use stage::{PlaceError, Subfolder, UploadOptions};

@@ -1,6 +1,6 @@
 //! What this process and its browser hold, as the kernel tells it.
 
-use std::{fmt, fs, process};
+use std::{fmt, fs, path::Path, process};
 
 use testbed::descendants;
 
@@ -11,7 +11,7 @@ pub(crate) struct Resources {
     processes: usize,
     /// Of this process.
     files: usize,
-    /// Entries in the folder for temporary files.
+    /// Entries of ours in the folder for temporary files.
     temporary: usize,
 }
 
@@ -20,12 +20,15 @@ impl Resources {
         let chromium: Vec<_> =
             descendants(process::id()).into_iter().filter(|found| found.command.contains("chrom")).collect();
         let memory = chromium.iter().filter_map(|found| proportional_size(found.pid)).sum();
-        let count = |folder: &str| fs::read_dir(folder).map_or(0, Iterator::count);
+        let count = |folder: &Path, prefix: &str| {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)).count()
+        };
         Self {
             memory,
             processes: chromium.len(),
-            files: count("/proc/self/fd"),
-            temporary: count(&std::env::temp_dir().display().to_string()),
+            files: count(Path::new("/proc/self/fd"), ""),
+            temporary: count(&std::env::temp_dir(), "comfy-worker-"),
         }
     }
 

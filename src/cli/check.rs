@@ -88,9 +88,10 @@ async fn comfyui_and_browser(created: Result<ComfyConnector, ConnectorError>) ->
     let connector = match created {
         Ok(connector) => connector,
         Err(error @ ConnectorError::Convert(_)) => {
-            return (Ok("runs".to_owned()), Err(Wrong::environment(error)));
+            let unknown = Err(Wrong::environment("not checked: the browser failed beside it"));
+            return (unknown, Err(Wrong::environment(error)));
         }
-        Err(error @ ConnectorError::State { .. }) => return (Err(Wrong::configuration(error)), unknown()),
+        Err(error) if error.is_misconfiguration() => return (Err(Wrong::configuration(error)), unknown()),
         Err(error) => return (Err(Wrong::environment(error)), unknown()),
     };
     match connector.engine().await {

@@ -77,9 +77,9 @@ impl From<Mistakes> for Failed {
 
 impl From<ConnectorError> for Failed {
     fn from(error: ConnectorError) -> Self {
-        match error {
-            ConnectorError::State { .. } => Self::Usage(error.to_string()),
-            error => Self::Environment(error.to_string()),
+        match error.to_string() {
+            problem if error.is_misconfiguration() => Self::Usage(problem),
+            problem => Self::Environment(problem),
         }
     }
 }

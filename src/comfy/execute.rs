@@ -106,6 +106,20 @@ pub enum ExecuteError {
     Unreachable(#[from] RequestError),
 }
 
+impl ExecuteError {
+    /// Whether ComfyUI is dead or beyond words: only a new process runs prompts again.
+    #[must_use]
+    pub fn needs_restart(&self) -> bool {
+        matches!(
+            self,
+            Self::Died(_)
+                | Self::Unreachable(_)
+                | Self::TimedOut { stuck: true, .. }
+                | Self::Aborted { stuck: true }
+        )
+    }
+}
+
 /// Runs a prompt to its end.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! The history entry: the truth about a prompt. Judged by `status` *and* its messages.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde_json::{Map, Value};
 
@@ -53,6 +53,19 @@ pub enum OutputContent {
     },
     /// A text.
     Text(String),
+}
+
+/// A text itself, a file as `output/subfolder/name`.
+impl fmt::Display for OutputContent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::File { filename, subfolder, folder } if subfolder.is_empty() => {
+                write!(f, "{folder}/{filename}")
+            }
+            Self::File { filename, subfolder, folder } => write!(f, "{folder}/{subfolder}/{filename}"),
+        }
+    }
 }
 
 impl History {

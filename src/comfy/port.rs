@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fs,
+    fs, io,
     net::{SocketAddr, TcpListener, ToSocketAddrs},
 };
 
@@ -16,10 +16,23 @@ pub(super) fn find_free(host: &str, first: u16) -> Option<u16> {
 
 fn is_free(host: &str, port: u16) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let Ok(addresses) = (bare, port).to_socket_addrs() else { return false };
+    let addresses = (bare, port).to_socket_addrs();
+    addresses.is_ok_and(|addresses| are_free(&addresses.collect::<Vec<_>>(), port))
+}
+
+fn are_free(addresses: &[SocketAddr], port: u16) -> bool {
     // A listener on the wildcard address takes the port of every address.
     let wildcard = SocketAddr::from(([0, 0, 0, 0], port));
-    addresses.chain([wildcard]).all(|address| TcpListener::bind(address).is_ok())
+    let mut any = false;
+    let free = addresses.iter().chain([&wildcard]).all(|address| match TcpListener::bind(address) {
+        Ok(_) => {
+            any |= *address != wildcard;
+            true
+        }
+        // `localhost` stands for an IPv6 address too, which many containers lack.
+        Err(error) => error.kind() == io::ErrorKind::AddrNotAvailable,
+    });
+    free && any
 }
 
 /// Whether somebody else is known to listen on `port`: on a shared machine another worker's ComfyUI
@@ -66,5 +79,19 @@ mod tests {
         assert!(!is_foreign(port, |pid| pid == std::process::id()));
         drop(listener);
         assert!(!is_foreign(port, |_| false), "nobody listens: no evidence");
+    }
+
+    #[test]
+    fn an_address_that_is_not_ours_takes_no_port() {
+        let elsewhere = SocketAddr::from(([192, 0, 2, 1], 0));
+        let here = SocketAddr::from(([127, 0, 0, 1], 0));
+        assert!(are_free(&[elsewhere, here], 0));
+        assert!(!are_free(&[elsewhere], 0), "nobody would ever answer there");
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listener = TcpListener::bind(taken).unwrap();
+        assert!(!are_free(&[elsewhere, taken], taken.port()));
+        assert!(!is_free("127.0.0.1", taken.port()) && !is_free("localhost", taken.port()));
+        drop(listener);
+        assert!(is_free("localhost", taken.port()));
     }
 }

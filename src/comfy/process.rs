@@ -66,18 +66,20 @@ pub enum BootError {
 
 impl Server {
     /// Starts ComfyUI on the first free port and waits until it answers: as long as its process
-    /// lives, or `boot_timeout`. `each_line` gets its log.
+    /// lives, or `boot_timeout`. `each_line` gets its log; `on_address` the address before ComfyUI
+    /// answers there, again when it has to move to another port, and is dropped at the end.
     ///
     /// # Errors
     /// See [`BootError`].
     pub async fn boot(
         config: &ComfyUiConfig,
         each_line: impl Fn(&str) + Clone + Send + 'static,
+        on_address: impl Fn(&Url),
     ) -> Result<Self, BootError> {
         let mut first = config.port;
         for _ in 0..PORT_TRIES {
             let port = port::find_free(&config.host, first).ok_or(BootError::NoPort(config.port))?;
-            match Self::boot_at(config, port, each_line.clone()).await {
+            match Self::boot_at(config, port, each_line.clone(), &on_address).await {
                 // ComfyUI ends at once when somebody took the port meanwhile.
                 Err(BootError::Exited(_)) if port::find_free(&config.host, port) != Some(port) => {
                     tracing::info!(port, "the port was taken while ComfyUI started, trying the next");
@@ -93,6 +95,7 @@ impl Server {
         config: &ComfyUiConfig,
         port: u16,
         each_line: impl Fn(&str) + Clone + Send + 'static,
+        on_address: impl Fn(&Url),
     ) -> Result<Self, BootError> {
         let spawn_error = |reason: String| BootError::Spawn {
             command: config.command.join(" "),
@@ -106,6 +109,7 @@ impl Server {
         let mut group =
             Group::spawn(command, "comfyui").await.map_err(|error| spawn_error(error.to_string()))?;
         tracing::debug!(pid = group.pid(), port, "ComfyUI started");
+        on_address(client.base());
 
         let tail = LogTail::default();
         let (stdout, stderr) = group.take_output();

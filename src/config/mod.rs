@@ -84,6 +84,20 @@ impl Sources {
 }
 
 impl Config {
+    /// A configuration file alone, TOML or JSON, the Python ComfyConnector's too; the environment is not read.
+    ///
+    /// ```no_run
+    /// let config = comfy_worker::Config::from_file("comfy_serverless.json".as_ref())?;
+    /// println!("{} in {}", config.comfyui.command.join(" "), config.comfyui.workdir.display());
+    /// # Ok::<_, comfy_worker::config::Mistakes>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When it cannot be read, and as [`Config::load`].
+    pub fn from_file(file: &Path) -> Result<Self, Mistakes> {
+        Self::load(&Sources::of_file(file)?)
+    }
+
     /// Reads and checks every value.
     ///
     /// # Errors

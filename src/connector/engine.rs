@@ -1,26 +1,39 @@
 //! The running parts: ComfyUI's process, its websocket, the browser.
 
-use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
+use url::Url;
 use uuid::Uuid;
 
-use super::{BootLine, ConnectorError, Ill, Payload};
+use super::{BootLine, ConnectorError, Ill, Payload, run::Silent};
 use crate::{
-    browser::Browser,
+    browser::{Browser, ConvertError},
     comfy::{ExecuteError, Executed, Execution, Observer, Server, Socket, execute},
-    config::{ComfyUiConfig, Config},
+    config::{BrowserConfig, ComfyUiConfig, Config},
     deliver,
-    job::apply::is_ui_workflow,
-    stage::Folders,
-    stage::{Journal, Owned},
+    stage::{Folders, Journal, Owned},
 };
 
 /// Longest self-test execution: the first prompt may import and compile.
 const SELF_TEST_LIMIT: Duration = Duration::from_secs(300);
 /// Longest answer to a health question.
 const HEALTH_LIMIT: Duration = Duration::from_secs(5);
+/// The same before an idle ComfyUI is given up and started again.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long ComfyUI's last answer stands for its health. Asked again after that: a hung process is
+/// not handed work, and calls in a row cost no question each.
+const PROOF_LASTS: Duration = Duration::from_secs(5);
 
 /// Where programs put temporary files.
 const TMPDIR: &str = "TMPDIR";
@@ -34,13 +47,16 @@ pub struct Engine {
     server: Server,
     socket: Socket,
     browser: Browser,
+    executing: AtomicUsize,
+    /// When ComfyUI last answered; `None` after it did not.
+    proven_at: Mutex<Option<Instant>>,
     /// After the server: what it writes there ends with it.
     _scratch: Option<Owned>,
 }
 
 impl Engine {
-    /// Boots ComfyUI, connects, warms the browser and runs the self-test. Nothing is left running
-    /// after an error.
+    /// Boots ComfyUI and a browser side by side, connects, opens ComfyUI's page and runs the
+    /// self-test. Nothing is left running after an error, or when the future is dropped.
     pub(super) async fn boot(
         config: &Config,
         journal: &Arc<Journal>,
@@ -53,31 +69,32 @@ impl Engine {
         if let Some(scratch) = &scratch {
             comfyui.env.0.insert(TMPDIR.to_owned(), scratch.path().display().to_string());
         }
-        let each_line = move |line: &str| {
-            tracing::info!(target: "comfyui", "{line}");
-            on_line(line);
-        };
-        let server = Server::boot(&comfyui, each_line).await?;
-        let address = server.client().base().clone();
-        let parts = tokio::try_join!(async { Ok(Socket::connect(&address).await?) }, async {
-            Ok::<_, ConnectorError>(Browser::start(config.browser.clone(), address.clone()).await?)
-        },);
-        let (socket, browser) = match parts {
-            Ok(parts) => parts,
+        let (server, browser) = boot_both(&comfyui, &config.browser, on_line).await?;
+        let connecting = async { Ok::<_, ConnectorError>(Socket::connect(server.client().base()).await?) };
+        let attaching = async { Ok(browser.attach().await?) };
+        let socket = match tokio::try_join!(connecting, attaching) {
+            Ok((socket, ())) => socket,
             Err(error) => {
-                server.stop().await;
+                tokio::join!(browser.shutdown(), server.stop());
                 return Err(error);
             }
         };
-        let engine = Self { server, socket, browser, _scratch: scratch };
-        match engine.run(test, SELF_TEST_LIMIT).await {
+        let engine = Self {
+            server,
+            socket,
+            browser,
+            executing: AtomicUsize::new(0),
+            proven_at: Mutex::default(),
+            _scratch: scratch,
+        };
+        match engine.run(&test, SELF_TEST_LIMIT, &mut Silent::default()).await {
             Ok(history) => {
                 deliver::discard(&Folders::new(config.comfyui.path.clone()), &history);
                 Ok(engine)
             }
             Err(error) => {
                 engine.stop().await;
-                Err(ConnectorError::SelfTest(error.to_string()))
+                Err(ConnectorError::SelfTest(Box::new(error)))
             }
         }
     }
@@ -109,18 +126,56 @@ impl Engine {
         execution: Execution<'_>,
         observer: &mut dyn Observer,
     ) -> Result<Executed, ExecuteError> {
-        execute(&self.server, &self.socket, execution, observer).await
+        self.executing.fetch_add(1, Ordering::Relaxed);
+        let _ended = Ended(&self.executing);
+        let outcome = execute(&self.server, &self.socket, execution, observer).await;
+        match &outcome {
+            Err(error) if error.needs_restart() => self.doubt(),
+            _ => self.proven(),
+        }
+        outcome
     }
 
-    pub(super) async fn validate(&self) -> Result<(), Ill> {
+    /// Whether ComfyUI is known to be well without asking: it answered lately, or runs a prompt,
+    /// which may keep it from answering for minutes and whose follower notices when it hangs.
+    pub(super) fn is_proven(&self) -> bool {
+        let proven_at = *self.proven_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately = proven_at.is_some_and(|at| at.elapsed() < PROOF_LASTS);
+        self.server.exit().is_none() && (lately || self.executing.load(Ordering::Relaxed) > 0)
+    }
+
+    fn proven(&self) {
+        *self.proven_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// The next call asks ComfyUI whether it is well.
+    pub(super) fn doubt(&self) {
+        *self.proven_at.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Asks ComfyUI whether it is well.
+    pub(super) async fn prove(&self, limit: Duration) -> Result<(), Ill> {
+        self.doubt();
         if let Some(exit) = self.server.exit() {
             return Err(Ill::Process(exit));
         }
-        match timeout(HEALTH_LIMIT, self.server.client().system_stats()).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(Ill::Http(error.to_string())),
-            Err(_) => return Err(Ill::Http(format!("no answer within {HEALTH_LIMIT:?}"))),
+        let answer = tokio::select! {
+            biased;
+            exit = self.server.exited() => return Err(Ill::Process(exit)),
+            answer = timeout(limit, self.server.client().system_stats()) => answer,
+        };
+        match answer {
+            Ok(Ok(_)) => {
+                self.proven();
+                Ok(())
+            }
+            Ok(Err(error)) => Err(Ill::Http(error.to_string())),
+            Err(_) => Err(Ill::Http(format!("no answer within {limit:?}"))),
         }
+    }
+
+    pub(super) async fn validate(&self) -> Result<(), Ill> {
+        self.prove(HEALTH_LIMIT).await?;
         if self.socket.client_id().is_none() {
             return Err(Ill::Websocket);
         }
@@ -131,6 +186,62 @@ impl Engine {
         self.socket.close();
         tokio::join!(self.browser.shutdown(), self.server.stop());
     }
+}
+
+/// Counts an execution's end, also when its future is dropped.
+struct Ended<'a>(&'a AtomicUsize);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// ComfyUI, answering, and beside it a Chromium that may reach it. The failure of either ends both.
+async fn boot_both(
+    comfyui: &ComfyUiConfig,
+    browser: &BrowserConfig,
+    on_line: BootLine,
+) -> Result<(Server, Browser), ConnectorError> {
+    let each_line = move |line: &str| {
+        tracing::info!(target: "comfyui", "{line}");
+        on_line(line);
+    };
+    let (address, chosen) = watch::channel(None);
+    let on_address = move |url: &Url| {
+        address.send_replace(Some(url.clone()));
+    };
+    let mut launching = pin!(launch(browser, chosen));
+    let server = tokio::select! {
+        biased;
+        server = Server::boot(comfyui, each_line, on_address) => server?,
+        // It does not end well before ComfyUI is up.
+        Err(error) = &mut launching => return Err(error.into()),
+    };
+    match launching.await {
+        Ok(browser) => Ok((server, browser)),
+        Err(error) => {
+            server.stop().await;
+            Err(error.into())
+        }
+    }
+}
+
+/// Starts Chromium for the address that ComfyUI boots at, and another one each time that moves,
+/// until ComfyUI is up.
+async fn launch(
+    config: &BrowserConfig,
+    mut chosen: watch::Receiver<Option<Url>>,
+) -> Result<Browser, ConvertError> {
+    let mut browser: Option<Browser> = None;
+    while chosen.changed().await.is_ok() {
+        let Some(url) = chosen.borrow_and_update().clone() else { continue };
+        if let Some(misled) = browser.take() {
+            misled.shutdown().await;
+        }
+        browser = Some(Browser::launch(config.clone(), url).await?);
+    }
+    browser.ok_or_else(|| ConvertError::Browser("ComfyUI has no address".to_owned()))
 }
 
 /// A folder for temporary files of ComfyUI's own, journalled: Python and what nodes start leave
@@ -148,7 +259,7 @@ fn scratch(config: &ComfyUiConfig, journal: &Arc<Journal>) -> Result<Option<Owne
 }
 
 fn self_test(config: &Config) -> Result<Payload, ConnectorError> {
-    let problem = |reason: String| ConnectorError::SelfTest(format!("{reason}; see comfyui.test_workflow"));
+    let problem = ConnectorError::TestWorkflow;
     // The original's file names a test workflow by default; without that file ours is as good.
     let text = match &config.comfyui.test_workflow {
         Some(path) if path.exists() => {
@@ -160,7 +271,7 @@ fn self_test(config: &Config) -> Result<Payload, ConnectorError> {
         }
         None => SELF_TEST.to_owned(),
     };
-    let workflow: Value =
-        serde_json::from_str(&text).map_err(|error| problem(format!("no JSON: {error}")))?;
-    Ok(if is_ui_workflow(&workflow) { Payload::Workflow(workflow) } else { Payload::Prompt(workflow) })
+    let workflow: Value = serde_json::from_str(&text)
+        .map_err(|error| problem(format!("the test workflow is no JSON: {error}")))?;
+    Ok(workflow.into())
 }

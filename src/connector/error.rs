@@ -20,9 +20,12 @@ pub enum ConnectorError {
     /// The browser is missing or ill, or a workflow could not be converted.
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    /// The self-test's workflow cannot be read.
+    #[error("{0}; see comfyui.test_workflow")]
+    TestWorkflow(String),
     /// The self-test did not succeed.
     #[error("self-test: {0}")]
-    SelfTest(String),
+    SelfTest(Box<ConnectorError>),
     /// The prompt could not be run to its end.
     #[error(transparent)]
     Execute(#[from] ExecuteError),
@@ -37,9 +40,35 @@ pub enum ConnectorError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// An earlier start of this instance failed, for this reason.
+    #[error("the connector's start failed, create a new one: {0}")]
+    Unusable(String),
     /// [`ComfyConnector::shutdown`](super::ComfyConnector::shutdown) was called.
     #[error("the connector is shut down; create a new one")]
     Killed,
+}
+
+impl ConnectorError {
+    /// Whether the configuration must be changed.
+    pub(crate) fn is_misconfiguration(&self) -> bool {
+        matches!(self, Self::State { .. } | Self::TestWorkflow(_))
+    }
+
+    /// Whether another boot may mend it. It does not mend a command that is missing, nor a workflow
+    /// that this ComfyUI cannot run.
+    pub(super) fn is_worth_another_boot(&self) -> bool {
+        match self {
+            Self::Boot(error) => !matches!(error, BootError::Spawn { .. } | BootError::NoPort(_)),
+            Self::Convert(error) => {
+                !matches!(error, ConvertError::MissingNodes(_) | ConvertError::Refused(_))
+            }
+            Self::Execute(error) => !matches!(error, ExecuteError::Refused { .. }),
+            Self::Failed(failure) => !matches!(failure, Failure::Invalid(_) | Failure::NodeFailed(_)),
+            Self::SelfTest(error) => error.is_worth_another_boot(),
+            Self::Unreachable(_) => true,
+            Self::TestWorkflow(_) | Self::State { .. } | Self::Unusable(_) | Self::Killed => false,
+        }
+    }
 }
 
 /// A part of the connector that is ill, and how.
@@ -48,16 +77,16 @@ pub enum Ill {
     /// Nothing has been started.
     #[error("nothing is running")]
     NotRunning,
-    /// ComfyUI's process ended.
+    /// ComfyUI's process ended: how, and its last lines. The next call starts it again.
     #[error("process: {0}")]
     Process(String),
-    /// ComfyUI does not answer.
+    /// ComfyUI's process lives and does not answer. If it still does not, the next call starts it again.
     #[error("http: {0}")]
     Http(String),
-    /// There is no websocket.
+    /// There is no websocket; it is being connected again. Prompts run without it, too.
     #[error("websocket: not connected")]
     Websocket,
-    /// The browser does not answer.
+    /// Chromium or its page does not answer. The next conversion replaces it.
     #[error("browser: {0}")]
     Browser(String),
 }

@@ -3,27 +3,27 @@
 
 mod engine;
 mod error;
+mod run;
+mod state;
 
 use std::{
-    fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use backon::{ExponentialBuilder, Retryable};
-use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use engine::Engine;
 pub use error::{ConnectorError, Ill};
+pub use run::Payload;
+pub use state::State;
 
+use self::state::Standing;
 use crate::{
-    browser::Conversion,
-    comfy::{BootError, Execution, Observer, PromptId, events::Image, history::History, tracker::Progress},
     config::Config,
-    job::apply,
     stage::{Folders, Journal, Owned, PlaceError, Stager, UploadOptions},
     store::Stores,
 };
@@ -32,66 +32,55 @@ use crate::{
 const BOOTS: usize = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where a connector stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Not yet started.
-    Uninit,
-    /// Starting, or starting again after a part was lost.
-    Initializing,
-    /// Every part works.
-    Ready,
-    /// The start failed.
-    Error,
-    /// Shut down.
-    Killed,
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Uninit => "uninit",
-            Self::Initializing => "initializing",
-            Self::Ready => "ready",
-            Self::Error => "error",
-            Self::Killed => "killed",
-        })
-    }
-}
-
-/// What is to be run.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Payload {
-    /// A UI workflow: converted first.
-    Workflow(Value),
-    /// A prompt in ComfyUI's API format.
-    Prompt(Value),
-}
-
 /// ComfyUI and a browser under one roof. Cheap to clone; all clones are the same instance.
+///
+/// ```no_run
+/// use comfy_worker::{ComfyConnector, Config};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = Config::from_file("comfy_serverless.json".as_ref())?;
+/// let connector = ComfyConnector::create(&config).await?;
+/// let workflow: serde_json::Value = serde_json::from_slice(&std::fs::read("portrait.json")?)?;
+/// let history = connector.run_workflow(workflow.into()).await?;
+/// println!("{} outputs", history.outputs().len());
+/// connector.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// ComfyUI and the browser end with this process, whatever it dies of. Ephemeral files go with
+/// [`ComfyConnector::shutdown`], else with the next start that has the same `worker.state_dir`.
 #[derive(Clone)]
 pub struct ComfyConnector(Arc<Inner>);
 
 struct Inner {
     config: Config,
-    state: watch::Sender<State>,
-    engine: tokio::sync::Mutex<Option<Arc<Engine>>>,
+    standing: Standing,
+    /// Held by whoever starts or stops the engine.
+    turn: tokio::sync::Mutex<()>,
+    engine: Mutex<Option<Arc<Engine>>>,
+    /// Cancelled by the shutdown: whoever starts the engine gives up.
+    killed: CancellationToken,
+    /// Why the state is `error`.
+    failure: OnceLock<String>,
     stager: Stager,
     ephemeral: Mutex<Vec<Owned>>,
     on_boot_line: BootLine,
 }
 
-/// Gets each line that ComfyUI writes.
+/// Gets each line that ComfyUI writes, from the task that reads them: must not block.
 pub type BootLine = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// The one live instance of this process.
 static LIVE: Mutex<Option<ComfyConnector>> = Mutex::new(None);
 
 impl ComfyConnector {
-    /// Boots ComfyUI and a browser and runs the self-test through conversion, execution and result.
+    /// Boots ComfyUI and a browser side by side and runs the self-test through conversion, execution
+    /// and result. Waits as long as ComfyUI's process lives, or `comfyui.boot_timeout`.
     ///
     /// There is one live instance a process: a second call gets the first one, whatever its
-    /// configuration, until [`ComfyConnector::shutdown`].
+    /// configuration, until [`ComfyConnector::shutdown`] or an error of the start. When this future is
+    /// dropped, what it had started ends; the next call starts again.
     ///
     /// # Errors
     /// What did not come up, after three boots with growing pauses; nothing is left running then.
@@ -105,11 +94,15 @@ impl ComfyConnector {
     /// As there.
     pub async fn create_watched(config: &Config, on_boot_line: BootLine) -> Result<Self, ConnectorError> {
         let stores = Stores::new(&config.store).await;
+        // Its files and processes are gone before another instance makes its own.
+        if let Some(killed) = Self::live().filter(|connector| connector.0.killed.is_cancelled()) {
+            killed.shutdown().await;
+        }
         let connector = {
-            let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut live = locked(&LIVE);
             match &*live {
-                Some(connector) => connector.clone(),
-                None => live.insert(Self::new(config, stores, on_boot_line)?).clone(),
+                Some(connector) if connector.state() != State::Error => connector.clone(),
+                _ => live.insert(Self::new(config, stores, on_boot_line)?).clone(),
             }
         };
         match connector.engine().await {
@@ -134,20 +127,30 @@ impl ComfyConnector {
             config.inputs.max_bytes,
         )
         .with_submitted(config.store.uri.clone());
-        let (state, _) = watch::channel(State::Uninit);
-        Ok(Self(Arc::new(Inner {
+        let connector = Self(Arc::new(Inner {
             config: config.clone(),
-            state,
-            engine: tokio::sync::Mutex::default(),
+            standing: Standing::new(),
+            turn: tokio::sync::Mutex::default(),
+            engine: Mutex::default(),
+            killed: CancellationToken::new(),
+            failure: OnceLock::new(),
             stager,
             ephemeral: Mutex::default(),
             on_boot_line,
-        })))
+        }));
+        connector.0.standing.enter(State::Initializing);
+        Ok(connector)
+    }
+
+    /// The live instance, if there is one: also one that still starts.
+    #[must_use]
+    pub fn live() -> Option<Self> {
+        locked(&LIVE).clone()
     }
 
     /// Forgets this instance as the live one.
     fn release(&self) {
-        let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut live = locked(&LIVE);
         if live.as_ref().is_some_and(|connector| Arc::ptr_eq(&connector.0, &self.0)) {
             *live = None;
         }
@@ -156,13 +159,22 @@ impl ComfyConnector {
     /// Where it stands.
     #[must_use]
     pub fn state(&self) -> State {
-        *self.0.state.borrow()
+        self.0.standing.state()
     }
 
-    /// Follows where it stands.
+    /// Follows where it stands; of states in quick succession the last one is seen.
+    ///
+    /// ```no_run
+    /// use comfy_worker::State;
+    ///
+    /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
+    /// connector.watch_state().wait_for(|state| *state == State::Ready).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn watch_state(&self) -> watch::Receiver<State> {
-        self.0.state.subscribe()
+        self.0.standing.watch()
     }
 
     /// Stages files into ComfyUI's folders.
@@ -171,23 +183,39 @@ impl ComfyConnector {
         &self.0.stager
     }
 
-    /// The running parts, started or started again when they have to be.
+    /// The running parts, started again when ComfyUI has died or, idle, does not answer within 10 s. It
+    /// is asked only when its last answer is 5 s old or was none. A browser that died is replaced by the next conversion.
     ///
     /// # Errors
-    /// As [`ComfyConnector::create`]; [`ConnectorError::Killed`] after a shutdown.
+    /// As [`ComfyConnector::create`]; [`ConnectorError::Killed`] after a shutdown,
+    /// [`ConnectorError::Unusable`] after a start that failed.
     pub async fn engine(&self) -> Result<Arc<Engine>, ConnectorError> {
-        let mut engine = self.0.engine.lock().await;
-        if self.state() == State::Killed {
-            return Err(ConnectorError::Killed);
+        if let Some(running) = self.running().filter(|engine| engine.is_proven()) {
+            return Ok(running);
         }
-        if let Some(running) = &*engine {
-            match running.server().exit() {
-                None => return Ok(Arc::clone(running)),
-                Some(exit) => tracing::warn!(%exit, "ComfyUI is gone, starting it again"),
+        tokio::select! {
+            biased;
+            () = self.0.killed.cancelled() => Err(ConnectorError::Killed),
+            engine = self.proven_engine() => engine,
+        }
+    }
+
+    async fn proven_engine(&self) -> Result<Arc<Engine>, ConnectorError> {
+        let _turn = self.0.turn.lock().await;
+        if let Some(reason) = self.0.failure.get() {
+            return Err(ConnectorError::Unusable(reason.clone()));
+        }
+        if let Some(running) = self.running() {
+            if running.is_proven() {
+                return Ok(running);
+            }
+            match running.prove(engine::PATIENCE).await {
+                Ok(()) => return Ok(running),
+                Err(ill) => tracing::warn!(%ill, "ComfyUI is lost, starting it again"),
             }
         }
-        self.0.state.send_replace(State::Initializing);
-        if let Some(old) = engine.take() {
+        self.0.standing.enter(State::Initializing);
+        if let Some(old) = self.take_engine() {
             old.stop().await;
         }
         // Boxed: a future of its size on every caller's stack would be large for nothing.
@@ -197,161 +225,129 @@ impl ComfyConnector {
             ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_times(BOOTS - 1).with_jitter();
         let booted = boot
             .retry(pauses)
-            .when(worth_another_boot)
+            .when(ConnectorError::is_worth_another_boot)
             .notify(|error, pause| tracing::warn!(%error, ?pause, "the start failed, trying again"))
             .await;
         match booted {
             Ok(booted) => {
                 let booted = Arc::new(booted);
-                *engine = Some(Arc::clone(&booted));
-                self.0.state.send_replace(State::Ready);
+                *locked(&self.0.engine) = Some(Arc::clone(&booted));
+                self.0.standing.enter(State::Ready);
                 Ok(booted)
             }
             Err(error) => {
-                self.0.state.send_replace(State::Error);
+                self.0.failure.get_or_init(|| error.to_string());
+                self.0.standing.enter(State::Error);
                 Err(error)
             }
         }
     }
 
-    /// The running parts, if there are any that nobody is starting or stopping just now.
+    /// The running parts, if there are any, well or ill.
     #[must_use]
     pub fn running(&self) -> Option<Arc<Engine>> {
-        self.0.engine.try_lock().ok()?.clone()
+        locked(&self.0.engine).clone()
+    }
+
+    fn take_engine(&self) -> Option<Arc<Engine>> {
+        locked(&self.0.engine).take()
     }
 
     /// Kills ComfyUI, which did not let go of a prompt or is otherwise beyond words; the next call
     /// starts it again.
     pub async fn kill_engine(&self) {
-        if let Some(engine) = self.0.engine.lock().await.take() {
-            self.0.state.send_replace(State::Initializing);
-            engine.stop().await;
+        if let Some(engine) = self.running() {
+            self.discard(&engine).await;
         }
     }
 
-    /// Whether every part works: process, HTTP, websocket, browser.
+    /// Whether every part works: process, HTTP, websocket, browser, in this order. Takes 6 s at most.
+    /// What is ill is mended by the next call that needs it; a websocket connects again by itself.
+    ///
+    /// ```no_run
+    /// # async fn example(connector: comfy_worker::ComfyConnector) {
+    /// match connector.validate_resources().await {
+    ///     Ok(()) => println!("all is well"),
+    ///     Err(ill) => println!("{ill}"), // http: no answer within 5s
+    /// }
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The part that is ill, and how.
     pub async fn validate_resources(&self) -> Result<(), Ill> {
-        let engine = self.0.engine.lock().await.clone().ok_or(Ill::NotRunning)?;
+        let engine = self.running().ok_or(Ill::NotRunning)?;
         engine.validate().await
     }
 
-    /// Turns a UI workflow into a prompt.
+    /// Copies a local file into one of ComfyUI's folders, under its own name; its path there.
+    /// Streamed within the kernel, or a reflink where the file system can; times and mode come along.
+    /// An ephemeral one is removed at the shutdown, or by the next start if this process dies first.
     ///
-    /// # Errors
-    /// See [`ConvertError`](crate::browser::ConvertError).
-    pub async fn prompt_from_workflow(&self, workflow: &Value) -> Result<Conversion, ConnectorError> {
-        Ok(self.engine().await?.browser().convert(workflow).await?)
-    }
-
-    /// Runs a workflow or prompt to its end and answers its history entry.
+    /// ```no_run
+    /// use comfy_worker::{Subfolder, UploadOptions};
     ///
-    /// # Errors
-    /// Never an empty answer: a refusal, a failed node, an interrupt are errors with ComfyUI's own
-    /// words.
-    pub async fn run_workflow(&self, payload: Payload) -> Result<History, ConnectorError> {
-        let engine = self.engine().await?;
-        engine.run(payload, self.0.config.job.timeout).await
-    }
-
-    /// Copies a local file into one of ComfyUI's folders; its path there. An ephemeral one is
-    /// removed at the shutdown, or by the next start if this process dies first.
+    /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
+    /// let batch = UploadOptions { subfolder: Subfolder::parse("batch")?, ephemeral: true, ..UploadOptions::default() };
+    /// let path = connector.upload_data("cat.png".as_ref(), &batch).await?;
+    /// assert!(path.ends_with("input/batch/cat.png"));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// See [`PlaceError`]; nothing half-written is left.
     pub async fn upload_data(&self, source: &Path, options: &UploadOptions) -> Result<PathBuf, PlaceError> {
         let (path, owned) = self.0.stager.upload(source, options).await?;
-        self.0.ephemeral.lock().unwrap_or_else(PoisonError::into_inner).extend(owned);
+        locked(&self.0.ephemeral).extend(owned);
         Ok(path)
     }
 
     /// Where ComfyUI is, `http://127.0.0.1:8188`; `None` while it is not running.
-    pub async fn server_address(&self) -> Option<String> {
-        let engine = self.0.engine.lock().await.clone()?;
+    #[must_use]
+    pub fn server_address(&self) -> Option<String> {
+        let engine = self.running()?;
         Some(engine.server().client().base().as_str().trim_end_matches('/').to_owned())
     }
 
     /// Where its websocket is, `ws://127.0.0.1:8188/ws?clientId=…`; `None` while it is not running.
-    pub async fn ws_address(&self) -> Option<String> {
-        Some(self.0.engine.lock().await.as_ref()?.socket().address())
+    #[must_use]
+    pub fn ws_address(&self) -> Option<String> {
+        Some(self.running()?.socket().address())
     }
 
-    /// The id that ComfyUI knows the websocket by; a new one with each connection.
-    pub async fn client_id(&self) -> Option<String> {
-        self.0.engine.lock().await.as_ref()?.socket().client_id()
+    /// The id that ComfyUI knows the websocket by, a UUID; a new one with each connection.
+    #[must_use]
+    pub fn client_id(&self) -> Option<String> {
+        self.running()?.socket().client_id()
     }
 
-    /// Stops ComfyUI (TERM, then KILL, its whole group) and the browser, and removes ephemeral
-    /// files. Idempotent; afterwards [`ComfyConnector::create`] starts afresh.
+    /// Stops ComfyUI (TERM, then after 3 s KILL, its whole group) and the browser, and removes
+    /// ephemeral files; a start in progress, another task's too, is given up at once, and calls in
+    /// progress end with [`ConnectorError::Killed`]. Idempotent; afterwards [`ComfyConnector::create`]
+    /// starts afresh.
     pub async fn shutdown(&self) {
-        let engine = {
-            let mut engine = self.0.engine.lock().await;
-            self.0.state.send_replace(State::Killed);
-            engine.take()
-        };
-        if let Some(engine) = engine {
+        self.0.killed.cancel();
+        let _turn = self.0.turn.lock().await;
+        self.0.standing.enter(State::Killed);
+        if let Some(engine) = self.take_engine() {
             engine.stop().await;
         }
-        let ephemeral = std::mem::take(&mut *self.0.ephemeral.lock().unwrap_or_else(PoisonError::into_inner));
+        let ephemeral = std::mem::take(&mut *locked(&self.0.ephemeral));
         // File systems may be slow: not on a thread that serves others.
         let _ = tokio::task::spawn_blocking(move || drop(ephemeral)).await;
         self.release();
     }
-}
 
-impl ComfyConnector {
     /// [`ComfyConnector::shutdown`] of the live instance, if there is one: also of one whose
     /// [`ComfyConnector::create`] was cut short.
     pub async fn shutdown_live() {
-        let live = LIVE.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(connector) = live {
+        if let Some(connector) = Self::live() {
             connector.shutdown().await;
         }
     }
 }
 
-/// Another boot cannot mend a command that does not exist.
-fn worth_another_boot(error: &ConnectorError) -> bool {
-    !matches!(
-        error,
-        ConnectorError::Boot(BootError::Spawn { .. } | BootError::NoPort(_)) | ConnectorError::Killed
-    )
-}
-
-impl Engine {
-    async fn run(&self, payload: Payload, limit: Duration) -> Result<History, ConnectorError> {
-        let (prompt, extra_data) = match payload {
-            Payload::Prompt(prompt) => {
-                (apply::prompt_from_value(prompt).map_err(ConnectorError::Failed)?, json!({}))
-            }
-            Payload::Workflow(workflow) => {
-                let Conversion { prompt, workflow, .. } = self.browser().convert(&workflow).await?;
-                (prompt, json!({"extra_pnginfo": {"workflow": workflow}}))
-            }
-        };
-        let execution = Execution {
-            prompt: &prompt,
-            extra_data,
-            limit,
-            allow_partial: false,
-            abort: &CancellationToken::new(),
-        };
-        let executed = self.execute(execution, &mut Silent).await?;
-        match executed.history.outcome().failure() {
-            None => Ok(executed.history),
-            Some(failure) => Err(ConnectorError::Failed(failure)),
-        }
-    }
-}
-
-/// Watches nothing.
-struct Silent;
-
-impl Observer for Silent {
-    fn queued(&mut self, _: PromptId) {}
-    fn started(&mut self) {}
-    fn progress(&mut self, _: &Progress) {}
-    fn preview(&mut self, _: &Image) {}
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

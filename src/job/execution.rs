@@ -207,13 +207,7 @@ impl<'a> Executor<'a> {
             Ok(executed) => return Ok(executed),
             Err(error) => error,
         };
-        let beyond_words = matches!(
-            error,
-            ExecuteError::TimedOut { stuck: true, .. }
-                | ExecuteError::Aborted { stuck: true }
-                | ExecuteError::Unreachable(_)
-        );
-        if beyond_words {
+        if error.needs_restart() {
             self.runner.connector.kill_engine().await;
         }
         let message = error.to_string();

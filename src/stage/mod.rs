@@ -264,7 +264,7 @@ impl Stager {
         self.journal
             .create_folder(parent, &name)
             .await
-            .map_err(|source| place_failure(PlaceError::Io { path: parent.to_owned(), source }))
+            .map_err(|source| place_failure(PlaceError::io(parent, source)))
     }
 
     /// Copies a local file into one of ComfyUI's folders, as [`UploadOptions`] say.
@@ -292,6 +292,7 @@ fn place_failure(error: PlaceError) -> Failure {
         {
             Failure::Local(error.to_string())
         }
+        PlaceError::DiskFull(_) => Failure::Local(error.to_string()),
         _ => Failure::Invalid(format!("files: {error}")),
     }
 }

@@ -15,7 +15,21 @@ use super::{
 };
 use crate::job::request::FolderType;
 
-/// Where a file goes and how long it stays.
+/// Where a file goes and how long it stays. By default: into `input`, for good, and not over a file
+/// that is there.
+///
+/// ```
+/// use comfy_worker::{FolderType, Subfolder, UploadOptions};
+///
+/// # fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let lora = UploadOptions {
+///     folder: FolderType::Models,
+///     subfolder: Subfolder::parse("loras/style")?,
+///     ..UploadOptions::default()
+/// };
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UploadOptions {
     /// Which of ComfyUI's folders.
@@ -61,7 +75,10 @@ pub enum PlaceError {
     /// A name that must not be used.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// The operating system refused (disk full, no permission). Nothing half-written is left.
+    /// The disk, or the user's share of it, is full. Nothing half-written is left.
+    #[error("{0}: no room left on the disk")]
+    DiskFull(PathBuf),
+    /// The operating system refused, for another reason. Nothing half-written is left.
     #[error("{path}: {source}")]
     Io {
         /// What was touched.
@@ -69,6 +86,16 @@ pub enum PlaceError {
         /// What it said.
         source: io::Error,
     },
+}
+
+impl PlaceError {
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull(path),
+            _ => Self::Io { path, source },
+        }
+    }
 }
 
 pub(super) async fn upload(
@@ -93,25 +120,28 @@ pub(super) async fn upload(
         let parent = target.parent().unwrap_or(&target).to_owned();
         let failed = |path: &Path| {
             let path = path.to_owned();
-            move |source| PlaceError::Io { path, source }
+            move |source| PlaceError::io(&path, source)
         };
         fs::create_dir_all(&parent).map_err(failed(&parent))?;
         let part = journal.own_random(parent.join(format!(".{}.part", Uuid::new_v4().simple())));
+        // Before the copy reads it, which counts as an access.
+        let times = times(&source).map_err(failed(&source))?;
         // In the kernel, by reflink where the file system can; the mode comes along.
         fs::copy(&source, part.path()).map_err(failed(part.path()))?;
-        if let Ok(metadata) = fs::metadata(&source)
-            && let Ok(modified) = metadata.modified()
-        {
-            let times = fs::FileTimes::new().set_modified(modified);
-            // Not for writing: a read-only source has left a read-only copy.
-            let kept = fs::File::open(part.path()).and_then(|file| file.set_times(times));
-            kept.map_err(failed(part.path()))?;
-        }
+        // Not for writing: a read-only source has left a read-only copy.
+        let kept = fs::File::open(part.path()).and_then(|file| file.set_times(times));
+        kept.map_err(failed(part.path()))?;
         let owned = settle(&journal, part.path(), &target, &options)?;
         Ok((target, owned))
     })
     .await
     .map_err(|error| PlaceError::Io { path: PathBuf::new(), source: io::Error::other(error) })?
+}
+
+/// When the file was last read and changed.
+fn times(file: &Path) -> io::Result<fs::FileTimes> {
+    let metadata = fs::metadata(file)?;
+    Ok(fs::FileTimes::new().set_accessed(metadata.accessed()?).set_modified(metadata.modified()?))
 }
 
 /// Gives a whole file its final name; what is to be removed later.
@@ -123,7 +153,7 @@ pub(super) fn settle(
 ) -> Result<Option<Owned>, PlaceError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::AlreadyExists => PlaceError::Exists(target.to_owned()),
-        _ => PlaceError::Io { path: target.to_owned(), source },
+        _ => PlaceError::io(target, source),
     };
     let replaces = options.overwrite && target.symlink_metadata().is_ok();
     if options.ephemeral && (!replaces || journal.owns(target)) {

@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink},
+    process::Command,
     time::{Duration, SystemTime},
 };
 
@@ -81,18 +82,20 @@ async fn every_folder_takes_files() {
 }
 
 #[tokio::test]
-async fn mode_and_time_come_along() {
+async fn mode_and_times_come_along() {
     let bed = Bed::new();
     let source = bed.source("x.bin", "x");
-    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let read = changed + Duration::from_millis(86_400_250);
     let file = fs::File::options().write(true).open(&source).unwrap();
-    file.set_times(fs::FileTimes::new().set_modified(long_ago)).unwrap();
     for (mode, folder) in [(0o640, FolderType::Input), (0o444, FolderType::Output)] {
         fs::set_permissions(&source, fs::Permissions::from_mode(mode)).unwrap();
+        file.set_times(fs::FileTimes::new().set_modified(changed).set_accessed(read)).unwrap();
         let (path, _) = bed.upload(&source, &options(folder, "")).await.unwrap();
         let metadata = fs::metadata(path).unwrap();
         assert_eq!(metadata.mode() & 0o777, mode);
-        assert_eq!(metadata.modified().unwrap(), long_ago, "{mode:o}");
+        assert_eq!(metadata.modified().unwrap(), changed, "{mode:o}");
+        assert_eq!(metadata.accessed().unwrap(), read, "{mode:o}");
     }
 }
 
@@ -222,4 +225,100 @@ async fn of_uploads_side_by_side_one_wins() {
         assert!(matches!(outcome, Ok(_) | Err(PlaceError::Exists(_))), "{outcome:?}");
     }
     assert_eq!(bed.files(), ["input/x"]);
+}
+
+/// ENOSPC itself, on a file system that ends with the process that mounts it.
+#[test]
+fn a_full_disk_is_told_as_such_and_nothing_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o size=1m none \"$1\" && TMPDIR=$1 exec \"$2\" --exact \
+                  stage::place::tests::with_a_megabyte --ignored";
+    let child = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"])
+        .arg(folder.path())
+        .arg(std::env::current_exe().unwrap())
+        .output()
+        .expect("unshare is missing: install util-linux");
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(
+        child.status.success() && said.contains("1 passed"),
+        "(a mount must be possible in a new user namespace) {child:?}"
+    );
+}
+
+#[tokio::test]
+#[ignore = "a_full_disk_… runs it, on a file system of 1 MiB"]
+async fn with_a_megabyte() {
+    let bed = Bed::new();
+    let program = std::env::current_exe().unwrap();
+    let ephemeral = UploadOptions { ephemeral: true, ..UploadOptions::default() };
+    for options in [UploadOptions::default(), ephemeral, options(FolderType::Models, "loras")] {
+        let outcome = bed.upload(&program, &options).await;
+        assert!(matches!(outcome, Err(PlaceError::DiskFull(_))), "{outcome:?}");
+        assert!(bed.files().is_empty());
+    }
+    // There is room again, and what was there is still whole.
+    let plain = options(FolderType::Input, "");
+    let (path, _) = bed.upload(&bed.source("x", "first"), &plain).await.unwrap();
+    let large = bed.root.path().join("sources/x");
+    fs::remove_file(&large).unwrap();
+    symlink(&program, &large).unwrap();
+    let outcome = bed.upload(&large, &UploadOptions { overwrite: true, ..plain }).await;
+    assert!(matches!(outcome, Err(PlaceError::DiskFull(_))), "{outcome:?}");
+    assert_eq!(fs::read_to_string(path).unwrap(), "first");
+    assert_eq!(bed.files(), ["input/x"]);
+}
+
+/// In a process of its own: its peak is not another test's.
+#[test]
+fn large_files_pass_in_bounded_memory() {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "stage::place::tests::a_quarter_of_a_gibibyte", "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    println!("{said}");
+    assert!(child.status.success() && said.contains("1 passed"), "{child:?}");
+}
+
+#[tokio::test]
+#[ignore = "large_files_… runs it, in a process of its own"]
+async fn a_quarter_of_a_gibibyte() {
+    const SIZE: u64 = 256 << 20;
+    const MOST_KIB: u64 = 16 << 10;
+    // Of holes but for these places.
+    const MARKS: [u64; 4] = [0, 4095, (SIZE / 2) + 1, SIZE - 4];
+    let bed = Bed::new();
+    let plain = UploadOptions::default();
+    bed.upload(&bed.source("warm", "x"), &plain).await.unwrap();
+    let source = bed.source("large", "");
+    let file = fs::File::options().write(true).open(&source).unwrap();
+    file.set_len(SIZE).unwrap();
+    for mark in MARKS {
+        file.write_all_at(b"mark", mark).unwrap();
+    }
+    let before = peak_kib();
+    let (path, _) = bed.upload(&source, &plain).await.unwrap();
+    let more = peak_kib() - before;
+    println!("256 MiB: {more} KiB more than {before} KiB");
+    assert!(more < MOST_KIB, "{more} KiB more");
+    let copy = fs::File::open(path).unwrap();
+    assert_eq!(copy.metadata().unwrap().len(), SIZE);
+    let mut piece = vec![0; 1 << 20];
+    for start in (0..SIZE).step_by(piece.len()) {
+        copy.read_exact_at(&mut piece, start).unwrap();
+        for mark in MARKS.into_iter().filter(|mark| (start..start + (1 << 20)).contains(mark)) {
+            let at = usize::try_from(mark - start).unwrap();
+            assert_eq!(&piece[at..at + 4], b"mark", "{mark}");
+            piece[at..at + 4].fill(0);
+        }
+        assert!(piece.iter().all(|byte| *byte == 0), "something else in the MiB at {start}");
+    }
+}
+
+/// The most memory that this process ever had resident (`VmHWM`).
+fn peak_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

@@ -78,12 +78,12 @@ impl Bed {
         let engine = Engine::from_env(&folder)?;
         eprintln!("the contract is held against {}", engine.describe());
         let log = engine.path.join("comfyui.log");
-        let server = Server::boot(&config(&engine)?, move |line| {
+        let each_line = move |line: &str| {
             use std::io::Write as _;
             let file = fs::File::options().create(true).append(true).open(&log);
             let _ = file.and_then(|mut file| writeln!(file, "{line}"));
-        })
-        .await?;
+        };
+        let server = Server::boot(&config(&engine)?, each_line, |_| ()).await?;
         Ok(Self {
             server,
             path: engine.path.clone(),

@@ -1,14 +1,14 @@
 //! ComfyUI or Chromium dies, boots slowly, or finds its port taken; the worker goes on.
 
-use std::net::TcpListener;
+use std::{fs, net::TcpListener};
 
 use anyhow::{Context as _, Result, ensure};
-use testbed::{Signal, alive, free_port, wait_for};
+use testbed::{Engine, Signal, alive, free_port, wait_for};
 
 use super::{
     BOOT, SOON,
     bed::{Bed, slow_job, ui_job},
-    site::{Site, child, kill, wait_running, wait_unready},
+    site::{Site, child, end, kill, wait_running, wait_unready},
 };
 
 #[tokio::test]
@@ -40,6 +40,27 @@ async fn comfyui_and_chromium_are_killed_and_the_worker_goes_on() -> Result<()> 
 
     site.finish(worker, site.initial()).await?;
     bed.wait_queued(0).await
+}
+
+/// Its job goes back: another worker may run it.
+#[tokio::test]
+async fn a_comfyui_that_cannot_be_started_again_ends_the_worker() -> Result<()> {
+    let bed = Bed::new("engine-lost").await?;
+    let folder = bed.folder.path();
+    let script = folder.join("start.sh");
+    let engine = Engine::from_env(&folder.join("a/comfy"))?;
+    fs::write(&script, format!("exec {} \"$@\"\n", engine.command_line()))?;
+    let site = Site::new(&bed, "a")?.set("comfyui.command", format!("sh {}", script.display()));
+    let mut worker = site.boot().await?;
+    let seen = worker.descendants();
+    fs::remove_file(&script)?;
+    kill(child(&worker, "main.py")?, Signal::KILL)?;
+    bed.publish(&slow_job("lost", 0.1)).await?;
+    let (status, _) = end(&mut worker, BOOT).await?;
+    ensure!(status.code() == Some(3), "{status}\n{}", worker.log());
+    site.wait_no_process(&seen, SOON).await?;
+    site.ensure_no_file(site.initial())?;
+    bed.wait_queued(1).await
 }
 
 #[tokio::test]

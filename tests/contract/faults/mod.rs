@@ -28,7 +28,7 @@ struct Rig {
 impl Rig {
     async fn boot() -> Result<Self> {
         let folder = tempfile::tempdir_in(scratch_root()?)?;
-        let server = Server::boot(&config(&Engine::standin(folder.path())?)?, |_| ()).await?;
+        let server = Server::boot(&config(&Engine::standin(folder.path())?)?, |_| (), |_| ()).await?;
         let socket = Socket::connect(server.client().base()).await?;
         let http = reqwest::Client::builder().no_proxy().build()?;
         Ok(Self { server, socket, http, _folder: folder })

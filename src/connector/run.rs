@@ -1,0 +1,179 @@
+//! What is run, and how: conversion, execution, history.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::{ComfyConnector, ConnectorError, Engine, State};
+use crate::{
+    browser::{Conversion, ConvertError},
+    comfy::{Execution, Observer, PromptId, events::Image, history::History, tracker::Progress},
+    job::{apply, failure::Failure},
+};
+
+/// What is to be run.
+///
+/// ```
+/// use comfy_worker::Payload;
+/// use serde_json::json;
+///
+/// let prompt = json!({"1": {"class_type": "EmptyImage", "inputs": {}}});
+/// assert!(matches!(Payload::from(prompt), Payload::Prompt(_)));
+/// assert!(matches!(Payload::from(json!({"nodes": [], "links": []})), Payload::Workflow(_)));
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub enum Payload {
+    /// A UI workflow: converted first, and put into the PNGs that it saves.
+    Workflow(Value),
+    /// A prompt in ComfyUI's API format.
+    Prompt(Value),
+}
+
+/// Told apart by their shape: a UI workflow has a list `nodes`.
+impl From<Value> for Payload {
+    fn from(json: Value) -> Self {
+        if apply::is_ui_workflow(&json) { Self::Workflow(json) } else { Self::Prompt(json) }
+    }
+}
+
+impl ComfyConnector {
+    /// Turns a UI workflow into a prompt, with ComfyUI's own frontend: up to three attempts, each
+    /// limited by `browser.convert_timeout` and in a fresh page after a failure.
+    ///
+    /// ```no_run
+    /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
+    /// let workflow = serde_json::from_slice(&std::fs::read("portrait.json")?)?;
+    /// let conversion = connector.prompt_from_workflow(&workflow).await?;
+    /// println!("{} nodes", conversion.prompt.len());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ConnectorError::Convert`]: node types that this server lacks, what the frontend said of the
+    /// workflow, or the browser. As [`ComfyConnector::engine`] when ComfyUI had to be started again.
+    pub async fn prompt_from_workflow(&self, workflow: &Value) -> Result<Conversion, ConnectorError> {
+        let engine = self.engine().await?;
+        match engine.browser().convert(workflow).await {
+            Ok(conversion) => Ok(conversion),
+            Err(_) if self.state() == State::Killed => Err(ConnectorError::Killed),
+            Err(error) => {
+                if matches!(error, ConvertError::Browser(_) | ConvertError::TimedOut(_)) {
+                    // A page waits for a ComfyUI that hangs.
+                    engine.doubt();
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Runs a workflow or prompt to its end, `job.timeout` at most, and answers its history entry.
+    ///
+    /// A ComfyUI that was lost since the last call, or that is lost before it takes the prompt, is
+    /// started again first. One that dies while it runs the prompt, or does not let go of it, is started
+    /// again by the next call: the prompt may be what killed it. Dropping the future leaves the prompt
+    /// running in ComfyUI.
+    ///
+    /// ```no_run
+    /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
+    /// let workflow: serde_json::Value = serde_json::from_slice(&std::fs::read("portrait.json")?)?;
+    /// let history = connector.run_workflow(workflow.into()).await?;
+    /// for output in history.outputs() {
+    ///     println!("node {}, {}: {}", output.node, output.key, output.content);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Never an empty answer: a refusal ([`ConnectorError::Execute`]), a failed node and an interrupt
+    /// ([`ConnectorError::Failed`]) are errors with ComfyUI's own words; so is a conversion's failure
+    /// ([`ConnectorError::Convert`]).
+    pub async fn run_workflow(&self, payload: Payload) -> Result<History, ConnectorError> {
+        let limit = self.0.config.job.timeout;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let engine = self.engine().await?;
+            let mut observer = Silent::default();
+            let outcome = engine.run(&payload, limit, &mut observer).await;
+            if outcome.is_err() && self.state() == State::Killed {
+                return Err(ConnectorError::Killed);
+            }
+            if outcome.as_ref().is_err_and(needs_restart) {
+                self.discard(&engine).await;
+                // It did not even take the prompt: died, or hung, since it answered last.
+                if !observer.queued && tries == 1 {
+                    continue;
+                }
+            }
+            return outcome;
+        }
+    }
+
+    /// Stops that ComfyUI and its browser, unless others run by now; the next call starts new ones.
+    pub(super) async fn discard(&self, engine: &Arc<Engine>) {
+        let _turn = self.0.turn.lock().await;
+        if self.running().is_some_and(|running| Arc::ptr_eq(&running, engine)) {
+            self.0.standing.enter(State::Initializing);
+            self.take_engine();
+            engine.stop().await;
+        }
+    }
+}
+
+fn needs_restart(error: &ConnectorError) -> bool {
+    match error {
+        ConnectorError::Execute(error) => error.needs_restart(),
+        // Its device is lost: every later prompt would fail.
+        ConnectorError::Failed(failure) => matches!(failure, Failure::EngineCrashed(_)),
+        _ => false,
+    }
+}
+
+impl Engine {
+    pub(super) async fn run(
+        &self,
+        payload: &Payload,
+        limit: Duration,
+        observer: &mut dyn Observer,
+    ) -> Result<History, ConnectorError> {
+        let (prompt, extra_data) = match payload {
+            Payload::Prompt(prompt) => {
+                (apply::prompt_from_value(prompt.clone()).map_err(ConnectorError::Failed)?, json!({}))
+            }
+            Payload::Workflow(workflow) => {
+                let Conversion { prompt, workflow, .. } = self.browser().convert(workflow).await?;
+                (prompt, json!({"extra_pnginfo": {"workflow": workflow}}))
+            }
+        };
+        let execution = Execution {
+            prompt: &prompt,
+            extra_data,
+            limit,
+            allow_partial: false,
+            abort: &CancellationToken::new(),
+        };
+        let executed = self.execute(execution, observer).await?;
+        match executed.history.outcome().failure() {
+            None => Ok(executed.history),
+            Some(failure) => Err(ConnectorError::Failed(failure)),
+        }
+    }
+}
+
+/// Watches nothing but whether ComfyUI took the prompt.
+#[derive(Default)]
+pub(super) struct Silent {
+    queued: bool,
+}
+
+impl Observer for Silent {
+    fn queued(&mut self, _: PromptId) {
+        self.queued = true;
+    }
+    fn started(&mut self) {}
+    fn progress(&mut self, _: &Progress) {}
+    fn preview(&mut self, _: &Image) {}
+}
