@@ -184,7 +184,8 @@ impl ComfyConnector {
     }
 
     /// The running parts, started again when ComfyUI has died or, idle, does not answer within 10 s. It
-    /// is asked only when its last answer is 5 s old or was none. A browser that died is replaced by the next conversion.
+    /// is asked only when its last answer is 5 s old or was none. A browser that died is replaced by
+    /// the next conversion.
     ///
     /// # Errors
     /// As [`ComfyConnector::create`]; [`ConnectorError::Killed`] after a shutdown,
@@ -288,7 +289,8 @@ impl ComfyConnector {
     /// use comfy_worker::{Subfolder, UploadOptions};
     ///
     /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
-    /// let batch = UploadOptions { subfolder: Subfolder::parse("batch")?, ephemeral: true, ..UploadOptions::default() };
+    /// let subfolder = Subfolder::parse("batch")?;
+    /// let batch = UploadOptions { subfolder, ephemeral: true, ..UploadOptions::default() };
     /// let path = connector.upload_data("cat.png".as_ref(), &batch).await?;
     /// assert!(path.ends_with("input/batch/cat.png"));
     /// # Ok(())

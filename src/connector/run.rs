@@ -97,7 +97,8 @@ impl ComfyConnector {
             tries += 1;
             let engine = self.engine().await?;
             let mut observer = Silent::default();
-            let outcome = engine.run(&payload, limit, &mut observer).await;
+            // Boxed, as the boot is: callers hold many of these side by side.
+            let outcome = Box::pin(engine.run(&payload, limit, &mut observer)).await;
             if outcome.is_err() && self.state() == State::Killed {
                 return Err(ConnectorError::Killed);
             }
