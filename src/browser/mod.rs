@@ -289,14 +289,21 @@ impl Browser {
         };
         let check = async {
             chromium.ping(ANSWER_LIMIT).await?;
-            // Locked: whoever uses or prepares it notices when it stops answering.
             for slot in [&shared.in_use, &shared.spare] {
-                let Ok(page) = slot.try_lock() else { return Ok(true) };
-                if let Some(page) = &*page {
-                    return page.ping(ANSWER_LIMIT).await.map(|()| true);
+                // Locked: whoever uses or prepares it notices when it stops answering.
+                let Ok(mut page) = slot.try_lock() else { return Ok(true) };
+                if let Some(found) = &*page {
+                    match found.ping(ANSWER_LIMIT).await {
+                        Ok(()) => return Ok(true),
+                        // Closed by its drop; the spare one, or a new one, takes its place.
+                        Err(error) => {
+                            tracing::warn!(%error, "replacing ComfyUI's page");
+                            *page = None;
+                        }
+                    }
                 }
             }
-            Ok(false)
+            Ok::<_, CallError>(false)
         };
         match timeout(ANSWER_LIMIT * 9 / 10, check).await {
             Ok(Ok(true)) => Ok(()),

@@ -113,3 +113,41 @@ async fn pass(client: WebSocketStream<TcpStream>, pipe: UnixStream) -> io::Resul
         ended = up => ended,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tokio_tungstenite::connect_async;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_client_that_knows_the_secret_is_connected_and_nobody_else() {
+        let (ours, theirs) = StdStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut chromium = UnixStream::from_std(theirs).unwrap();
+        let (address, task) = bridge(ours).await.unwrap();
+        let (place, _) = address.rsplit_once('/').unwrap();
+        for path in ["", "/", "/devtools/browser", "/json/version"] {
+            assert!(connect_async(format!("{place}{path}")).await.is_err(), "{path}");
+        }
+
+        let (mut client, _) = connect_async(&address).await.unwrap();
+        assert!(connect_async(&address).await.is_err());
+        client.send(Message::text("to Chromium")).await.unwrap();
+        let mut read = [0; 12];
+        chromium.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"to Chromium\0");
+        chromium.write_all(b"one\0two\0").await.unwrap();
+        for answer in ["one", "two"] {
+            assert_eq!(client.next().await.unwrap().unwrap().to_text().unwrap(), answer);
+        }
+        // Its end is the client's end.
+        drop(chromium);
+        assert!(
+            client.next().await.is_none_or(|last| last.is_err() || last.is_ok_and(|last| last.is_close()))
+        );
+        task.await.unwrap();
+    }
+}

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use comfy_worker::Config;
+use comfy_worker::{ComfyConnector, Config};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -26,7 +26,10 @@ const DEATH: Duration = Duration::from_secs(10);
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 pub(crate) async fn my_turn() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME.lock().await
+    let turn = ONE_AT_A_TIME.lock().await;
+    // A test that failed halfway leaves it.
+    ComfyConnector::shutdown_live().await;
+    turn
 }
 
 pub(crate) struct Bed {
