@@ -31,7 +31,7 @@ use std::{
 };
 
 use serde_json::{Map, Value};
-use tokio::time::{sleep, timeout};
+use tokio::{sync::Notify, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
@@ -91,6 +91,8 @@ struct Owner {
     shared: Arc<Shared>,
     known: Known,
     warming: std::sync::Mutex<Option<AbortOnDropHandle<()>>>,
+    /// The spare page is wanted at once.
+    hurry: Arc<Notify>,
 }
 
 impl Drop for Owner {
@@ -107,8 +109,8 @@ impl Browser {
     pub async fn launch(config: BrowserConfig, server: Url) -> Result<Self, ConvertError> {
         let program = install::chromium(&config).await?;
         let shared = Arc::new(Shared::new(config, server, program));
-        let warming = std::sync::Mutex::default();
-        let browser = Self(Arc::new(Owner { shared, known: Known::new(), warming }));
+        let (warming, hurry) = (std::sync::Mutex::default(), Arc::default());
+        let browser = Self(Arc::new(Owner { shared, known: Known::new(), warming, hurry }));
         browser.0.shared.chromium().await?;
         Ok(browser)
     }
@@ -239,19 +241,26 @@ impl Browser {
         }
     }
 
-    /// Prepares a spare page in the background, where there is none.
-    fn keep_spare(&self, after: Duration) {
-        let mut warming = self.0.warming.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Prepares a spare page in the background, where there is none. Whether one is being prepared
+    /// already.
+    fn keep_spare(&self, after: Duration) -> bool {
+        let Owner { shared, warming, hurry, .. } = &*self.0;
+        let mut warming = warming.lock().unwrap_or_else(PoisonError::into_inner);
         if warming.as_ref().is_some_and(|task| !task.is_finished()) {
-            return;
+            if after.is_zero() {
+                hurry.notify_one();
+            }
+            return true;
         }
-        let shared = Arc::clone(&self.0.shared);
+        let (shared, hurry) = (Arc::clone(shared), Arc::clone(hurry));
         *warming = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            sleep(after).await;
+            // Either: it is time.
+            let _ = timeout(after, hurry.notified()).await;
             if let Err(error) = shared.prepare_spare().await {
                 tracing::warn!(%error, "cannot prepare the next page");
             }
         })));
+        false
     }
 
     /// Chromium's product and version, such as `Chrome/156.0.8078.79`; empty while none runs.
@@ -272,8 +281,8 @@ impl Browser {
         self.0.shared.spare.try_lock().is_ok_and(|page| page.is_some())
     }
 
-    /// Whether Chromium answers and a page is ready or being used. Takes 1 s at most. A page that
-    /// is missing is prepared in the background.
+    /// Whether Chromium answers and a page is ready, being used or being prepared. Takes 1 s at most. A
+    /// page that is missing is prepared in the background.
     ///
     /// # Errors
     /// [`ConvertError::Browser`]: what is ill.
@@ -307,10 +316,8 @@ impl Browser {
         };
         match timeout(ANSWER_LIMIT * 9 / 10, check).await {
             Ok(Ok(true)) => Ok(()),
-            Ok(Ok(false)) => {
-                self.keep_spare(Duration::ZERO);
-                ill("no page of ComfyUI is ready")
-            }
+            Ok(Ok(false)) if self.keep_spare(Duration::ZERO) => Ok(()),
+            Ok(Ok(false)) => ill("no page of ComfyUI is ready"),
             Ok(Err(error)) => ill(&error.to_string()),
             Err(_) => ill("Chromium does not answer"),
         }
