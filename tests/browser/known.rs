@@ -1,9 +1,6 @@
 //! What is known or ready beforehand: conversions by content, a spare page.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, time::Instant};
 
 use comfy_worker::browser::ConvertError;
 use serde_json::{Value, json};
@@ -13,9 +10,6 @@ use crate::{
     started::Started,
     workflows::{busy, nested, simple},
 };
-
-/// A conversion in a page that is loaded takes 70 ms and more, a new page seconds.
-const NO_CONVERSION: Duration = Duration::from_millis(50);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_known_workflow_is_not_converted_again() {
@@ -75,7 +69,7 @@ async fn after_an_error_a_spare_page_converts() {
     started.prompt(&simple(&json!(2))).await;
     let taken = clock.elapsed();
     println!("converted {taken:?} after an error; a new page took {:?}", started.ready_after);
-    assert!(taken > NO_CONVERSION && taken < started.ready_after / 2, "{taken:?}");
+    assert!(taken < started.ready_after / 2, "{taken:?}");
     // And there will be another one.
     started.wait_for_spare().await;
     started.browser.shutdown().await;
