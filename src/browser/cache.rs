@@ -1,4 +1,7 @@
-//! Conversions that are known: by the workflow, the frontend's version and the server's node types.
+//! Conversions that are known: by the workflow, the frontend's version and the server's node
+//! definitions.
+
+use std::time::Duration;
 
 use moka::sync::Cache;
 use serde_json::Value;
@@ -10,13 +13,12 @@ use super::{
     page::Served,
 };
 
+/// Nothing that an extension of the frontend does unseen, such as writing a date, stays for longer.
+const LIFETIME: Duration = Duration::from_secs(3600);
 /// Of the page's answers, as text.
 const LARGEST_BYTES: u64 = 32 << 20;
 
 /// What the page answered to workflows, the least used forgotten first.
-///
-/// A ComfyUI that starts again may have other definitions under the same names: it gets a new
-/// [`Browser`](super::Browser), and with it a new cache.
 #[derive(Debug)]
 pub(super) struct Known(Cache<Key, String>);
 
@@ -27,7 +29,7 @@ pub(super) struct Key([u8; 32]);
 impl Key {
     pub(super) fn new(text: &str, served: &Served) -> Self {
         let mut digest = Sha256::new();
-        for part in [&served.frontend].into_iter().chain(&served.types) {
+        for part in [&served.frontend, &served.definitions] {
             digest.update(part);
             digest.update([0]);
         }
@@ -39,7 +41,7 @@ impl Key {
 impl Known {
     pub(super) fn new() -> Self {
         let weigh = |_: &Key, text: &String| u32::try_from(text.len()).unwrap_or(u32::MAX);
-        Self(Cache::builder().max_capacity(LARGEST_BYTES).weigher(weigh).build())
+        Self(Cache::builder().max_capacity(LARGEST_BYTES).weigher(weigh).time_to_live(LIFETIME).build())
     }
 
     /// What `workflow` became before.
@@ -67,31 +69,31 @@ mod tests {
 
     use super::*;
 
-    fn served(frontend: &str, types: &[&str]) -> Served {
-        Served { frontend: frontend.into(), types: types.iter().map(|&name| name.into()).collect() }
+    fn served(frontend: &str, definitions: &str) -> Served {
+        Served { frontend: frontend.into(), definitions: definitions.into() }
     }
 
     #[test]
     fn a_key_holds_all_that_an_answer_depends_on() {
-        let key = Key::new("{}", &served("1.27", &["A", "B"]));
-        assert_eq!(key, Key::new("{}", &served("1.27", &["A", "B"])));
-        assert_ne!(key, Key::new("{ }", &served("1.27", &["A", "B"])));
-        assert_ne!(key, Key::new("{}", &served("1.28", &["A", "B"])));
-        assert_ne!(key, Key::new("{}", &served("1.27", &["A"])));
-        assert_ne!(key, Key::new("{}", &served("1.27", &["AB"])));
+        let key = Key::new("{}", &served("1.27", "ab"));
+        assert_eq!(key, Key::new("{}", &served("1.27", "ab")));
+        assert_ne!(key, Key::new("{ }", &served("1.27", "ab")));
+        assert_ne!(key, Key::new("{}", &served("1.28", "ab")));
+        assert_ne!(key, Key::new("{}", &served("1.27", "b")));
+        assert_ne!(key, Key::new("{}", &served("1.27a", "b")));
     }
 
     #[test]
     fn what_may_change_is_not_kept_and_the_rest_is_bounded() {
         let known = Known::new();
-        let key = Key::new("{}", &served("1", &[]));
+        let key = Key::new("{}", &served("1", ""));
         let answer = |size: usize| format!(r#"{{"output": {{}}, "workflow": "{}"}}"#, "x".repeat(size));
         known.put(key, &json!({"nodes": [{"widgets_values": ["a {red|blue} fox"]}]}), answer(1));
         assert!(known.get(key, &json!({})).is_none());
         known.put(key, &json!({"nodes": [{"widgets_values": ["a red fox"]}]}), answer(1));
         assert!(known.get(key, &json!({})).is_some());
         for number in 0..100 {
-            let key = Key::new(&number.to_string(), &served("1", &[]));
+            let key = Key::new(&number.to_string(), &served("1", ""));
             known.put(key, &json!({}), answer(1 << 20));
         }
         known.0.run_pending_tasks();

@@ -78,7 +78,8 @@ async (text) => {
 
   let prompt;
   // Whether the next conversion may give another prompt: chance has a hand in dynamic prompts and in
-  // seeds that custom nodes draw; whatever else an extension does shows in a second call.
+  // seeds that custom nodes draw, others upload what they show (3D views) and name that file; what
+  // else an extension does shows in a second call.
   let varies = false;
   try {
     const loaded = await load(source, true, false, null, {
@@ -91,13 +92,23 @@ async (text) => {
     });
     if (failure) throw failure;
     if (loaded === false) throw new Error('it could not be loaded');
-    overhear(Math, 'random', (original) => () => {
+    const notice = (original) => function (...values) {
       varies = true;
-      return original();
-    });
+      return original.apply(this, values);
+    };
+    overhear(Math, 'random', notice);
+    overhear(window, 'fetch', notice);
     prompt = await app.graphToPrompt();
-    const again = await app.graphToPrompt();
-    varies ||= JSON.stringify(prompt.output) !== JSON.stringify(again.output);
+    // A text: the prompt's values may be the widgets' own objects.
+    const first = JSON.stringify(prompt.output);
+    if (!varies) {
+      try {
+        varies = JSON.stringify((await app.graphToPrompt()).output) !== first;
+      } catch {
+        varies = true;
+      }
+    }
+    prompt.output = JSON.parse(first);
   } catch (error) {
     if (suspects.length) return JSON.stringify({ missing: suspects.flatMap((node) => lacking(name(node))) });
     return JSON.stringify({ refused: String(error?.message || error) });

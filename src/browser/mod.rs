@@ -158,7 +158,7 @@ impl Browser {
     }
 
     /// Turns a UI workflow into a prompt. One that was converted before, by the same frontend for the
-    /// same node types, is known, unless it holds dynamic prompts. Any other takes up to three
+    /// same node definitions, is known, unless it holds dynamic prompts. Any other takes up to three
     /// attempts; `browser.convert_timeout` limits each attempt's conversion alone, replacing a page or
     /// Chromium before it has limits of its own. An empty graph gives an empty prompt.
     ///
@@ -281,7 +281,7 @@ impl Browser {
         self.0.shared.spare.try_lock().is_ok_and(|page| page.is_some())
     }
 
-    /// Whether Chromium answers and a page is ready, being used or being prepared. Takes 1 s at most. A
+    /// Whether Chromium answers and a page is ready, being used or being prepared. Takes 3 s at most. A
     /// page that is missing is prepared in the background.
     ///
     /// # Errors
@@ -296,38 +296,38 @@ impl Browser {
             self.keep_spare(Duration::ZERO);
             return ill("Chromium does not run");
         };
-        let check = async {
-            chromium.ping(ANSWER_LIMIT).await?;
-            for slot in [&shared.in_use, &shared.spare] {
-                // Locked: whoever uses or prepares it notices when it stops answering.
-                let Ok(mut page) = slot.try_lock() else { return Ok(true) };
-                if let Some(found) = &*page {
-                    match found.ping(ANSWER_LIMIT).await {
-                        Ok(()) => return Ok(true),
-                        // Closed by its drop; the spare one, or a new one, takes its place.
-                        Err(error) => {
-                            tracing::warn!(%error, "replacing ComfyUI's page");
-                            *page = None;
-                        }
+        if let Err(error) = chromium.ping(ANSWER_LIMIT).await {
+            self.keep_spare(Duration::ZERO);
+            return ill(&error.to_string());
+        }
+        for slot in [&shared.in_use, &shared.spare] {
+            // Locked: whoever uses or prepares it notices when it stops answering.
+            let Ok(mut page) = slot.try_lock() else { return Ok(()) };
+            if let Some(found) = &*page {
+                match found.ping(ANSWER_LIMIT).await {
+                    Ok(()) => return Ok(()),
+                    // Closed by its drop; the spare one, or a new one, takes its place.
+                    Err(error) => {
+                        tracing::warn!(%error, "replacing ComfyUI's page");
+                        *page = None;
                     }
                 }
             }
-            Ok::<_, CallError>(false)
-        };
-        match timeout(ANSWER_LIMIT * 9 / 10, check).await {
-            Ok(Ok(true)) => Ok(()),
-            Ok(Ok(false)) if self.keep_spare(Duration::ZERO) => Ok(()),
-            Ok(Ok(false)) => ill("no page of ComfyUI is ready"),
-            Ok(Err(error)) => ill(&error.to_string()),
-            Err(_) => ill("Chromium does not answer"),
         }
+        if self.keep_spare(Duration::ZERO) { Ok(()) } else { ill("no page of ComfyUI is ready") }
     }
 
     /// Closes Chromium within 1 s, else kills it, and removes its profile. A conversion in
     /// progress fails. Idempotent.
     pub async fn shutdown(&self) {
-        self.0.warming.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(chromium) = self.0.shared.stop() {
+        let chromium = self.0.shared.stop();
+        let warming = self.0.warming.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(warming) = warming {
+            // It may have started another Chromium just now.
+            warming.abort();
+            let _ = warming.await;
+        }
+        if let Some(chromium) = chromium {
             chromium.close().await;
         }
     }

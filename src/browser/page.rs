@@ -54,8 +54,8 @@ pub(super) struct Page {
 pub(super) struct Served {
     /// The frontend's version.
     pub(super) frontend: String,
-    /// The server's node types, sorted.
-    pub(super) types: Vec<String>,
+    /// A digest of the server's node definitions, the lists of its files in them.
+    pub(super) definitions: String,
 }
 
 #[derive(Deserialize)]
@@ -67,7 +67,7 @@ struct Readiness {
     #[serde(default)]
     frontend: String,
     #[serde(default)]
-    types: Vec<String>,
+    definitions: String,
     #[serde(default)]
     unregistered: Vec<String>,
 }
@@ -104,13 +104,18 @@ impl Page {
             tracing::warn!(types = ?ready.unregistered, "the frontend did not register some of the server's node types");
         }
         tracing::debug!(frontend = ready.frontend, took = ?started.elapsed(), "page ready");
-        let served = Arc::new(Served { frontend: ready.frontend, types: ready.types });
+        let served = Arc::new(Served { frontend: ready.frontend, definitions: ready.definitions });
         Ok(Self { page, context, crashed, _watch: watch, served, conversions: 0 })
     }
 
     /// The frontend and the node types that this page has.
     pub(super) fn served(&self) -> &Arc<Served> {
         &self.served
+    }
+
+    /// The Chromium that it belongs to.
+    pub(super) fn chromium(&self) -> &Arc<Chromium> {
+        &self.context.chromium
     }
 
     /// How many conversions were tried here.

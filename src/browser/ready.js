@@ -8,7 +8,14 @@ async (limit) => {
   // Relative, like the frontend's own calls: the server may live below a path.
   const reply = await fetch('api/object_info', { cache: 'no-store' });
   if (!reply.ok) return { stage: `object_info answered ${reply.status}` };
-  const served = Object.keys(await reply.json());
+  const definitions = await reply.text();
+  const served = Object.keys(JSON.parse(definitions));
+  // FNV-1a, twice: enough to tell one set of definitions from the next.
+  const digest = [0x811c9dc5, 0x9e3779b9].map((seed) => {
+    let hash = seed;
+    for (let i = 0; i < definitions.length; i++) hash = Math.imul(hash ^ definitions.charCodeAt(i), 0x01000193);
+    return (hash >>> 0).toString(16).padStart(8, '0');
+  });
 
   const missing = () => {
     const known = window.LiteGraph?.registered_node_types ?? {};
@@ -48,7 +55,7 @@ async (limit) => {
   return {
     ready: true,
     frontend: String(window.__COMFYUI_FRONTEND_VERSION__ ?? 'unknown'),
-    types: served.sort(),
+    definitions: digest.join(''),
     unregistered: missing(),
   };
 }

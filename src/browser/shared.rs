@@ -105,8 +105,7 @@ impl Shared {
                 Ok(()) => return Ok(chromium),
                 Err(error) => tracing::warn!(%error, "replacing Chromium"),
             }
-            self.replace(None);
-            chromium.close().await;
+            self.end(&chromium).await;
         }
         if self.is_stopped() {
             return Err(is_shut_down());
@@ -124,13 +123,22 @@ impl Shared {
         Ok(chromium)
     }
 
-    /// Closes a page that must not be used again, and Chromium when it cannot do even that.
+    /// Closes a page that must not be used again, and its Chromium when that cannot do even this.
     pub(super) async fn discard(&self, page: Page) {
+        let chromium = Arc::clone(page.chromium());
         if let Err(error) = page.dispose().await {
             tracing::warn!(%error, "replacing Chromium");
-            if let Some(chromium) = self.replace(None) {
-                chromium.close().await;
-            }
+            self.end(&chromium).await;
+        }
+    }
+
+    /// Ends this Chromium, whichever is in use by then. Cancelled halfway, it is still found by
+    /// [`Shared::stop`].
+    async fn end(&self, chromium: &Arc<Chromium>) {
+        chromium.close().await;
+        let mut current = locked(&self.current);
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, chromium)) {
+            *current = None;
         }
     }
 

@@ -21,8 +21,8 @@ use std::{
 };
 
 use rustix::process::{
-    Pid, Signal, WaitOptions, getppid, kill_process_group, set_parent_process_death_signal,
-    test_kill_process_group, waitpgid,
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getppid, kill_process_group,
+    set_parent_process_death_signal, test_kill_process_group, waitid, waitpgid,
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
@@ -152,6 +152,14 @@ impl Members {
         id.is_some_and(|id| rustix::process::getpgid(Some(id)) == Ok(self.pgid))
             || guard::is_marked(pid, &self.mark)
     }
+}
+
+/// Whether that child of ours has ended, reaped or not.
+#[must_use]
+pub fn has_ended(pid: u32) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return true };
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(waitid(WaitId::Pid(pid), look), Ok(None))
 }
 
 struct SpawnRequest {

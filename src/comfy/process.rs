@@ -9,7 +9,7 @@ use url::Url;
 
 use super::{client::Client, port};
 use crate::{
-    child::{Group, LogTail},
+    child::{self, Group, LogTail},
     config::ComfyUiConfig,
 };
 
@@ -196,6 +196,12 @@ impl Server {
     #[must_use]
     pub fn exit(&self) -> Option<String> {
         self.exit.borrow().clone()
+    }
+
+    /// Whether its process has ended: known at once, before [`Server::exit`] can say how.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.exit.borrow().is_some() || child::has_ended(self.pid)
     }
 
     /// Waits for its end; how it ended and its last lines.

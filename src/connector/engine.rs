@@ -16,7 +16,7 @@ use tokio::{sync::watch, time::timeout};
 use url::Url;
 use uuid::Uuid;
 
-use super::{BootLine, ConnectorError, Ill, Payload, run::Silent};
+use super::{BootLine, ConnectorError, Ill, Payload};
 use crate::{
     browser::{Browser, ConvertError},
     comfy::{ExecuteError, Executed, Execution, Observer, Server, Socket, execute},
@@ -87,7 +87,7 @@ impl Engine {
             proven_at: Mutex::default(),
             _scratch: scratch,
         };
-        match engine.run(&test, SELF_TEST_LIMIT, &mut Silent::default()).await {
+        match engine.run(&test, SELF_TEST_LIMIT).await {
             Ok(history) => {
                 deliver::discard(&Folders::new(config.comfyui.path.clone()), &history);
                 Ok(engine)
@@ -141,7 +141,7 @@ impl Engine {
     pub(super) fn is_proven(&self) -> bool {
         let proven_at = *self.proven_at.lock().unwrap_or_else(PoisonError::into_inner);
         let lately = proven_at.is_some_and(|at| at.elapsed() < PROOF_LASTS);
-        self.server.exit().is_none() && (lately || self.executing.load(Ordering::Relaxed) > 0)
+        !self.server.has_ended() && (lately || self.executing.load(Ordering::Relaxed) > 0)
     }
 
     fn proven(&self) {

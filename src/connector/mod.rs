@@ -14,7 +14,7 @@ use std::{
 
 use backon::{ExponentialBuilder, Retryable};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use engine::Engine;
 pub use error::{ConnectorError, Ill};
@@ -108,7 +108,10 @@ impl ComfyConnector {
         match connector.engine().await {
             Ok(_) => Ok(connector),
             Err(error) => {
-                connector.release();
+                // A shutdown that is under way releases it itself, when all is gone.
+                if !connector.0.killed.is_cancelled() {
+                    connector.release();
+                }
                 Err(error)
             }
         }
@@ -194,11 +197,17 @@ impl ComfyConnector {
         if let Some(running) = self.running().filter(|engine| engine.is_proven()) {
             return Ok(running);
         }
-        tokio::select! {
-            biased;
-            () = self.0.killed.cancelled() => Err(ConnectorError::Killed),
-            engine = self.proven_engine() => engine,
-        }
+        let connector = self.clone();
+        // In a task of its own: a caller that holds this future and does not poll it would hold the
+        // turn, and a shutdown would wait for ever. Ends with the future.
+        let starting = tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = connector.0.killed.cancelled() => Err(ConnectorError::Killed),
+                engine = connector.proven_engine() => engine,
+            }
+        });
+        AbortOnDropHandle::new(starting).await.unwrap_or(Err(ConnectorError::Killed))
     }
 
     async fn proven_engine(&self) -> Result<Arc<Engine>, ConnectorError> {
@@ -262,7 +271,7 @@ impl ComfyConnector {
         }
     }
 
-    /// Whether every part works: process, HTTP, websocket, browser, in this order. Takes 6 s at most.
+    /// Whether every part works: process, HTTP, websocket, browser, in this order. Takes 8 s at most.
     /// What is ill is mended by the next call that needs it; a websocket connects again by itself.
     ///
     /// ```no_run
@@ -300,8 +309,20 @@ impl ComfyConnector {
     /// # Errors
     /// See [`PlaceError`]; nothing half-written is left.
     pub async fn upload_data(&self, source: &Path, options: &UploadOptions) -> Result<PathBuf, PlaceError> {
+        if self.0.killed.is_cancelled() {
+            return Err(PlaceError::ShutDown);
+        }
         let (path, owned) = self.0.stager.upload(source, options).await?;
-        locked(&self.0.ephemeral).extend(owned);
+        let mut ephemeral = locked(&self.0.ephemeral);
+        // What it replaced is no file any more.
+        ephemeral.retain(|replaced| replaced.path() != path);
+        let Some(owned) = owned else { return Ok(path) };
+        ephemeral.push(owned);
+        if self.0.killed.is_cancelled() {
+            // The shutdown may have taken the list before.
+            ephemeral.clear();
+            return Err(PlaceError::ShutDown);
+        }
         Ok(path)
     }
 

@@ -70,10 +70,9 @@ impl ComfyConnector {
 
     /// Runs a workflow or prompt to its end, `job.timeout` at most, and answers its history entry.
     ///
-    /// A ComfyUI that was lost since the last call, or that is lost before it takes the prompt, is
-    /// started again first. One that dies while it runs the prompt, or does not let go of it, is started
-    /// again by the next call: the prompt may be what killed it. Dropping the future leaves the prompt
-    /// running in ComfyUI.
+    /// A ComfyUI that was lost since the last call is started again first. One that is lost later is an
+    /// error, and started again by the next call: the prompt may be what killed it, and runs once at
+    /// most. Dropping the future leaves the prompt running in ComfyUI.
     ///
     /// ```no_run
     /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
@@ -91,36 +90,31 @@ impl ComfyConnector {
     /// ([`ConnectorError::Failed`]) are errors with ComfyUI's own words; so is a conversion's failure
     /// ([`ConnectorError::Convert`]).
     pub async fn run_workflow(&self, payload: Payload) -> Result<History, ConnectorError> {
-        let limit = self.0.config.job.timeout;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let engine = self.engine().await?;
-            let mut observer = Silent::default();
-            // Boxed, as the boot is: callers hold many of these side by side.
-            let outcome = Box::pin(engine.run(&payload, limit, &mut observer)).await;
-            if outcome.is_err() && self.state() == State::Killed {
-                return Err(ConnectorError::Killed);
-            }
-            if outcome.as_ref().is_err_and(needs_restart) {
-                self.discard(&engine).await;
-                // It did not even take the prompt: died, or hung, since it answered last.
-                if !observer.queued && tries == 1 {
-                    continue;
-                }
-            }
-            return outcome;
+        let engine = self.engine().await?;
+        // Boxed, as the boot is: callers hold many of these side by side.
+        let outcome = Box::pin(engine.run(&payload, self.0.config.job.timeout)).await;
+        if outcome.is_err() && self.state() == State::Killed {
+            return Err(ConnectorError::Killed);
         }
+        if outcome.as_ref().is_err_and(needs_restart) {
+            self.discard(&engine).await;
+        }
+        outcome
     }
 
     /// Stops that ComfyUI and its browser, unless others run by now; the next call starts new ones.
     pub(super) async fn discard(&self, engine: &Arc<Engine>) {
-        let _turn = self.0.turn.lock().await;
-        if self.running().is_some_and(|running| Arc::ptr_eq(&running, engine)) {
-            self.0.standing.enter(State::Initializing);
-            self.take_engine();
-            engine.stop().await;
-        }
+        let (connector, engine) = (self.clone(), Arc::clone(engine));
+        // In a task of its own, as the start is; one that has begun ends.
+        let discarding = tokio::spawn(async move {
+            let _turn = connector.0.turn.lock().await;
+            if connector.running().is_some_and(|running| Arc::ptr_eq(&running, &engine)) {
+                connector.0.standing.enter(State::Initializing);
+                connector.take_engine();
+                engine.stop().await;
+            }
+        });
+        let _ = discarding.await;
     }
 }
 
@@ -134,12 +128,7 @@ fn needs_restart(error: &ConnectorError) -> bool {
 }
 
 impl Engine {
-    pub(super) async fn run(
-        &self,
-        payload: &Payload,
-        limit: Duration,
-        observer: &mut dyn Observer,
-    ) -> Result<History, ConnectorError> {
+    pub(super) async fn run(&self, payload: &Payload, limit: Duration) -> Result<History, ConnectorError> {
         let (prompt, extra_data) = match payload {
             Payload::Prompt(prompt) => {
                 (apply::prompt_from_value(prompt.clone()).map_err(ConnectorError::Failed)?, json!({}))
@@ -156,7 +145,7 @@ impl Engine {
             allow_partial: false,
             abort: &CancellationToken::new(),
         };
-        let executed = self.execute(execution, observer).await?;
+        let executed = self.execute(execution, &mut Silent).await?;
         match executed.history.outcome().failure() {
             None => Ok(executed.history),
             Some(failure) => Err(ConnectorError::Failed(failure)),
@@ -164,16 +153,11 @@ impl Engine {
     }
 }
 
-/// Watches nothing but whether ComfyUI took the prompt.
-#[derive(Default)]
-pub(super) struct Silent {
-    queued: bool,
-}
+/// Watches nothing.
+struct Silent;
 
 impl Observer for Silent {
-    fn queued(&mut self, _: PromptId) {
-        self.queued = true;
-    }
+    fn queued(&mut self, _: PromptId) {}
     fn started(&mut self) {}
     fn progress(&mut self, _: &Progress) {}
     fn preview(&mut self, _: &Image) {}

@@ -317,7 +317,8 @@ impl Life<'_> {
             // The next call starts it again.
             Remedy::Restart => self.runner.connector.kill_engine().await,
             Remedy::FreeMemory => {
-                if let Ok(engine) = self.runner.connector.engine().await
+                // One that is started again has nothing to free.
+                if let Some(engine) = self.runner.connector.running()
                     && let Err(error) = engine.server().client().free().await
                 {
                     tracing::warn!(%error, "ComfyUI did not free its memory");

@@ -12,6 +12,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::UNIX_EPOCH,
 };
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -32,17 +33,24 @@ enum Line {
     Gone { path: PathBuf, inode: Option<Inode> },
 }
 
-/// Device and number: which file a name stood for.
+/// Device, number and birth (nanoseconds since 1970, where the file system tells): which file a name
+/// stood for. The number alone is soon given to another file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Inode(u64, u64);
+struct Inode(u64, u64, Option<u64>);
 
 impl Inode {
     fn of(path: &Path) -> io::Result<Self> {
-        fs::symlink_metadata(path).map(|metadata| Self(metadata.dev(), metadata.ino()))
+        fs::symlink_metadata(path).map(|metadata| Self::read(&metadata))
     }
 
     fn of_file(file: &File) -> io::Result<Self> {
-        file.metadata().map(|metadata| Self(metadata.dev(), metadata.ino()))
+        file.metadata().map(|metadata| Self::read(&metadata))
+    }
+
+    fn read(metadata: &fs::Metadata) -> Self {
+        let born = metadata.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        let born = born.and_then(|born| u64::try_from(born.as_nanos()).ok());
+        Self(metadata.dev(), metadata.ino(), born)
     }
 }
 

@@ -75,6 +75,9 @@ pub enum PlaceError {
     /// A name that must not be used.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// The connector was shut down meanwhile. What was ephemeral is removed.
+    #[error("the connector is shut down")]
+    ShutDown,
     /// The disk, or the user's share of it, is full. Nothing half-written is left.
     #[error("{0}: no room left on the disk")]
     DiskFull(PathBuf),

@@ -64,7 +64,7 @@ async fn a_stopped_chromium_is_replaced_within_limits() {
 
     let clock = Instant::now();
     let ill = started.browser.validate().await.unwrap_err();
-    assert!(clock.elapsed() < Duration::from_secs(1), "{:?}", clock.elapsed());
+    assert!(clock.elapsed() < Duration::from_secs(2), "{:?}", clock.elapsed());
     println!("validate: {ill}");
 
     let clock = Instant::now();

@@ -34,7 +34,8 @@ pub(crate) fn group(leader: Pid) -> usize {
 /// The TCP sockets that a process listens on, as the kernel lists them.
 pub(crate) fn listeners(process: u32) -> Vec<String> {
     const LISTENS: &str = "0A";
-    let files = fs::read_dir(format!("/proc/{process}/fd")).unwrap().flatten();
+    // It may just have ended.
+    let files = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
     let held: Vec<_> = files.filter_map(|file| fs::read_link(file.path()).ok()).collect();
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap());
     let rows = tables.iter().flat_map(|table| table.lines().skip(1));

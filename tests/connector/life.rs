@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use comfy_worker::{
-    ComfyConnector, ConnectorError, Ill, Payload, State,
+    ComfyConnector, ConnectorError, Ill, Payload, PlaceError, State,
     browser::ConvertError,
     comfy::{ExecuteError, history::History},
     job::failure::Failure,
@@ -76,6 +76,8 @@ async fn a_connector_lives_and_leaves_nothing() -> Result<()> {
     ensure!(connector.validate_resources().await == Err(Ill::NotRunning));
     let after = connector.run_workflow(Payload::Prompt(color(1))).await;
     ensure!(matches!(after, Err(ConnectorError::Killed)), "{after:?}");
+    let after = connector.upload_data(&bed.source("late.txt", "late")?, &uploads::ephemeral()).await;
+    ensure!(matches!(after, Err(PlaceError::ShutDown)), "{after:?}");
     uploads::are_gone_but_for_what_stays(&bed)
 }
 

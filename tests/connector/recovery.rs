@@ -3,9 +3,12 @@
 use std::{fs, net::TcpListener, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use comfy_worker::{ComfyConnector, Config, ConnectorError, Ill, Payload, State, comfy::BootError};
+use comfy_worker::{
+    ComfyConnector, Config, ConnectorError, Ill, Payload, State,
+    comfy::{BootError, ExecuteError},
+};
 use serde_json::json;
-use testbed::{Engine, Signal, free_port, wait_for, wait_for_value};
+use testbed::{Engine, Signal, wait_for, wait_for_value};
 
 use super::bed::{Bed, LIMIT, color, invert, my_turn, signal};
 
@@ -22,8 +25,8 @@ struct Spaced {
 impl Spaced {
     fn new() -> Result<Self> {
         let bed = Bed::with(|dir| Engine::from_env(&dir.join("Comfy UI's folder")))?;
-        let port = free_port()?;
-        let taken = TcpListener::bind(("127.0.0.1", port)).context("the port was taken meanwhile")?;
+        let taken = TcpListener::bind(("127.0.0.1", 0))?;
+        let port = taken.local_addr()?.port();
         let script = bed.dir.join("start comfy.sh");
         let file = bed.dir.join("comfy_serverless.json");
         let text = json!({
@@ -110,6 +113,12 @@ async fn what_is_ill_is_named_and_mended_by_the_next_call() -> Result<()> {
 
     if !bed.engine.is_real() {
         cut_websocket(&connector).await?;
+        // The prompt is what kills it.
+        let crash = json!({"1": {"class_type": "StandinCrash", "inputs": {"how": "kill", "exit_code": 1}}});
+        let died = connector.run_workflow(Payload::Prompt(crash)).await;
+        ensure!(matches!(&died, Err(ConnectorError::Execute(ExecuteError::Died(_)))), "{died:?}");
+        ensure!(connector.running().is_none() && connector.state() == State::Initializing);
+        connector.run_workflow(Payload::Prompt(color(2))).await?;
     }
     wait_for("all to be well", LIMIT, || async { connector.validate_resources().await.is_ok() }).await?;
 

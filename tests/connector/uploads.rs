@@ -40,6 +40,13 @@ pub(crate) async fn are_taken_or_refused(bed: &Bed, connector: &ComfyConnector) 
     let overwriting = UploadOptions { overwrite: true, ..ephemeral() };
     connector.upload_data(&bed.source("theirs.txt", "after")?, &overwriting).await?;
 
+    // Ours, then given for good. Twice: the third file may get the first one's inode number.
+    connector.upload_data(&bed.source("twice.txt", "first")?, &ephemeral()).await?;
+    let for_good = UploadOptions { overwrite: true, ..UploadOptions::default() };
+    for content in ["second", "third"] {
+        connector.upload_data(&bed.source("twice.txt", content)?, &for_good).await?;
+    }
+
     let missing = connector.upload_data(&bed.dir.join("sources/none"), &ephemeral()).await;
     ensure!(matches!(missing, Err(PlaceError::SourceMissing(_))));
     let model = connector.upload_data(&cat, &in_folder(FolderType::Models, "")?).await;
@@ -52,7 +59,8 @@ pub(crate) async fn are_taken_or_refused(bed: &Bed, connector: &ComfyConnector) 
 
 /// After the shutdown: what was there before, and what is not ephemeral.
 pub(crate) fn are_gone_but_for_what_stays(bed: &Bed) -> Result<()> {
-    ensure!(bed.names("input")? == ["batch", "theirs.txt"], "{:?}", bed.names("input")?);
+    ensure!(bed.names("input")? == ["batch", "theirs.txt", "twice.txt"], "{:?}", bed.names("input")?);
+    ensure!(fs::read_to_string(bed.folder("input/twice.txt"))? == "third");
     ensure!(bed.names("input/batch")?.is_empty() && bed.names("models/checkpoints")?.is_empty());
     ensure!(bed.names("output")?.is_empty(), "{:?}", bed.names("output")?);
     ensure!(bed.names("models/loras")? == ["kept.safetensors"]);
