@@ -16,7 +16,7 @@ use tokio::{sync::watch, time::timeout};
 use url::Url;
 use uuid::Uuid;
 
-use super::{BootLine, ConnectorError, Ill, Payload};
+use super::{BootLine, ConnectorError, Ill, Payload, run::Silent};
 use crate::{
     browser::{Browser, ConvertError},
     comfy::{ExecuteError, Executed, Execution, Observer, Server, Socket, execute},
@@ -87,7 +87,7 @@ impl Engine {
             proven_at: Mutex::default(),
             _scratch: scratch,
         };
-        match engine.run(&test, SELF_TEST_LIMIT).await {
+        match engine.run(&test, SELF_TEST_LIMIT, &mut Silent::default()).await {
             Ok(history) => {
                 deliver::discard(&Folders::new(config.comfyui.path.clone()), &history);
                 Ok(engine)

@@ -70,9 +70,10 @@ impl ComfyConnector {
 
     /// Runs a workflow or prompt to its end, `job.timeout` at most, and answers its history entry.
     ///
-    /// A ComfyUI that was lost since the last call is started again first. One that is lost later is an
-    /// error, and started again by the next call: the prompt may be what killed it, and runs once at
-    /// most. Dropping the future leaves the prompt running in ComfyUI.
+    /// A ComfyUI that was lost since the last call is started again first. So is one that is lost before
+    /// it acknowledged the prompt, which is then posted once more: it may have begun to run. One that is
+    /// lost later is an error, and started again by the next call: the prompt may be what killed it.
+    /// Dropping the future leaves the prompt running in ComfyUI.
     ///
     /// ```no_run
     /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
@@ -90,16 +91,24 @@ impl ComfyConnector {
     /// ([`ConnectorError::Failed`]) are errors with ComfyUI's own words; so is a conversion's failure
     /// ([`ConnectorError::Convert`]).
     pub async fn run_workflow(&self, payload: Payload) -> Result<History, ConnectorError> {
-        let engine = self.engine().await?;
-        // Boxed, as the boot is: callers hold many of these side by side.
-        let outcome = Box::pin(engine.run(&payload, self.0.config.job.timeout)).await;
-        if outcome.is_err() && self.state() == State::Killed {
-            return Err(ConnectorError::Killed);
+        let mut again = true;
+        loop {
+            let engine = self.engine().await?;
+            let mut observer = Silent::default();
+            // Boxed, as the boot is: callers hold many of these side by side.
+            let running = engine.run(&payload, self.0.config.job.timeout, &mut observer);
+            let outcome = Box::pin(running).await;
+            if outcome.is_err() && self.state() == State::Killed {
+                return Err(ConnectorError::Killed);
+            }
+            if outcome.as_ref().is_err_and(needs_restart) {
+                self.discard(&engine).await;
+                if !observer.acknowledged && std::mem::take(&mut again) {
+                    continue;
+                }
+            }
+            return outcome;
         }
-        if outcome.as_ref().is_err_and(needs_restart) {
-            self.discard(&engine).await;
-        }
-        outcome
     }
 
     /// Stops that ComfyUI and its browser, unless others run by now; the next call starts new ones.
@@ -128,7 +137,12 @@ fn needs_restart(error: &ConnectorError) -> bool {
 }
 
 impl Engine {
-    pub(super) async fn run(&self, payload: &Payload, limit: Duration) -> Result<History, ConnectorError> {
+    pub(super) async fn run(
+        &self,
+        payload: &Payload,
+        limit: Duration,
+        observer: &mut dyn Observer,
+    ) -> Result<History, ConnectorError> {
         let (prompt, extra_data) = match payload {
             Payload::Prompt(prompt) => {
                 (apply::prompt_from_value(prompt.clone()).map_err(ConnectorError::Failed)?, json!({}))
@@ -145,7 +159,7 @@ impl Engine {
             allow_partial: false,
             abort: &CancellationToken::new(),
         };
-        let executed = self.execute(execution, &mut Silent).await?;
+        let executed = self.execute(execution, observer).await?;
         match executed.history.outcome().failure() {
             None => Ok(executed.history),
             Some(failure) => Err(ConnectorError::Failed(failure)),
@@ -153,11 +167,16 @@ impl Engine {
     }
 }
 
-/// Watches nothing.
-struct Silent;
+/// Watches nothing but whether ComfyUI acknowledged the prompt.
+#[derive(Default)]
+pub(super) struct Silent {
+    acknowledged: bool,
+}
 
 impl Observer for Silent {
-    fn queued(&mut self, _: PromptId) {}
+    fn queued(&mut self, _: PromptId) {
+        self.acknowledged = true;
+    }
     fn started(&mut self) {}
     fn progress(&mut self, _: &Progress) {}
     fn preview(&mut self, _: &Image) {}

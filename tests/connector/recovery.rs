@@ -114,7 +114,7 @@ async fn what_is_ill_is_named_and_mended_by_the_next_call() -> Result<()> {
     if !bed.engine.is_real() {
         cut_websocket(&connector).await?;
         // The prompt is what kills it.
-        let crash = json!({"1": {"class_type": "StandinCrash", "inputs": {"how": "kill", "exit_code": 1}}});
+        let crash = json!({"1": {"class_type": "StandinCrash", "inputs": {"how": "kill", "exit_code": 1, "after_seconds": 0.2}}});
         let died = connector.run_workflow(Payload::Prompt(crash)).await;
         ensure!(matches!(&died, Err(ConnectorError::Execute(ExecuteError::Died(_)))), "{died:?}");
         ensure!(connector.running().is_none() && connector.state() == State::Initializing);
