@@ -25,7 +25,7 @@ use uuid::Uuid;
 use super::frames::Ears;
 
 /// Longest wait for anything that happens; nothing is waited out in the good case.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(240);
 
 /// A running ComfyUI.
 pub(crate) struct Bed {

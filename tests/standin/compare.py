@@ -29,7 +29,7 @@ from typing import Any, Optional
 
 import aiohttp
 
-FRAME_TIMEOUT_SECONDS = 60
+FRAME_TIMEOUT_SECONDS = 240
 PREVIEW_IMAGE, PREVIEW_IMAGE_WITH_METADATA = 1, 4
 
 
