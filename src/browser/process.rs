@@ -144,9 +144,10 @@ impl Chromium {
         let (cdp, handler, bridge, product) = match timeout(START_LIMIT, connect).await {
             Ok(Ok(connected)) => connected,
             Ok(Err(text)) => {
-                // What it wrote last may still be in the pipe.
-                let _ = timeout(ANSWER_LIMIT, stderr).await;
-                return Err(failed(&text));
+                // What it wrote last may still be in the pipe. A program that ends is noticed by the
+                // connection or by its output first, whichever comes: say the same of both.
+                let ended = timeout(ANSWER_LIMIT, stderr).await.is_ok();
+                return Err(failed(if ended { "it ended" } else { &text }));
             }
             Err(_) => return Err(failed(&format!("no answer within {START_LIMIT:?}"))),
         };
