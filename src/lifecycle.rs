@@ -20,7 +20,7 @@ pub struct Signals {
     _listener: AbortOnDropHandle<()>,
 }
 
-/// The first signal stops and, after `grace`, aborts; the second one aborts and runs `at_once`,
+/// The first signal, or a stop from elsewhere, stops and, after `grace`, aborts; the next one aborts and runs `at_once`,
 /// and so does a drain that does not end.
 ///
 /// # Errors
@@ -38,8 +38,11 @@ pub fn on_signals(
                 _ = interrupt.recv() => "SIGINT",
             }
         };
-        let name = next().await;
-        tracing::info!(signal = name, ?grace, "draining");
+        tokio::select! {
+            signal = next() => tracing::info!(signal, ?grace, "draining"),
+            // Told to drain in another way: the grace is the same.
+            () = stops.stop.cancelled() => tracing::info!(?grace, "draining"),
+        }
         stops.stop.cancel();
         tokio::select! {
             () = sleep(grace) => {

@@ -9,7 +9,7 @@ mod guard;
 
 use std::{
     collections::VecDeque,
-    io,
+    fs, io,
     process::ExitStatus,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -151,6 +151,20 @@ impl Members {
         let id = i32::try_from(pid).ok().and_then(Pid::from_raw);
         id.is_some_and(|id| rustix::process::getpgid(Some(id)) == Ok(self.pgid))
             || guard::is_marked(pid, &self.mark)
+    }
+}
+
+impl Members {
+    /// Their resident memory in bytes, shared pages counted for each. Reads the process table.
+    #[must_use]
+    pub fn rss(&self) -> u64 {
+        let page = rustix::param::page_size() as u64;
+        let pages = |pid: u32| -> Option<u64> {
+            fs::read_to_string(format!("/proc/{pid}/statm")).ok()?.split(' ').nth(1)?.parse().ok()
+        };
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| self.has(*pid)).filter_map(pages).sum::<u64>() * page
     }
 }
 

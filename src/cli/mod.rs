@@ -6,6 +6,7 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod cancel;
 mod check;
 mod convert;
 mod display;
@@ -52,6 +53,8 @@ enum Command {
     Run(run::Args),
     /// Publish a job; with --wait follow it and fetch its outputs.
     Submit(submit::Args),
+    /// Cancel a queued or running job.
+    Cancel(cancel::Args),
     /// Turn UI workflows into prompts.
     Convert(convert::Args),
     /// Check configuration, ComfyUI, browser, broker and bucket, a line each.
@@ -180,6 +183,7 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
             Command::Serve => Box::pin(serve::serve(context)).await,
             Command::Run(args) => run::run(context, args).await,
             Command::Submit(args) => submit::submit(context, args).await,
+            Command::Cancel(args) => cancel::cancel(context, args).await,
             Command::Convert(args) => convert::convert(context, args).await,
             Command::Check => Box::pin(check::check(context)).await,
         }

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     connector::{ComfyConnector, ConnectorError},
     job::{
+        end::InHand,
         request::JobRequest,
         result::JobResult,
         runner::{Ending, Incoming, Runner, Stops},
@@ -87,10 +88,10 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
                 limits: config.job.clone(),
                 worker_id: config.worker.id.clone(),
                 stops: stops.clone(),
+                in_hand: InHand::default(),
             };
             let id = format!("{}-{}", workflow::stem(&args.workflow), Uuid::new_v4().simple());
-            let incoming =
-                Incoming { body: body.into(), message_id: Some(id), published_at: None, answerable: true };
+            let incoming = Incoming::local(body.into(), id);
             Ok(runner.run(incoming, Arc::new(display.clone())).await)
         }
         Err(error) => Err(error),

@@ -184,10 +184,14 @@ impl Client {
             let entries = queue.get(list).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
             entries.iter().any(|entry| entry.get(1).and_then(Value::as_str) == Some(&prompt_id))
         };
+        let runs_any =
+            queue.get("queue_running").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
         Ok(if holds("queue_running") {
             Some(QueuePlace::Running)
+        } else if holds("queue_pending") {
+            Some(if runs_any { QueuePlace::Pending } else { QueuePlace::Next })
         } else {
-            holds("queue_pending").then_some(QueuePlace::Pending)
+            None
         })
     }
 
@@ -227,8 +231,10 @@ impl Client {
 /// Where a prompt stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueuePlace {
-    /// It waits.
+    /// It waits behind others.
     Pending,
+    /// It waits and nothing runs.
+    Next,
     /// It runs.
     Running,
 }

@@ -33,8 +33,10 @@ pub struct Execution<'a> {
     pub limit: Duration,
     /// Whether outputs that ComfyUI drops may be missing; else the prompt is refused.
     pub allow_partial: bool,
-    /// Ends the execution: the prompt is interrupted.
+    /// Ends the execution before ComfyUI is stopped: it is asked for 2 s to let go of the prompt.
     pub abort: &'a CancellationToken,
+    /// Ends the execution alone: ComfyUI is asked for 10 s, as when the limit has passed.
+    pub cancel: &'a CancellationToken,
 }
 
 /// Told how an execution goes, from the task that tracks it: must not block.
@@ -98,6 +100,15 @@ pub enum ExecuteError {
         /// Whether ComfyUI still runs it.
         stuck: bool,
     },
+    /// Cancelled by the caller. `stuck`: ComfyUI did not let go of it and must be killed.
+    #[error("cancelled")]
+    Cancelled {
+        /// Whether ComfyUI still runs it.
+        stuck: bool,
+    },
+    /// HTTP answers and nothing runs: the thread that runs prompts is gone.
+    #[error("ComfyUI runs no prompts any more: {0}")]
+    Stalled(String),
     /// Neither in the queue nor in the history: somebody removed it.
     #[error("ComfyUI forgot the prompt: somebody cleared its queue or history")]
     Vanished,
@@ -113,9 +124,11 @@ impl ExecuteError {
         matches!(
             self,
             Self::Died(_)
+                | Self::Stalled(_)
                 | Self::Unreachable(_)
                 | Self::TimedOut { stuck: true, .. }
                 | Self::Aborted { stuck: true }
+                | Self::Cancelled { stuck: true }
         )
     }
 }
@@ -148,8 +161,7 @@ pub async fn execute(
             return Err(ExecuteError::Refused { message: describe_node_errors(&node_errors), node_errors });
         }
         observer.queued(prompt_id);
-        let history =
-            follow(server.client(), prompt_id, &mut subscription.events, &mut run, observer).await?;
+        let history = follow(server, prompt_id, &mut subscription.events, &mut run, observer).await?;
         Ok((posted, history))
     });
     let outcome = tokio::select! {
@@ -157,6 +169,7 @@ pub async fn execute(
         biased;
         exit = server.exited() => Err(ExecuteError::Died(exit)),
         () = execution.abort.cancelled() => Err(ExecuteError::Aborted { stuck: true }),
+        () = execution.cancel.cancelled() => Err(ExecuteError::Cancelled { stuck: true }),
         outcome = work => outcome,
     };
     // Its events would pile up while nobody reads them.
@@ -176,6 +189,13 @@ pub async fn execute(
         }
         Err(ExecuteError::TimedOut { limit, .. }) => {
             Err(ExecuteError::TimedOut { limit, stuck: !let_go(CANCEL_LIMIT).await })
+        }
+        Err(ExecuteError::Cancelled { .. }) => {
+            // A drain does not wait for it either.
+            tokio::select! {
+                let_go = let_go(CANCEL_LIMIT) => Err(ExecuteError::Cancelled { stuck: !let_go }),
+                () = execution.abort.cancelled() => Err(ExecuteError::Cancelled { stuck: true }),
+            }
         }
         Err(ExecuteError::Aborted { .. }) => Err(ExecuteError::Aborted { stuck: !let_go(ABORT_LIMIT).await }),
         Err(error) => Err(error),

@@ -12,8 +12,8 @@ use tokio::{
 };
 
 use super::{
-    PromptId,
-    client::{Client, Posted},
+    PromptId, Server,
+    client::Posted,
     events::Event,
     execute::{ExecuteError, Executed, Observer},
     history::History,
@@ -30,6 +30,10 @@ const MISSING_LOOKS: u32 = 3;
 /// How long a living process may leave calls unanswered: one that loads a large model can hold
 /// Python's lock for a minute.
 const UNREACHABLE_LIMIT: Duration = Duration::from_secs(120);
+/// How long a running prompt must have been silent before a thread that ended is taken for its own.
+const SILENCE: Duration = Duration::from_secs(15);
+/// How long a prompt may be next in an idle ComfyUI: between two it frees memory, which takes seconds.
+const IDLENESS: Duration = Duration::from_secs(20);
 /// How long frames may be behind a history that was found by looking.
 const LATE_FRAMES: Duration = Duration::from_secs(3);
 
@@ -49,7 +53,7 @@ pub(super) struct Run {
 ///
 /// Looks run beside the reading of events: a slow answer must not let frames pile up.
 pub(super) async fn follow(
-    client: &Client,
+    server: &Server,
     prompt_id: PromptId,
     events: &mut UnboundedReceiver<SocketEvent>,
     run: &mut Run,
@@ -58,7 +62,8 @@ pub(super) async fn follow(
     let mut looking = pin!(Fuse::terminated());
     let mut poll = interval(POLL_EVERY);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut missing, mut answered_at) = (0, Instant::now());
+    let (mut missing, mut answered_at, mut next_since) = (0, Instant::now(), None);
+    let (client, threads) = (server.client(), server.threads().living());
     loop {
         tokio::select! {
             event = events.recv() => match event {
@@ -77,14 +82,25 @@ pub(super) async fn follow(
                     Ok(found) => {
                         answered_at = Instant::now();
                         missing = if matches!(found, Look::Nowhere) { missing + 1 } else { 0 };
+                        if !matches!(found, Look::Next) {
+                            next_since = None;
+                        }
                         match found {
                             Look::Over(history) => {
                                 run.await_late_frames(events, observer).await;
                                 return Ok(*history);
                             }
-                            Look::Running => run.start(observer),
+                            Look::Running => {
+                                run.start(observer);
+                                if run.heard_at.elapsed() > SILENCE && threads.ended() > 0 {
+                                    return Err(ExecuteError::Stalled("a thread of its own ended".to_owned()));
+                                }
+                            }
+                            Look::Next if next_since.get_or_insert_with(Instant::now).elapsed() > IDLENESS => {
+                                return Err(ExecuteError::Stalled("a prompt waits and nothing runs".to_owned()));
+                            }
                             Look::Nowhere if missing >= MISSING_LOOKS => return Err(ExecuteError::Vanished),
-                            Look::Pending | Look::Nowhere => {}
+                            Look::Pending | Look::Next | Look::Nowhere => {}
                         }
                     }
                     Err(error) if answered_at.elapsed().min(run.heard_at.elapsed()) > UNREACHABLE_LIMIT => {

@@ -12,6 +12,7 @@ mod json;
 mod port;
 mod process;
 mod socket;
+mod threads;
 pub mod tracker;
 mod whereabouts;
 

@@ -40,15 +40,23 @@ fn are_free(addresses: &[SocketAddr], port: u16) -> bool {
 ///
 /// What cannot be seen (another user's process, a system without `/proc`) is no evidence.
 pub(super) fn is_foreign(port: u16, is_ours: impl Fn(u32) -> bool) -> bool {
-    let sockets = listening_sockets(port);
-    let mut owners = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|process| {
-        let pid: u32 = process.file_name().to_str()?.parse().ok()?;
-        let files = fs::read_dir(process.path().join("fd")).ok()?.flatten();
-        let links = files.filter_map(|file| fs::read_link(file.path()).ok());
-        links.into_iter().any(|link| link.to_str().is_some_and(|link| sockets.contains(link))).then_some(pid)
-    });
+    let mut owners = owners(port);
     let Some(first) = owners.next() else { return false };
     !is_ours(first) && !owners.any(is_ours)
+}
+
+/// The processes that are seen to listen on `port`.
+pub(super) fn owners(port: u16) -> impl Iterator<Item = u32> {
+    let sockets = listening_sockets(port);
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(move |process| {
+        let pid: u32 = process.file_name().to_str()?.parse().ok()?;
+        let mut files = fs::read_dir(process.path().join("fd")).ok()?.flatten();
+        let listens = |file: &fs::DirEntry| {
+            fs::read_link(file.path())
+                .is_ok_and(|link| link.to_str().is_some_and(|link| sockets.contains(link)))
+        };
+        files.any(|file| listens(&file)).then_some(pid)
+    })
 }
 
 /// As `/proc/<pid>/fd` names them: `socket:[4711]`.

@@ -7,9 +7,9 @@ use tokio::{process::Command, sync::watch, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::{client::Client, port};
+use super::{client::Client, port, threads::Threads};
 use crate::{
-    child::{self, Group, LogTail},
+    child::{self, Group, LogTail, Members},
     config::ComfyUiConfig,
 };
 
@@ -30,6 +30,9 @@ pub struct Server {
     version: String,
     exit: watch::Receiver<Option<String>>,
     stop: CancellationToken,
+    at_once: CancellationToken,
+    members: Members,
+    threads: Threads,
     supervisor: JoinHandle<()>,
 }
 
@@ -147,14 +150,15 @@ impl Server {
                 });
             }
         };
+        let listener = port::owners(port).find(|pid| members.has(*pid)).unwrap_or_else(|| group.pid());
         let version = stats.pointer("/system/comfyui_version").and_then(Value::as_str).unwrap_or("unknown");
-        Ok(Self::supervise(client, group, version.to_owned(), tail))
+        Ok(Self::supervise(client, group, version.to_owned(), tail, Threads::of(listener)))
     }
 
-    fn supervise(client: Client, mut group: Group, version: String, tail: LogTail) -> Self {
-        let pid = group.pid();
-        let stop = CancellationToken::new();
-        let stopping = stop.clone();
+    fn supervise(client: Client, mut group: Group, version: String, tail: LogTail, threads: Threads) -> Self {
+        let (pid, members) = (group.pid(), group.members());
+        let (stop, at_once) = (CancellationToken::new(), CancellationToken::new());
+        let (stopping, killing) = (stop.clone(), at_once.clone());
         let (report, exit) = watch::channel(None);
         let supervisor = tokio::spawn(async move {
             tokio::select! {
@@ -164,14 +168,14 @@ impl Server {
                 }
                 () = stopping.cancelled() => {}
             }
-            group.stop(STOP_GRACE).await;
+            group.stop(if killing.is_cancelled() { Duration::ZERO } else { STOP_GRACE }).await;
             report.send_if_modified(|exit| {
                 let first = exit.is_none();
                 exit.get_or_insert_with(|| "stopped".to_owned());
                 first
             });
         });
-        Self { client, pid, version, exit, stop, supervisor }
+        Self { client, pid, version, exit, stop, at_once, members, threads, supervisor }
     }
 
     /// Its HTTP calls.
@@ -211,6 +215,23 @@ impl Server {
             Ok(exit) => exit.clone().unwrap_or_default(),
             Err(_) => "no longer watched".to_owned(),
         }
+    }
+
+    /// The threads that it had when it was ready.
+    pub(super) fn threads(&self) -> &Threads {
+        &self.threads
+    }
+
+    /// Resident memory of all its processes, in bytes. Reads the process table.
+    #[must_use]
+    pub fn rss(&self) -> u64 {
+        self.members.rss()
+    }
+
+    /// Kills its whole group; [`Server::stop`] waits for the end.
+    pub fn kill(&self) {
+        self.at_once.cancel();
+        self.stop.cancel();
     }
 
     /// TERM, then KILL, to its whole group; returns when it is gone. Idempotent.

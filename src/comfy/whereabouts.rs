@@ -68,8 +68,10 @@ pub(super) enum Look {
     Over(Box<History>),
     /// It runs.
     Running,
-    /// It waits.
+    /// It waits behind others.
     Pending,
+    /// It waits and nothing runs.
+    Next,
     /// ComfyUI does not know it.
     Nowhere,
 }
@@ -80,6 +82,7 @@ pub(super) async fn look(client: &Client, prompt_id: PromptId) -> Result<Look, R
         match client.queue_place(prompt_id).await? {
             Some(QueuePlace::Running) => return Ok(Look::Running),
             Some(QueuePlace::Pending) => return Ok(Look::Pending),
+            Some(QueuePlace::Next) => return Ok(Look::Next),
             None => {}
         }
         let history = client.history(prompt_id).await?;
@@ -108,7 +111,7 @@ pub(super) async fn cancel(client: &Client, prompt_id: PromptId, limit: Duration
             // Deleted while pending: no history. Seen twice: its POST may just be on its way.
             Ok(Ok(Look::Nowhere)) if nowhere == 1 => return true,
             Ok(Ok(Look::Nowhere)) => nowhere += 1,
-            Ok(Ok(Look::Running | Look::Pending) | Err(_)) | Err(_) => nowhere = 0,
+            Ok(Ok(Look::Running | Look::Pending | Look::Next) | Err(_)) | Err(_) => nowhere = 0,
         }
         sleep(CANCEL_EVERY).await;
     }

@@ -29,6 +29,10 @@ pub struct ComfyUiConfig {
     pub port: u16,
     /// Longest wait for the boot; `None`: as long as the process lives.
     pub boot_timeout: Option<Duration>,
+    /// Jobs until it is started anew; `None`: no limit.
+    pub max_jobs: Option<u32>,
+    /// Bytes of memory until it is started anew; `None`: no limit.
+    pub max_rss: Option<u64>,
     /// Self-test workflow; `None`: the built-in one.
     pub test_workflow: Option<PathBuf>,
     /// More variables for ComfyUI.
@@ -82,6 +86,8 @@ pub struct AmqpConfig {
     pub results_exchange: Option<String>,
     /// Topic exchange for events.
     pub events_exchange: String,
+    /// Fanout exchange for orders to all workers.
+    pub control_exchange: String,
     /// Patterns (with `*`) of the queues that `reply_to` may name.
     pub reply_to_allow: Vec<String>,
 }
@@ -196,6 +202,8 @@ impl ComfyUiConfig {
                 Ok(port) => Ok(port),
             }),
             boot_timeout: reader.optional("comfyui.boot_timeout", duration),
+            max_jobs: reader.optional("comfyui.max_jobs", at_least_one),
+            max_rss: reader.optional("comfyui.max_rss", bytes),
             test_workflow: reader.optional("comfyui.test_workflow", |text| Ok(workdir.join(text))),
             env: reader.required("comfyui.env", variables),
             workdir,
@@ -229,6 +237,7 @@ impl AmqpConfig {
             delivery_limit: reader.required("amqp.delivery_limit", at_least_one),
             results_exchange: reader.optional("amqp.results_exchange", broker_name),
             events_exchange: reader.required("amqp.events_exchange", broker_name),
+            control_exchange: reader.required("amqp.control_exchange", broker_name),
             reply_to_allow: reader.required("amqp.reply_to_allow", |text| Ok(list(text))),
         }
     }

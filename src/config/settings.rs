@@ -89,6 +89,18 @@ pub const SETTINGS: &[Setting] = &[
         "longest wait for ComfyUI's boot; none: as long as its process lives",
     ),
     setting(
+        "comfyui.max_jobs",
+        "",
+        "500",
+        "jobs after which ComfyUI is started anew, between two jobs; default: never",
+    ),
+    setting(
+        "comfyui.max_rss",
+        "",
+        "48GiB",
+        "main memory of ComfyUI's processes above which it is started anew, between two jobs; default: never",
+    ),
+    setting(
         "comfyui.test_workflow",
         "",
         "test_server.json",
@@ -136,6 +148,12 @@ pub const SETTINGS: &[Setting] = &[
         "exchange that gets every result, with the job id as routing key",
     ),
     setting("amqp.events_exchange", "comfy.events", "comfy.events", "topic exchange for progress events"),
+    setting(
+        "amqp.control_exchange",
+        "comfy.control",
+        "comfy.control",
+        "fanout exchange for orders to all workers: `{\"cancel\": \"<job id>\"}`, `{\"drain\": \"<worker id>\"}` or `true` for all",
+    ),
     setting(
         "amqp.reply_to_allow",
         "*",

@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -33,7 +33,7 @@ const HEALTH_LIMIT: Duration = Duration::from_secs(5);
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long ComfyUI's last answer stands for its health. Asked again after that: a hung process is
 /// not handed work, and calls in a row cost no question each.
-const PROOF_LASTS: Duration = Duration::from_secs(5);
+pub(super) const PROOF_LASTS: Duration = Duration::from_secs(5);
 
 /// Where programs put temporary files.
 const TMPDIR: &str = "TMPDIR";
@@ -48,6 +48,8 @@ pub struct Engine {
     socket: Socket,
     browser: Browser,
     executing: AtomicUsize,
+    /// Prompts begun since the self-test.
+    ran: AtomicU64,
     /// When ComfyUI last answered; `None` after it did not.
     proven_at: Mutex<Option<Instant>>,
     /// After the server: what it writes there ends with it.
@@ -84,11 +86,13 @@ impl Engine {
             socket,
             browser,
             executing: AtomicUsize::new(0),
+            ran: AtomicU64::new(0),
             proven_at: Mutex::default(),
             _scratch: scratch,
         };
         match engine.run(&test, SELF_TEST_LIMIT, &mut Silent::default()).await {
             Ok(history) => {
+                engine.ran.store(0, Ordering::Relaxed);
                 deliver::discard(&Folders::new(config.comfyui.path.clone()), &history);
                 Ok(engine)
             }
@@ -127,6 +131,7 @@ impl Engine {
         observer: &mut dyn Observer,
     ) -> Result<Executed, ExecuteError> {
         self.executing.fetch_add(1, Ordering::Relaxed);
+        self.ran.fetch_add(1, Ordering::Relaxed);
         let _ended = Ended(&self.executing);
         let outcome = execute(&self.server, &self.socket, execution, observer).await;
         match &outcome {
@@ -172,6 +177,20 @@ impl Engine {
             Ok(Err(error)) => Err(Ill::Http(error.to_string())),
             Err(_) => Err(Ill::Http(format!("no answer within {limit:?}"))),
         }
+    }
+
+    /// Why ComfyUI should be started anew before the next prompt, if `comfyui.max_jobs` or
+    /// `comfyui.max_rss` says so.
+    #[must_use]
+    pub fn worn(&self, limits: &ComfyUiConfig) -> Option<String> {
+        let ran = self.ran.load(Ordering::Relaxed);
+        if limits.max_jobs.is_some_and(|most| ran >= most.into()) {
+            return Some(format!("it ran {ran} jobs (comfyui.max_jobs)"));
+        }
+        let most = limits.max_rss?;
+        let bytes = self.server.rss();
+        (bytes > most)
+            .then(|| format!("it holds {bytes} bytes of memory, more than {most} (comfyui.max_rss)"))
     }
 
     pub(super) async fn validate(&self) -> Result<(), Ill> {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::restarts;
 use crate::{
     browser::ConvertError,
     comfy::{BootError, ExecuteError, RequestError},
@@ -40,6 +41,12 @@ pub enum ConnectorError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// It was lost and started again too often.
+    #[error(
+        "ComfyUI was lost more than {} times within {} minutes and is not started again",
+        restarts::MOST, restarts::WINDOW.as_secs() / 60
+    )]
+    Unstable,
     /// An earlier start of this instance failed, for this reason.
     #[error("the connector's start failed, create a new one: {0}")]
     Unusable(String),
@@ -66,7 +73,11 @@ impl ConnectorError {
             Self::Failed(failure) => !matches!(failure, Failure::Invalid(_) | Failure::NodeFailed(_)),
             Self::SelfTest(error) => error.is_worth_another_boot(),
             Self::Unreachable(_) => true,
-            Self::TestWorkflow(_) | Self::State { .. } | Self::Unusable(_) | Self::Killed => false,
+            Self::TestWorkflow(_)
+            | Self::State { .. }
+            | Self::Unstable
+            | Self::Unusable(_)
+            | Self::Killed => false,
         }
     }
 }

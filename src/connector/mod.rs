@@ -3,17 +3,18 @@
 
 mod engine;
 mod error;
+mod restarts;
 mod run;
 mod state;
 
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use backon::{ExponentialBuilder, Retryable};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use engine::Engine;
@@ -21,7 +22,7 @@ pub use error::{ConnectorError, Ill};
 pub use run::Payload;
 pub use state::State;
 
-use self::state::Standing;
+use self::{restarts::Restarts, state::Standing};
 use crate::{
     config::Config,
     stage::{Folders, Journal, Owned, PlaceError, Stager, UploadOptions},
@@ -63,6 +64,7 @@ struct Inner {
     killed: CancellationToken,
     /// Why the state is `error`.
     failure: OnceLock<String>,
+    restarts: Mutex<Restarts>,
     stager: Stager,
     ephemeral: Mutex<Vec<Owned>>,
     on_boot_line: BootLine,
@@ -137,6 +139,7 @@ impl ComfyConnector {
             engine: Mutex::default(),
             killed: CancellationToken::new(),
             failure: OnceLock::new(),
+            restarts: Mutex::default(),
             stager,
             ephemeral: Mutex::default(),
             on_boot_line,
@@ -228,6 +231,9 @@ impl ComfyConnector {
         if let Some(old) = self.take_engine() {
             old.stop().await;
         }
+        if !locked(&self.0.restarts).may_start(Instant::now()) {
+            return Err(self.fail(ConnectorError::Unstable));
+        }
         // Boxed: a future of its size on every caller's stack would be large for nothing.
         let Inner { config, stager, on_boot_line, .. } = &*self.0;
         let boot = || Box::pin(Engine::boot(config, stager.journal(), Arc::clone(on_boot_line)));
@@ -245,12 +251,15 @@ impl ComfyConnector {
                 self.0.standing.enter(State::Ready);
                 Ok(booted)
             }
-            Err(error) => {
-                self.0.failure.get_or_init(|| error.to_string());
-                self.0.standing.enter(State::Error);
-                Err(error)
-            }
+            Err(error) => Err(self.fail(error)),
         }
+    }
+
+    /// Starts no more: `error` is why.
+    fn fail(&self, error: ConnectorError) -> ConnectorError {
+        self.0.failure.get_or_init(|| error.to_string());
+        self.0.standing.enter(State::Error);
+        error
     }
 
     /// The running parts, if there are any, well or ill.
@@ -267,7 +276,33 @@ impl ComfyConnector {
     /// starts it again.
     pub async fn kill_engine(&self) {
         if let Some(engine) = self.running() {
+            engine.server().kill();
             self.discard(&engine).await;
+        }
+    }
+
+    /// Stops ComfyUI in good order; the next call starts it again, which is no loss.
+    pub async fn recycle(&self) {
+        locked(&self.0.restarts).plan();
+        if let Some(engine) = self.running() {
+            self.discard(&engine).await;
+        }
+    }
+
+    /// Waits until ComfyUI has ended, was stopped or, while it runs no prompt, does not answer within
+    /// 10 s: why. The next call starts it again.
+    pub async fn lost(&self) -> String {
+        loop {
+            let Some(engine) = self.running() else { return "it was stopped".to_owned() };
+            tokio::select! {
+                exit = engine.server().exited() => return exit,
+                () = sleep(engine::PROOF_LASTS) => {}
+            }
+            if !engine.is_proven()
+                && let Err(ill) = engine.prove(engine::PATIENCE).await
+            {
+                return ill.to_string();
+            }
         }
     }
 

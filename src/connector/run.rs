@@ -158,6 +158,7 @@ impl Engine {
             limit,
             allow_partial: false,
             abort: &CancellationToken::new(),
+            cancel: &CancellationToken::new(),
         };
         let executed = self.execute(execution, observer).await?;
         match executed.history.outcome().failure() {

@@ -50,9 +50,27 @@ struct Marker {
     /// Tells a marker of ours, whose answer was lost and which the store tried again, from others'.
     #[serde(default)]
     nonce: String,
+    /// Empty in that of a cancel, which knows no body.
     body_sha256: String,
     /// Set when the attempt ended in good order: handed back, not crashed.
     closed: Option<String>,
+}
+
+impl Marker {
+    fn new(number: u32, worker: &str, digest: &str) -> Self {
+        Self {
+            version: 1,
+            attempt: number,
+            worker: worker.to_owned(),
+            nonce: Uuid::new_v4().simple().to_string(),
+            body_sha256: digest.to_owned(),
+            closed: None,
+        }
+    }
+
+    fn is_of(&self, digest: &str) -> bool {
+        self.body_sha256.is_empty() || self.body_sha256 == digest
+    }
 }
 
 impl<'a> Records<'a> {
@@ -69,24 +87,10 @@ impl<'a> Records<'a> {
 
     /// Begins an attempt, or finds that there is nothing to run.
     pub(super) async fn open(&self, digest: &str, worker: &str, max_crashes: u32) -> Result<Opened, Failure> {
-        let nonce = Uuid::new_v4().simple().to_string();
         let mut crashes = 0;
         for number in 1..=MOST_MARKERS {
-            let marker = Marker {
-                version: 1,
-                attempt: number,
-                worker: worker.to_owned(),
-                nonce: nonce.clone(),
-                body_sha256: digest.to_owned(),
-                closed: None,
-            };
-            let uri = self.at(&format!("attempts/{number}.json"))?;
-            let body = serde_json::to_vec(&marker).map_err(|error| Failure::Internal(error.to_string()))?;
-            let earlier = match self.store.create(&uri, body.into(), JSON).await.map_err(unavailable)? {
-                Creation::Created => None,
-                Creation::Exists => Some(self.marker(&uri).await?).filter(|found| found.nonce != nonce),
-            };
-            let Some(earlier) = earlier else {
+            let marker = Marker::new(number, worker, digest);
+            let Some(earlier) = self.begin(&marker).await? else {
                 let attempt = OpenAttempt { number, marker };
                 return Ok(if crashes >= max_crashes {
                     Opened::Poison { attempt, crashes }
@@ -94,7 +98,7 @@ impl<'a> Records<'a> {
                     Opened::Attempt(attempt)
                 });
             };
-            if earlier.body_sha256 != digest {
+            if !earlier.is_of(digest) {
                 return Ok(Opened::Conflict);
             }
             if number == 1
@@ -105,6 +109,25 @@ impl<'a> Records<'a> {
             crashes += u32::from(earlier.closed.is_none());
         }
         Err(Failure::Internal(format!("{MOST_MARKERS} attempts at one job")))
+    }
+
+    /// Creates a marker; the one that is there instead, if another's is.
+    async fn begin(&self, marker: &Marker) -> Result<Option<Marker>, Failure> {
+        let uri = self.at(&format!("attempts/{}.json", marker.attempt))?;
+        let body = serde_json::to_vec(marker).map_err(|error| Failure::Internal(error.to_string()))?;
+        match self.store.create(&uri, body.into(), JSON).await.map_err(unavailable)? {
+            Creation::Created => Ok(None),
+            Creation::Exists => {
+                Ok(Some(self.marker(&uri).await?).filter(|found| found.nonce != marker.nonce))
+            }
+        }
+    }
+
+    /// Marks a job as had before any worker has it, so that the first one looks for a result; whether
+    /// none has had it.
+    pub(super) async fn forestall(&self, who: &str) -> Result<bool, Failure> {
+        let marker = Marker { closed: Some("cancelled".to_owned()), ..Marker::new(1, who, "") };
+        Ok(self.begin(&marker).await?.is_none())
     }
 
     async fn marker(&self, uri: &ObjectUri) -> Result<Marker, Failure> {

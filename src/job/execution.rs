@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{
     apply::{self, Prompt, is_ui_workflow},
     attempt::JSON,
+    end::End,
     event::EventKind,
     failure::Failure,
     report::Reporter,
@@ -38,6 +39,8 @@ pub(super) struct Executor<'a> {
     pub(super) job: &'a JobRequest,
     pub(super) attempt: u32,
     pub(super) reporter: &'a Reporter,
+    /// Called when the job must end, whatever it is at.
+    pub(super) end: &'a End,
     /// Nodes that must run again although ComfyUI remembers their outputs: an earlier try found
     /// their files gone.
     pub(super) rerun: BTreeSet<String>,
@@ -66,12 +69,19 @@ struct Prepared {
 }
 
 impl<'a> Executor<'a> {
-    pub(super) fn new(runner: &'a Runner, job: &'a JobRequest, attempt: u32, reporter: &'a Reporter) -> Self {
+    pub(super) fn new(
+        runner: &'a Runner,
+        job: &'a JobRequest,
+        attempt: u32,
+        reporter: &'a Reporter,
+        end: &'a End,
+    ) -> Self {
         Self {
             runner,
             job,
             attempt,
             reporter,
+            end,
             rerun: BTreeSet::new(),
             left: Mutex::default(),
             comfyui_version: OnceLock::new(),
@@ -92,6 +102,7 @@ impl<'a> Executor<'a> {
             // First: what needs neither files nor conversion would be ready at once.
             biased;
             () = stop.cancelled() => return Err(Failure::Draining).at(Stage::Stage),
+            why = self.end.called() => return Err(why).at(Stage::Stage),
             ready = before_post => ready?,
         };
         timings.staged_ms = ms(staged_in);
@@ -114,7 +125,12 @@ impl<'a> Executor<'a> {
         let Executed { history, images, nodes, .. } = executed;
         let findings = self.find(&folder, &history, images, executed.images_lost).await.at(Stage::Collect)?;
         let uploading = timed(self.upload(&destination, findings, &prompt, &history));
-        let (outputs, uploaded_in) = self.runner.stops.unless_aborted(uploading).await.at(Stage::Upload)?;
+        let uploading = self.runner.stops.unless_aborted(uploading);
+        let (outputs, uploaded_in) = tokio::select! {
+            biased;
+            uploaded = uploading => uploaded.at(Stage::Upload)?,
+            why = self.end.called() => return Err(why).at(Stage::Upload),
+        };
         timings.uploaded_ms = ms(uploaded_in);
         let (outputs, records) = outputs;
         Ok(Done { outputs, records, warnings, nodes })
@@ -202,6 +218,7 @@ impl<'a> Executor<'a> {
             limit,
             allow_partial: self.job.allow_partial,
             abort: &self.runner.stops.abort,
+            cancel: self.end.token(),
         };
         let error = match engine.execute(execution, &mut self.reporter.clone()).await {
             Ok(executed) => return Ok(executed),
@@ -220,8 +237,9 @@ impl<'a> Executor<'a> {
                 Met { stage: Stage::Run, failure: Failure::TimedOut { seconds: limit.as_secs_f64() } }
             }
             ExecuteError::Aborted { .. } => Met { stage: Stage::Run, failure: Failure::Draining },
+            ExecuteError::Cancelled { .. } => Met { stage: Stage::Run, failure: self.end.why() },
             ExecuteError::Vanished => Met { stage: Stage::Run, failure: Failure::Interrupted },
-            ExecuteError::Died(_) | ExecuteError::Unreachable(_) => {
+            ExecuteError::Died(_) | ExecuteError::Stalled(_) | ExecuteError::Unreachable(_) => {
                 Met { stage: Stage::Run, failure: Failure::EngineCrashed(message) }
             }
         })

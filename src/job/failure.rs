@@ -4,7 +4,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::result::{Code, JobError, Stage};
+use super::result::{Code, JobError, Stage, Status};
 
 /// What ended an attempt.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -65,6 +65,15 @@ pub enum Failure {
         /// The limit.
         seconds: f64,
     },
+    /// The message's `expiration` passed before the job was over.
+    #[error("not finished within {seconds} s of its publishing (the message's expiration)")]
+    Expired {
+        /// The expiration.
+        seconds: f64,
+    },
+    /// Its publisher cancelled it.
+    #[error("cancelled")]
+    Cancelled,
     /// Somebody else interrupted it.
     #[error("interrupted by somebody else at ComfyUI")]
     Interrupted,
@@ -144,7 +153,8 @@ impl Failure {
             Self::PromptRefused { .. } => Code::InvalidPrompt,
             Self::NodeFailed(_) => Code::ExecutionError,
             Self::OutOfMemory(_) => Code::OutOfMemory,
-            Self::TimedOut { .. } => Code::Timeout,
+            Self::TimedOut { .. } | Self::Expired { .. } => Code::Timeout,
+            Self::Cancelled => Code::Cancelled,
             Self::Interrupted | Self::Draining => Code::Interrupted,
             Self::OutputMissing { .. } => Code::OutputMissing,
             Self::EngineCrashed(_) => Code::EngineCrashed,
@@ -153,6 +163,12 @@ impl Failure {
                 Code::Internal
             }
         }
+    }
+
+    /// The `status` of a job that ends with this.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        if matches!(self, Self::Cancelled) { Status::Cancelled } else { Status::Failed }
     }
 
     /// The `error` of a result: this failure, met in `stage`.

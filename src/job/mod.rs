@@ -3,8 +3,11 @@
 //! Pure (no tokio, no vendor crate): [`request`], [`result`], [`event`], [`failure`], [`verdict`],
 //! [`apply`]. The life itself is [`runner`].
 
+mod answer;
 pub mod apply;
 mod attempt;
+pub mod cancel;
+pub mod end;
 pub mod event;
 mod execution;
 pub mod failure;

@@ -4,18 +4,20 @@
 //! acks, in that order.
 
 use std::{
+    convert::Infallible,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
-use serde_json::Value;
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{sleep, timeout};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     JobId,
+    answer::{encode, failed},
     attempt::{OpenAttempt, Opened, Records},
+    end::{End, InHand},
     event::EventKind,
     execution::{Done, Executor},
     failure::Failure,
@@ -50,6 +52,8 @@ pub struct Runner {
     pub worker_id: String,
     /// When to stop and when to let go.
     pub stops: Stops,
+    /// The jobs in hand, for whoever cancels one.
+    pub in_hand: InHand,
 }
 
 /// Stop is not abort: stop ends what has not begun to run, abort ends what runs.
@@ -84,8 +88,27 @@ pub struct Incoming {
     pub message_id: Option<String>,
     /// When it was published.
     pub published_at: Option<SystemTime>,
+    /// How long after that its answer is worth anything.
+    pub expiration: Option<Duration>,
+    /// Cancelled when the broker has taken the message back, and may give it to others.
+    pub lost: CancellationToken,
     /// Whether somebody gets the answer.
     pub answerable: bool,
+}
+
+impl Incoming {
+    /// A job of this machine's own: nothing but its body and a name.
+    #[must_use]
+    pub fn local(body: Bytes, id: String) -> Self {
+        Self {
+            body,
+            message_id: Some(id),
+            published_at: None,
+            expiration: None,
+            lost: CancellationToken::new(),
+            answerable: true,
+        }
+    }
 }
 
 /// What becomes of a message.
@@ -153,7 +176,9 @@ impl Runner {
         // Clocks that disagree give zero.
         let queued = incoming.published_at.and_then(|then| then.elapsed().ok()).unwrap_or_default();
         let timings = Timings { queued_ms: ms(queued), ..Timings::default() };
-        let life = Life { runner: self, accepted_at, timings };
+        let held = self.in_hand.hold(&job.id);
+        let _expiry = incoming.expiration.map(|whole| expire(held.end.clone(), whole, queued));
+        let life = Life { runner: self, end: &held.end, lost: &incoming.lost, accepted_at, timings };
         match Box::pin(life.live(&job, sink)).await {
             Ok(body) => Ending::Answered { id: job.id, body },
             Err(failure) => {
@@ -178,10 +203,17 @@ impl Runner {
                 Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => attempt.number,
                 // The manifest beneath this id is another job's, and not for this publisher's eyes.
                 Opened::Conflict => {
-                    return encode(&self.failed(&id, 1, Timings::default(), metadata.clone(), &met));
+                    return encode(&failed(
+                        &self.worker_id,
+                        &id,
+                        1,
+                        Timings::default(),
+                        metadata.clone(),
+                        &met,
+                    ));
                 }
             };
-            let result = self.failed(&id, attempt, Timings::default(), metadata.clone(), &met);
+            let result = failed(&self.worker_id, &id, attempt, Timings::default(), metadata.clone(), &met);
             records.settle(encode(&result)?).await
         };
         match self.stops.unless_aborted(settled).await {
@@ -189,40 +221,13 @@ impl Runner {
             Err(error) => Ending::HandBack { reason: error.to_string(), pause: true },
         }
     }
-
-    fn failed(
-        &self,
-        id: &JobId,
-        attempt: u32,
-        timings: Timings,
-        metadata: Option<Value>,
-        met: &Met,
-    ) -> JobResult {
-        JobResult {
-            version: 1,
-            id: id.clone(),
-            status: Status::Failed,
-            outputs: Vec::new(),
-            history: None,
-            prompt: None,
-            error: Some(met.failure.to_error(met.stage)),
-            warnings: Vec::new(),
-            timings,
-            nodes: Default::default(),
-            attempt,
-            worker: WorkerInfo {
-                id: self.worker_id.clone(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                comfyui_version: String::new(),
-            },
-            metadata,
-        }
-    }
 }
 
 /// One accepted message's way.
 struct Life<'a> {
     runner: &'a Runner,
+    end: &'a End,
+    lost: &'a CancellationToken,
     accepted_at: Instant,
     timings: Timings,
 }
@@ -240,18 +245,37 @@ impl Life<'_> {
                 let failure = Failure::IdConflict(job.id.to_string());
                 let met = Met { stage: Stage::Accept, failure };
                 // The manifest beneath this id is another job's: this answer is told and not kept.
-                return encode(&runner.failed(&job.id, 1, self.timings, job.metadata.clone(), &met));
+                return encode(&failed(
+                    &runner.worker_id,
+                    &job.id,
+                    1,
+                    self.timings,
+                    job.metadata.clone(),
+                    &met,
+                ));
             }
             Opened::Poison { attempt, crashes } => {
                 let met = Met { stage: Stage::Accept, failure: Failure::Poison { crashes } };
-                let result = runner.failed(&job.id, attempt.number, self.timings, job.metadata.clone(), &met);
+                let result = failed(
+                    &runner.worker_id,
+                    &job.id,
+                    attempt.number,
+                    self.timings,
+                    job.metadata.clone(),
+                    &met,
+                );
                 return runner.stops.unless_aborted(records.settle(encode(&result)?)).await;
             }
             Opened::Attempt(attempt) => attempt,
         };
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
         reporter.tell(EventKind::Accepted);
-        let failure = match Box::pin(self.attempts(job, &attempt, &reporter)).await {
+        let disowned = disown(self.lost, &records, &attempt);
+        let outcome = tokio::select! {
+            outcome = Box::pin(self.attempts(job, &attempt, &reporter)) => outcome,
+            never = disowned => match never {},
+        };
+        let failure = match outcome {
             Ok(result) => match runner.stops.unless_aborted(records.settle(encode(&result)?)).await {
                 Ok(body) => {
                     reporter.tell(EventKind::Finished { status: result.status });
@@ -262,14 +286,7 @@ impl Life<'_> {
             Err(failure) => failure,
         };
         // A marker left open counts as a crash; losing this one costs a try, no more.
-        let reason = failure.to_string();
-        match timeout(CLOSE_LIMIT, records.close(&attempt, &reason)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(job = %job.id, %error, "the attempt's marker could not be closed");
-            }
-            Err(_) => tracing::warn!(job = %job.id, "the attempt's marker could not be closed in time"),
-        }
+        close(&records, &attempt, &failure.to_string()).await;
         Err(failure)
     }
 
@@ -281,7 +298,7 @@ impl Life<'_> {
         reporter: &Reporter,
     ) -> Result<JobResult, Failure> {
         let mut tries = 1;
-        let mut executor = Executor::new(self.runner, job, attempt.number, reporter);
+        let mut executor = Executor::new(self.runner, job, attempt.number, reporter, self.end);
         loop {
             let met = match executor.execute(&mut self.timings).await {
                 Ok(done) => return Ok(self.succeeded(job, attempt.number, done, &executor)),
@@ -368,7 +385,7 @@ impl Life<'_> {
         executor: &Executor<'_>,
     ) -> JobResult {
         let timings = self.total();
-        let mut result = self.runner.failed(&job.id, attempt, timings, job.metadata.clone(), met);
+        let mut result = failed(&self.runner.worker_id, &job.id, attempt, timings, job.metadata.clone(), met);
         result.worker.comfyui_version = executor.comfyui_version();
         if let Some(records) = executor.left_records().await {
             result.history = Some(records.history.to_string());
@@ -378,9 +395,32 @@ impl Life<'_> {
     }
 }
 
-fn encode(result: &JobResult) -> Result<Bytes, Failure> {
-    let body = serde_json::to_vec_pretty(result).map_err(|error| Failure::Internal(error.to_string()))?;
-    Ok(body.into())
+/// Ends the job when its message's expiration has passed, `queued` of it already; not once dropped.
+///
+/// The broker lets no message out of a queue after its expiration. One that seems to come later was
+/// dated by a clock that disagrees with ours: then the whole of it counts from now.
+fn expire(end: End, whole: Duration, queued: Duration) -> AbortOnDropHandle<()> {
+    let left = whole.checked_sub(queued).filter(|left| !left.is_zero()).unwrap_or(whole);
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        sleep(left).await;
+        end.call(Failure::Expired { seconds: whole.as_secs_f64() });
+    }))
+}
+
+/// Once the broker has taken the message back, others may run the job too: then this attempt's
+/// marker must not count as a crash there.
+async fn disown(lost: &CancellationToken, records: &Records<'_>, attempt: &OpenAttempt) -> Infallible {
+    lost.cancelled().await;
+    close(records, attempt, "the connection that brought the job is gone").await;
+    std::future::pending().await
+}
+
+async fn close(records: &Records<'_>, attempt: &OpenAttempt, reason: &str) {
+    match timeout(CLOSE_LIMIT, records.close(attempt, reason)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "an attempt's marker could not be closed"),
+        Err(_) => tracing::warn!("an attempt's marker could not be closed in time"),
+    }
 }
 
 pub(super) fn ms(duration: Duration) -> u64 {

@@ -44,6 +44,8 @@ pub fn verdict(failure: &Failure, tries: u32) -> Verdict {
         | F::PromptRefused { .. }
         | F::NodeFailed(_)
         | F::TimedOut { .. }
+        | F::Expired { .. }
+        | F::Cancelled
         | F::Poison { .. }
         | F::Internal(_) => Verdict::Answer,
         F::ChecksumMismatch(_) | F::Interrupted => once_more(Remedy::Nothing),
@@ -88,6 +90,8 @@ mod tests {
             (F::NodeFailed(Box::default()), "execution_error", Answer, Answer),
             (F::OutOfMemory(Box::default()), "out_of_memory", RetryHere(FreeMemory), Answer),
             (F::TimedOut { seconds: 1.0 }, "timeout", Answer, Answer),
+            (F::Expired { seconds: 1.0 }, "timeout", Answer, Answer),
+            (F::Cancelled, "cancelled", Answer, Answer),
             (F::Interrupted, "interrupted", RetryHere(Nothing), Answer),
             (
                 F::OutputMissing { message: text(), nodes: std::collections::BTreeSet::new() },

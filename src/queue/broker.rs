@@ -10,8 +10,8 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Consumer, EventSender, Follow, Health, JobProperties, PublishError, QueueError, ReplyWarning,
-    ResultMessage, events, results,
+    Consumer, EventSender, Follow, Health, JobProperties, Order, Orders, PublishError, QueueError,
+    ReplyWarning, ResultMessage, control, events, results,
     session::{Session, pauses},
 };
 use crate::config::AmqpConfig;
@@ -118,6 +118,21 @@ impl Broker {
     /// When the queue for it cannot be made.
     pub async fn follow(&self, job_id: &str) -> Result<Follow, QueueError> {
         Follow::open(&self.session, job_id).await
+    }
+
+    /// Listens for orders, such as `comfy-worker cancel` sends, from the first
+    /// [`next`](Orders::next) on.
+    #[must_use]
+    pub fn orders(&self) -> Orders {
+        Orders::new(&self.session)
+    }
+
+    /// Tells every worker that is connected now; there may be none.
+    ///
+    /// # Errors
+    /// When it is not known to have been sent.
+    pub async fn order(&self, order: &Order, deadline: Instant) -> Result<(), PublishError> {
+        control::send(&self.session, order, deadline).await
     }
 
     /// The state of the session as it changes, for readiness.

@@ -62,8 +62,9 @@ impl Consumer {
         }
     }
 
-    /// Cancels the subscription and hands back what was prefetched. Jobs in hand stay settleable.
-    pub async fn stop(mut self) {
+    /// Cancels the subscription and hands back what was prefetched. Jobs in hand stay settleable; none
+    /// comes any more.
+    pub async fn stop(&mut self) {
         self.stop.cancel();
         let stopping = async {
             self.deliveries.close();

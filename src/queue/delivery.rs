@@ -1,18 +1,21 @@
 //! A job in hand, and how it is let go.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use lapin::{
     Acker, Channel,
     message::Delivery as Delivered,
     options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     link::{ANSWER_LIMIT, Link},
     message::Message,
 };
+
+/// How often a job in hand is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What becomes of a delivered job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +66,17 @@ impl Delivery {
     #[must_use]
     pub fn is_stale(&self) -> bool {
         self.link.is_lost() || self.acker.poisoned()
+    }
+
+    /// Waits until the broker has taken it back, and may give it to others.
+    pub async fn lost(&self) {
+        while !self.is_stale() {
+            tokio::select! {
+                _ = self.link.failed() => {}
+                // A channel that is closed alone tells nobody.
+                () = sleep(LOOK_EVERY) => {}
+            }
+        }
     }
 
     /// Tells the broker, within a time limit. A broker that takes no answer loses the connection,

@@ -10,6 +10,7 @@
 
 mod broker;
 mod consumer;
+mod control;
 mod delivery;
 mod dial;
 mod error;
@@ -17,6 +18,7 @@ mod events;
 mod follow;
 mod link;
 mod message;
+mod private;
 mod publisher;
 mod refusal;
 mod reply;
@@ -26,6 +28,7 @@ mod topology;
 
 pub use broker::Broker;
 pub use consumer::Consumer;
+pub use control::{Order, Orders};
 pub use delivery::{Delivery, Settled, Settlement};
 pub use error::{PublishError, QueueError, ReplyWarning};
 pub use events::{Event, EventSender, Preview};

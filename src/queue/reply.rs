@@ -37,6 +37,7 @@ mod tests {
             delivery_limit: 20,
             results_exchange: None,
             events_exchange: "events".into(),
+            control_exchange: "control".into(),
             reply_to_allow: patterns.iter().map(|&pattern| pattern.to_owned()).collect(),
         }
     }

@@ -31,6 +31,7 @@ pub(super) async fn ensure(link: &Link, config: &AmqpConfig) -> Result<(), Queue
     topology.bind(&dead, DEAD_EXCHANGE, &config.queue).await?;
     topology.queue(&config.queue, job_queue_arguments(config)).await?;
     topology.exchange(&config.events_exchange, ExchangeKind::Topic, Some("amqp.events_exchange")).await?;
+    topology.exchange(&config.control_exchange, ExchangeKind::Fanout, Some("amqp.control_exchange")).await?;
     if let Some(exchange) = &config.results_exchange {
         topology.exchange(exchange, ExchangeKind::Topic, Some("amqp.results_exchange")).await?;
     }

@@ -82,6 +82,7 @@ impl Try {
             limit: self.limit,
             allow_partial: self.allow_partial,
             abort: &self.abort,
+            cancel: &CancellationToken::new(),
         };
         let mut observer = Notes(sender);
         let execution = execute(server, socket, execution, &mut observer);

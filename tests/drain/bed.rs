@@ -78,6 +78,21 @@ impl Bed {
         format!("drain-{}.events", self.name)
     }
 
+    pub(super) fn control(&self) -> String {
+        format!("drain-{}.control", self.name)
+    }
+
+    /// Sends an order to the workers, as a publisher without our command line would.
+    pub(super) async fn order(&self, order: &Value) -> Result<()> {
+        let channel = self.channel().await?;
+        let body = serde_json::to_vec(order)?;
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let properties = BasicProperties::default();
+        let sent = channel.basic_publish(self.control().into(), "".into(), options, &body, properties);
+        ensure!(matches!(sent.await?.await?, Confirmation::Ack(None)), "no worker listens for orders");
+        Ok(())
+    }
+
     pub(super) fn broker_address(&self) -> Result<SocketAddr> {
         let url = url::Url::parse(&self.broker.url())?;
         Ok(SocketAddr::from(([127, 0, 0, 1], url.port().context("the broker's port")?)))
@@ -92,8 +107,12 @@ impl Bed {
 
     /// Publishes a job that names its id; a worker must have declared the queue.
     pub(super) async fn publish(&self, job: &Value) -> Result<()> {
-        let properties =
-            BasicProperties::default().with_delivery_mode(2).with_reply_to(self.replies().into());
+        self.publish_with(job, BasicProperties::default()).await
+    }
+
+    /// Publishes with more properties than the reply queue.
+    pub(super) async fn publish_with(&self, job: &Value, properties: BasicProperties) -> Result<()> {
+        let properties = properties.with_delivery_mode(2).with_reply_to(self.replies().into());
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let body = serde_json::to_vec(job)?;
         let channel = self.channel().await?;

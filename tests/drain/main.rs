@@ -1,8 +1,10 @@
-//! How a worker ends, and what it leaves: signals, kills, outages. `comfy-worker serve` runs as a
+//! How jobs and workers end, and what they leave: cancels, deadlines, signals, kills, outages. `comfy-worker serve` runs as a
 //! process of its own, with a real RabbitMQ, S3 protocol server and Chromium, and ComfyUI or its
 //! stand-in.
 
 mod bed;
+mod cancel;
+mod deadlines;
 mod engine;
 mod kills;
 mod outages;
@@ -10,6 +12,7 @@ mod refusals;
 mod second;
 mod signals;
 mod site;
+mod supervision;
 
 use std::time::Duration;
 

@@ -78,7 +78,8 @@ impl Site {
             .set("worker.id", name)
             .set("worker.grace", "60s")
             .set("amqp.queue", bed.queue())
-            .set("amqp.events_exchange", bed.events());
+            .set("amqp.events_exchange", bed.events())
+            .set("amqp.control_exchange", bed.control());
         let mut site = Self { dir, engine, builder, initial: Snapshot::new() };
         site.initial = site.snapshot()?;
         Ok(site)
@@ -110,6 +111,15 @@ impl Site {
         let mut worker = self.start().await?;
         worker.wait_ready(BOOT).await?;
         Ok(worker)
+    }
+
+    /// Runs `comfy-worker ARGUMENTS` with this site's configuration: exit code, standard output, and
+    /// standard error.
+    pub(super) async fn command(&self, arguments: &[&str]) -> Result<(i32, String, String)> {
+        let output = self.builder().command(arguments)?.output().await?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim().to_owned();
+        let code = output.status.code().context("killed by a signal")?;
+        Ok((code, text(output.stdout), text(output.stderr)))
     }
 
     /// What was there from the beginning.

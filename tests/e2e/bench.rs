@@ -68,6 +68,7 @@ impl Bench {
             .engine(&engine)
             .set("amqp.queue", &topology.jobs)
             .set("amqp.events_exchange", &topology.events)
+            .set("amqp.control_exchange", format!("{name}.control"))
             .set("amqp.reply_to_allow", "*")
             .set("inputs.allow", format!("s3://{name}-in/open/"))
             .set("inputs.max_bytes", MAX_INPUT_BYTES.to_string())

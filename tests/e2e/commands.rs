@@ -219,7 +219,8 @@ pub(crate) async fn check_all(suite: &Suite) -> Result<()> {
         .broker(&site.broker)
         .store(&site.s3, "s3://check-results/jobs")
         .set("amqp.queue", "check.jobs")
-        .set("amqp.events_exchange", "check.events");
+        .set("amqp.events_exchange", "check.events")
+        .set("amqp.control_exchange", "check.control");
     let ended = run(&builder, &work, &["check"]).await?.ensure_code(0)?;
     let parts: Vec<&str> =
         ended.out.lines().filter_map(|line| line.strip_prefix("ok   ")?.split(' ').next()).collect();

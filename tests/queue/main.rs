@@ -29,6 +29,7 @@ fn config(url: String, name: &str) -> AmqpConfig {
         delivery_limit: 20,
         results_exchange: None,
         events_exchange: format!("{name}.events"),
+        control_exchange: format!("{name}.control"),
         reply_to_allow: vec!["*".into()],
     }
 }

@@ -97,6 +97,20 @@ impl Gate {
         self.rule.send_replace(Rule::default());
     }
 
+    /// How often a fault has met something since the start.
+    #[must_use]
+    pub fn caught(&self) -> usize {
+        *self.caught.borrow()
+    }
+
+    /// Waits until a fault has met something since [`Gate::caught`] said `before`.
+    ///
+    /// # Errors
+    /// When `limit` passes first.
+    pub async fn wait_caught_more(&self, before: usize, limit: Duration) -> Result<()> {
+        wait_for("more to be caught at the gate", limit, || async { self.caught() > before }).await
+    }
+
     /// Waits until a fault has met something since the start.
     ///
     /// # Errors

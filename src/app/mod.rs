@@ -1,0 +1,126 @@
+//! `serve`: the only place where broker, runner and connector are wired together.
+
+mod boot;
+mod orders;
+mod sinks;
+mod worker;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
+
+use self::{boot::boot, orders::Obedience, worker::Worker};
+use crate::{
+    admin::{self, Board, Phase},
+    config::{Config, Mistake, Mistakes},
+    connector::ComfyConnector,
+    job::{
+        end::InHand,
+        runner::{Runner, Stops},
+    },
+    store::{ObjectUri, Stores},
+};
+
+/// What a broker or store may take for the last words after the grace is over.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Why `serve` ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Something must be changed in the configuration.
+    #[error("{0}")]
+    Misconfigured(String),
+    /// A part of the surroundings failed.
+    #[error("{0}")]
+    Environment(String),
+}
+
+/// Boots, consumes until it is told to drain, drains.
+///
+/// # Errors
+/// See [`ServeError`]; nothing is left running then.
+pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
+    let base = store_uri(&config).map_err(|mistakes| ServeError::Misconfigured(mistakes.to_string()))?;
+    let board = Board::new(config.worker.id.clone());
+    let _admin = match config.admin.listen {
+        None => None,
+        Some(address) => {
+            let admin = admin::serve(address, board.clone()).await.map_err(|error| {
+                ServeError::Misconfigured(format!("admin.listen: cannot listen at {address}: {error}"))
+            })?;
+            tracing::info!(address = %admin.address, "admin endpoint");
+            Some(admin)
+        }
+    };
+    let stores = Arc::new(Stores::new(&config.store).await);
+    let booted = tokio::select! {
+        booted = boot(&config, &stores, &base, &stops.stop) => booted,
+        () = stops.stop.cancelled() => Ok(None),
+    };
+    let outcome = match booted {
+        Ok(Some((broker, connector))) => {
+            let running = connector.running();
+            let version = running.map_or("unknown".to_owned(), |engine| engine.server().version().to_owned());
+            board.connected(&version, broker.health());
+            let runner = Runner {
+                connector,
+                store: stores.clone(),
+                base,
+                outputs: config.outputs.clone(),
+                limits: config.job.clone(),
+                worker_id: config.worker.id.clone(),
+                stops: stops.clone(),
+                in_hand: InHand::default(),
+            };
+            let obeying = Obedience::of(&runner).obey(broker.orders());
+            let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
+            let worker = Worker { runner, broker: broker.clone(), board: board.clone(), config: &config };
+            let outcome = worker.consume().await;
+            board.enter(Phase::Draining);
+            tokio::join!(last_words(&stops, broker.close()), ComfyConnector::shutdown_live());
+            outcome
+        }
+        // Whatever runs when the boot is cut short is stopped.
+        Ok(None) => {
+            board.enter(Phase::Draining);
+            ComfyConnector::shutdown_live().await;
+            Ok(())
+        }
+        Err(error) => {
+            ComfyConnector::shutdown_live().await;
+            Err(error)
+        }
+    };
+    // What uploads that were given up left there.
+    last_words(&stops, stores.settled()).await;
+    if outcome.is_ok() {
+        tracing::info!("drained");
+    }
+    outcome
+}
+
+/// Lets a peer finish, but one that is silent must not hold the drain up: until the grace is over,
+/// and a moment more.
+async fn last_words(stops: &Stops, work: impl Future<Output = ()>) {
+    let overdue = async {
+        stops.abort.cancelled().await;
+        sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        biased;
+        () = work => {}
+        () = overdue => tracing::warn!("a peer is silent: not waiting for it any longer"),
+    }
+}
+
+/// Where results go.
+///
+/// # Errors
+/// When `store.uri` is not set.
+pub fn store_uri(config: &Config) -> Result<ObjectUri, Mistakes> {
+    config.store.uri.clone().ok_or_else(|| {
+        let problem = "missing; results need a place, for example: s3://bucket/prefix";
+        Mistakes(vec![Mistake { at: "store.uri".to_owned(), problem: problem.to_owned() }])
+    })
+}

@@ -1,0 +1,77 @@
+//! Obeys what comes by the control exchange.
+
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use crate::{
+    job::{
+        JobId,
+        cancel::{self, Cancelling},
+        end::InHand,
+        runner::{Runner, Stops},
+    },
+    queue::{Order, Orders},
+    store::{ObjectStore, ObjectUri},
+};
+
+/// Cancels of jobs that are in nobody's hands, at a time; more are left to whoever ordered them.
+const MOST_CANCELS: usize = 64;
+
+/// What orders reach.
+pub(super) struct Obedience {
+    in_hand: InHand,
+    store: Arc<dyn ObjectStore>,
+    base: ObjectUri,
+    worker_id: String,
+    stops: Stops,
+}
+
+impl Obedience {
+    pub(super) fn of(runner: &Runner) -> Self {
+        Self {
+            in_hand: runner.in_hand.clone(),
+            store: Arc::clone(&runner.store),
+            base: runner.base.clone(),
+            worker_id: runner.worker_id.clone(),
+            stops: runner.stops.clone(),
+        }
+    }
+
+    /// Obeys as long as there is a session with the broker.
+    pub(super) async fn obey(self, mut orders: Orders) {
+        let this = Arc::new(self);
+        let mut cancels = JoinSet::new();
+        while let Some(order) = orders.next().await {
+            while cancels.try_join_next().is_some() {}
+            match order {
+                Order::Drain(who) if who.as_ref().is_none_or(|id| *id == this.worker_id) => {
+                    tracing::info!("draining, as ordered");
+                    this.stops.stop.cancel();
+                }
+                Order::Drain(_) => {}
+                Order::Cancel(id) => match id.parse::<JobId>() {
+                    Err(problem) => tracing::warn!(problem, "no job to cancel"),
+                    Ok(id) if this.in_hand.cancel(&id) => tracing::info!(job = %id, "cancelled, as ordered"),
+                    Ok(id) if cancels.len() < MOST_CANCELS => {
+                        let this = Arc::clone(&this);
+                        cancels.spawn(async move { this.cancel(&id).await });
+                    }
+                    Ok(id) => tracing::warn!(job = %id, "too many cancels at a time, this one is ignored"),
+                },
+            }
+        }
+    }
+
+    /// A job that nobody has in hand: it may wait in the queue, and the message of its cancel may be
+    /// all that its publisher can send.
+    async fn cancel(&self, id: &JobId) {
+        // All workers of the fleet wait for the one that has it: one look each, at the end.
+        let look_every = cancel::PATIENCE;
+        match cancel::cancel(&*self.store, &self.base, id, &self.worker_id, look_every).await {
+            Ok(Cancelling::Cancelled(_)) => tracing::info!(job = %id, "cancelled in the store"),
+            Ok(Cancelling::Over(_)) => tracing::debug!(job = %id, "over before it was cancelled"),
+            Err(error) => tracing::warn!(job = %id, %error, "the cancel could not be stored"),
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Where a job's events go.
+
+use crate::{
+    admin::Board,
+    job::{
+        event::JobEvent,
+        report::{EventSink, Preview},
+    },
+    queue,
+};
+
+/// Events for the broker's followers and for the status.
+pub(super) struct Sinks {
+    pub(super) board: Board,
+    pub(super) events: queue::EventSender,
+}
+
+impl EventSink for Sinks {
+    fn event(&self, event: &JobEvent) {
+        self.board.event(event);
+        if let Ok(body) = serde_json::to_value(event) {
+            self.events.send(queue::Event::Json {
+                job_id: event.id.to_string(),
+                name: event.kind.name(),
+                body,
+            });
+        }
+    }
+
+    fn preview(&self, preview: &Preview<'_>) {
+        self.events.send(queue::Event::Preview(queue::Preview {
+            job_id: preview.id.to_string(),
+            image: preview.image.bytes.clone(),
+            content_type: preview.image.content_type.to_owned(),
+            seq: preview.seq,
+            at: preview.at.to_string(),
+            attempt: preview.attempt.into(),
+            worker: preview.worker.to_owned(),
+            node: preview.image.node.clone().unwrap_or_default(),
+        }));
+    }
+}

@@ -1,0 +1,212 @@
+//! Takes jobs while ComfyUI runs, and starts it again when it is lost or worn.
+
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{ServeError, boot::boot_error, last_words, sinks::Sinks};
+use crate::{
+    admin::{Board, Phase},
+    config::Config,
+    job::runner::{Ending, Incoming, Runner},
+    queue::{self, Broker, Consumer, Delivery, ResultMessage, Settled, Settlement},
+};
+
+/// A message that is handed back comes again at once: wait before, or it is a hot loop.
+const HAND_BACK_PAUSE: Duration = Duration::from_secs(5);
+/// Longest publishing of a result before the job is handed back; its manifest stands.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(60);
+
+pub(super) struct Worker<'a> {
+    pub(super) runner: Runner,
+    pub(super) broker: Broker,
+    pub(super) board: Board,
+    pub(super) config: &'a Config,
+}
+
+/// Why no more jobs are taken.
+enum Leave {
+    /// Told to stop.
+    Drain,
+    /// ComfyUI is gone or does not answer.
+    Lost(String),
+    /// ComfyUI has had its share of jobs or memory.
+    Worn(String),
+}
+
+impl Worker<'_> {
+    /// Takes jobs until told to stop, or until ComfyUI cannot be started again.
+    pub(super) async fn consume(&self) -> Result<(), ServeError> {
+        let (stop, connector) = (&self.runner.stops.stop, &self.runner.connector);
+        loop {
+            match self.take_jobs().await {
+                Leave::Drain => return Ok(()),
+                Leave::Lost(why) => {
+                    tracing::warn!(why, "ComfyUI is lost: no jobs until it runs again");
+                    self.board.enter(Phase::Booting);
+                }
+                Leave::Worn(why) => {
+                    tracing::info!(why, "between two jobs ComfyUI is started anew");
+                    self.board.enter(Phase::Booting);
+                    connector.recycle().await;
+                }
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                engine = connector.engine() => engine.map_err(boot_error)?,
+            };
+        }
+    }
+
+    /// Takes one job after the other; the subscription has ended when this returns.
+    async fn take_jobs(&self) -> Leave {
+        let (stops, connector) = (&self.runner.stops, &self.runner.connector);
+        let mut consumer = self.broker.consume(1);
+        self.board.enter(Phase::Ready);
+        tracing::info!(worker = self.config.worker.id, "ready");
+        loop {
+            let delivery = tokio::select! {
+                biased;
+                () = stops.stop.cancelled() => None,
+                why = connector.lost() => {
+                    last_words(stops, consumer.stop()).await;
+                    return Leave::Lost(why);
+                }
+                delivery = consumer.next() => delivery,
+            };
+            let Some(delivery) = delivery else {
+                last_words(stops, consumer.stop()).await;
+                return Leave::Drain;
+            };
+            let (settlement, leave) = self.take(&delivery, &mut consumer).await;
+            self.settle(delivery, settlement).await;
+            if let Some(leave) = leave {
+                return leave;
+            }
+        }
+    }
+
+    /// One job. Why no other is taken, if none is: then the subscription has ended, before the ack, on
+    /// whose heels the broker would send the next.
+    async fn take(&self, delivery: &Delivery, consumer: &mut Consumer) -> (Settlement, Option<Leave>) {
+        let stops = &self.runner.stops;
+        let mut job = pin!(self.handle(delivery));
+        tokio::select! {
+            settlement = &mut job => {
+                let leave = self.leave();
+                if leave.is_some() {
+                    last_words(stops, consumer.stop()).await;
+                }
+                (settlement, leave)
+            }
+            () = stops.stop.cancelled() => {
+                self.board.enter(Phase::Draining);
+                let ((), settlement) = tokio::join!(last_words(stops, consumer.stop()), job);
+                (settlement, Some(Leave::Drain))
+            }
+        }
+    }
+
+    /// Whether ComfyUI is fit for another job.
+    fn leave(&self) -> Option<Leave> {
+        let Some(engine) = self.runner.connector.running() else {
+            return Some(Leave::Lost("it was stopped".to_owned()));
+        };
+        if engine.server().has_ended() {
+            return Some(Leave::Lost("its process ended".to_owned()));
+        }
+        engine.worn(&self.config.comfyui).map(Leave::Worn)
+    }
+
+    /// From the message to what becomes of it.
+    async fn handle(&self, delivery: &Delivery) -> Settlement {
+        let message = &delivery.message;
+        let answerable = self.config.amqp.results_exchange.is_some()
+            || message.reply_to.as_ref().is_some_and(|queue| queue::reply_allowed(&self.config.amqp, queue));
+        let incoming = Incoming {
+            body: message.body.clone(),
+            message_id: message.message_id.clone(),
+            published_at: message.published_at,
+            expiration: message.expiration,
+            lost: CancellationToken::new(),
+            answerable,
+        };
+        let lost = incoming.lost.clone();
+        let sink = Arc::new(Sinks { board: self.board.clone(), events: self.broker.events() });
+        let disowned = async {
+            delivery.lost().await;
+            lost.cancel();
+            std::future::pending::<Infallible>().await
+        };
+        let ending = tokio::select! {
+            ending = self.runner.run(incoming, sink) => ending,
+            never = disowned => match never {},
+        };
+        match ending {
+            Ending::Answered { id, body } => self.publish(delivery, id.to_string(), body).await,
+            Ending::Reject { reason } => {
+                tracing::warn!(reason, "no job, and nobody to tell: to the dead letters");
+                Settlement::DeadLetter
+            }
+            Ending::HandBack { reason, pause } => {
+                tracing::warn!(reason, "job goes back to the queue");
+                if pause {
+                    self.pause().await;
+                }
+                Settlement::HandBack
+            }
+        }
+    }
+
+    async fn settle(&self, delivery: Delivery, settlement: Settlement) {
+        if delivery.settle(settlement).await == Settled::Stale {
+            tracing::info!(
+                "the connection that brought the job is gone: it comes again and is answered from its result"
+            );
+        }
+        self.board.job_ended();
+    }
+
+    /// Order: the manifest is durable, then the confirm, then the ack.
+    async fn publish(&self, delivery: &Delivery, job_id: String, body: bytes::Bytes) -> Settlement {
+        let result = ResultMessage {
+            job_id,
+            body,
+            reply_to: delivery.message.reply_to.clone(),
+            correlation_id: delivery.message.correlation_id.clone(),
+        };
+        let publishing = self.broker.publish_result(&result, Instant::now() + PUBLISH_LIMIT);
+        let published = tokio::select! {
+            biased;
+            published = publishing => published,
+            // The manifest stands: whoever gets the job next answers from it.
+            () = self.runner.stops.abort.cancelled() => {
+                tracing::warn!(job = result.job_id, "the grace is over before the result was published");
+                return Settlement::HandBack;
+            }
+        };
+        match published {
+            Ok(warnings) => {
+                for warning in warnings {
+                    tracing::warn!(job = result.job_id, %warning, "the result could not be sent there");
+                }
+                tracing::info!(job = result.job_id, "answered");
+                Settlement::Ack
+            }
+            Err(error) => {
+                tracing::warn!(job = result.job_id, %error, "the result could not be published");
+                self.pause().await;
+                Settlement::HandBack
+            }
+        }
+    }
+
+    async fn pause(&self) {
+        tokio::select! {
+            () = sleep(HAND_BACK_PAUSE) => {}
+            () = self.runner.stops.stop.cancelled() => {}
+        }
+    }
+}

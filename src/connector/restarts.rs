@@ -1,0 +1,62 @@
+//! How often ComfyUI may be started again: one that dies again and again is not mended by a restart.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+/// More restarts than this within [`WINDOW`] are refused.
+pub(super) const MOST: usize = 3;
+pub(super) const WINDOW: Duration = Duration::from_secs(10 * 60);
+
+/// The starts of one connector's ComfyUI.
+#[derive(Debug, Default)]
+pub(super) struct Restarts {
+    started: bool,
+    planned: bool,
+    lately: VecDeque<Instant>,
+}
+
+impl Restarts {
+    /// The next start is wanted, and no loss.
+    pub(super) fn plan(&mut self) {
+        self.planned = true;
+    }
+
+    /// Whether ComfyUI may be started `now`; the first start and a planned one always.
+    pub(super) fn may_start(&mut self, now: Instant) -> bool {
+        let wanted = std::mem::take(&mut self.planned) || !std::mem::replace(&mut self.started, true);
+        if wanted {
+            return true;
+        }
+        self.lately.retain(|at| now.duration_since(*at) < WINDOW);
+        self.lately.push_back(now);
+        self.lately.len() <= MOST
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_within_ten_minutes_are_enough() {
+        let (mut restarts, begin) = (Restarts::default(), Instant::now());
+        let mut at = |seconds: u64| restarts.may_start(begin + Duration::from_secs(seconds));
+        assert!(at(0), "the first start is none");
+        assert!(at(10) && at(20) && at(30) && !at(40));
+        // Those at 10, 20 and 30 s are forgotten by then, the refused one is not.
+        assert!(at(631) && at(632) && !at(633));
+    }
+
+    #[test]
+    fn planned_ones_do_not_count() {
+        let (mut restarts, now) = (Restarts::default(), Instant::now());
+        assert!(restarts.may_start(now));
+        for _ in 0..10 {
+            restarts.plan();
+            assert!(restarts.may_start(now));
+        }
+        assert!((0..MOST).all(|_| restarts.may_start(now)) && !restarts.may_start(now));
+    }
+}

@@ -1,0 +1,102 @@
+//! What ends a job from outside while it lives: its publisher's cancel, its message's expiration.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{JobId, failure::Failure};
+
+/// One job's end, called at most once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct End {
+    called: CancellationToken,
+    why: Arc<OnceLock<Failure>>,
+}
+
+impl End {
+    /// Ends the job; the first reason stands.
+    pub(super) fn call(&self, why: Failure) {
+        let _ = self.why.set(why);
+        self.called.cancel();
+    }
+
+    /// Cancelled once the job must end.
+    pub(super) fn token(&self) -> &CancellationToken {
+        &self.called
+    }
+
+    /// Why it must end; before that a bug, said as one.
+    pub(super) fn why(&self) -> Failure {
+        let why = self.why.get().cloned();
+        why.unwrap_or_else(|| Failure::Internal("ended from outside for no reason".to_owned()))
+    }
+
+    /// Waits until the job must end: why.
+    pub(super) async fn called(&self) -> Failure {
+        self.called.cancelled().await;
+        self.why()
+    }
+}
+
+/// The jobs that this worker has in hand.
+#[derive(Clone, Debug, Default)]
+pub struct InHand(Arc<Mutex<HashMap<JobId, End>>>);
+
+impl InHand {
+    /// Cancels the job if it is in hand; whether it is.
+    #[must_use]
+    pub fn cancel(&self, id: &JobId) -> bool {
+        let held = self.held().get(id).cloned();
+        held.as_ref().inspect(|end| end.call(Failure::Cancelled)).is_some()
+    }
+
+    /// Takes a job in hand, until the guard is dropped.
+    pub(super) fn hold(&self, id: &JobId) -> Held {
+        let end = End::default();
+        self.held().insert(id.clone(), end.clone());
+        Held { id: id.clone(), end, jobs: self.clone() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<JobId, End>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A job in hand.
+#[derive(Debug)]
+pub(super) struct Held {
+    id: JobId,
+    pub(super) end: End,
+    jobs: InHand,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.jobs.held().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn a_job_is_cancelled_while_it_is_in_hand_and_for_the_first_reason() {
+        let jobs = InHand::default();
+        let id: JobId = "a".parse().unwrap();
+        assert!(!jobs.cancel(&id));
+        let held = jobs.hold(&id);
+        assert!(!held.end.token().is_cancelled());
+        assert!(!jobs.cancel(&"b".parse().unwrap()) && jobs.cancel(&id));
+        held.end.call(Failure::Expired { seconds: 1.0 });
+        assert!(held.end.token().is_cancelled());
+        assert_eq!(held.end.why(), Failure::Cancelled);
+        drop(held);
+        assert!(!jobs.cancel(&id));
+    }
+}

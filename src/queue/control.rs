@@ -1,0 +1,132 @@
+//! Orders to the workers, to all of them at once: `amqp.control_exchange`, a fanout exchange.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{
+    error::PublishError,
+    message::{TRANSIENT, short},
+    private::{Heard, PrivateQueue},
+    publisher::{Envelope, Persistence, publish},
+    session::Session,
+};
+use crate::text::quoted;
+
+/// An order is short; what is longer is none.
+const LARGEST_ORDER: usize = 4096;
+
+/// An order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// `{"cancel": "<job id>"}`: end that job, wherever it is.
+    Cancel(String),
+    /// `{"drain": "<worker id>"}`, and `{"drain": true}` for every worker.
+    Drain(Option<String>),
+}
+
+impl Order {
+    /// # Errors
+    /// Why it is none.
+    fn read(body: &[u8]) -> Result<Self, String> {
+        if body.len() > LARGEST_ORDER {
+            return Err(format!("{} bytes", body.len()));
+        }
+        let shown = || quoted(&String::from_utf8_lossy(body), 200);
+        let Ok(Value::Object(order)) = serde_json::from_slice(body) else { return Err(shown()) };
+        let mut entries = order.into_iter();
+        match (entries.next(), entries.next()) {
+            (Some((key, Value::String(id))), None) if key == "cancel" => Ok(Self::Cancel(id)),
+            (Some((key, Value::String(id))), None) if key == "drain" => Ok(Self::Drain(Some(id))),
+            (Some((key, Value::Bool(true))), None) if key == "drain" => Ok(Self::Drain(None)),
+            _ => Err(shown()),
+        }
+    }
+
+    fn body(&self) -> Bytes {
+        let order = match self {
+            Self::Cancel(id) => json!({"cancel": id}),
+            Self::Drain(Some(id)) => json!({"drain": id}),
+            Self::Drain(None) => json!({"drain": true}),
+        };
+        order.to_string().into()
+    }
+}
+
+/// The orders as they come. What is sent while there is no connection is lost.
+pub struct Orders(PrivateQueue);
+
+impl Orders {
+    pub(super) fn new(session: &Arc<Session>) -> Self {
+        let name = format!("comfy.control.{}", Uuid::new_v4().simple());
+        let exchange = session.config.control_exchange.clone();
+        Self(PrivateQueue::new(session, name, exchange, String::new()))
+    }
+
+    /// The next order; `None` once the broker handle is closed. Cancel safe.
+    pub async fn next(&mut self) -> Option<Order> {
+        loop {
+            let Heard::Message(delivered) = self.0.next().await? else { continue };
+            match Order::read(&delivered.data) {
+                Ok(order) => return Some(order),
+                Err(shown) => tracing::warn!(shown, "no order that is known here, ignored"),
+            }
+        }
+    }
+}
+
+/// Tells every worker that listens now; also when none does.
+pub(super) async fn send(session: &Session, order: &Order, deadline: Instant) -> Result<(), PublishError> {
+    let envelope = Envelope {
+        exchange: short(&session.config.control_exchange)?,
+        routing_key: "".into(),
+        properties: BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_delivery_mode(TRANSIENT),
+        body: order.body(),
+    };
+    let persistence = Persistence { unroutable: false, nacks: Some(1) };
+    match publish(session, &envelope, persistence, deadline).await {
+        Ok(()) | Err(PublishError::Unroutable { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_read_as_they_are_written() {
+        for order in [Order::Cancel("a".into()), Order::Drain(Some("w".into())), Order::Drain(None)] {
+            assert_eq!(Order::read(&order.body()), Ok(order));
+        }
+    }
+
+    #[test]
+    fn anything_else_is_no_order() {
+        let long = format!(r#"{{"cancel": "{}"}}"#, "a".repeat(LARGEST_ORDER));
+        let bodies = [
+            "",
+            "null",
+            "[]",
+            "{}",
+            r#"{"cancel": 1}"#,
+            r#"{"drain": false}"#,
+            r#"{"drain": null}"#,
+            r#"{"cancel": "a", "drain": true}"#,
+            r#"{"kill": "a"}"#,
+            r#"{"cancel": "a""#,
+            "\u{1b}[2J",
+            &long,
+        ];
+        for body in bodies {
+            let error = Order::read(body.as_bytes()).err();
+            assert!(error.is_some_and(|shown| shown.chars().all(|c| !c.is_control())), "{body:?}");
+        }
+    }
+}
