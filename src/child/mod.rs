@@ -148,9 +148,7 @@ impl Members {
     /// Whether `pid` is a member of the group, or marked as started by one.
     #[must_use]
     pub fn has(&self, pid: u32) -> bool {
-        let id = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        id.is_some_and(|id| rustix::process::getpgid(Some(id)) == Ok(self.pgid))
-            || guard::is_marked(pid, &self.mark)
+        group_of(pid) == Some(self.pgid) || guard::is_marked(pid, &self.mark)
     }
 }
 
@@ -174,6 +172,14 @@ pub fn has_ended(pid: u32) -> bool {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return true };
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     !matches!(waitid(WaitId::Pid(pid), look), Ok(None))
+}
+
+/// The process group of `pid`. Not by `getpgid`: rustix panics over that of a kernel thread, which is 0.
+fn group_of(pid: u32) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // A name may hold anything, parentheses too: `4711 (a) b) S 1 4711 …`.
+    let (_, fields) = stat.rsplit_once(')')?;
+    Pid::from_raw(fields.split_whitespace().nth(2)?.parse().ok()?)
 }
 
 struct SpawnRequest {

@@ -151,7 +151,12 @@ pub async fn execute(
         client_id: client_id.as_deref().unwrap_or_default(),
         extra_data: execution.extra_data,
     };
-    let mut run = Run::new(execution.prompt, execution.limit.min(LONGEST), client_id.is_none());
+    let mut run = Run::new(
+        execution.prompt,
+        execution.limit.min(LONGEST),
+        client_id.is_none(),
+        server.threads().living(),
+    );
     // On the heap: callers hold this future inside theirs.
     let work = Box::pin(async {
         let posted = run.within_limit(post_once(server.client(), &post)).await??;
@@ -161,7 +166,8 @@ pub async fn execute(
             return Err(ExecuteError::Refused { message: describe_node_errors(&node_errors), node_errors });
         }
         observer.queued(prompt_id);
-        let history = follow(server, prompt_id, &mut subscription.events, &mut run, observer).await?;
+        let history =
+            follow(server.client(), prompt_id, &mut subscription.events, &mut run, observer).await?;
         Ok((posted, history))
     });
     let outcome = tokio::select! {

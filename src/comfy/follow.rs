@@ -12,12 +12,13 @@ use tokio::{
 };
 
 use super::{
-    PromptId, Server,
-    client::Posted,
+    PromptId,
+    client::{Client, Posted},
     events::Event,
     execute::{ExecuteError, Executed, Observer},
     history::History,
     socket::SocketEvent,
+    threads::Threads,
     tracker::{OutputImage, Step, Tracker},
     whereabouts::{Look, POLL_EVERY, look},
 };
@@ -47,13 +48,14 @@ pub(super) struct Run {
     posted_at: Instant,
     started_at: Option<Instant>,
     heard_at: Instant,
+    threads: Threads,
 }
 
 /// The prompt's history, once it is over.
 ///
 /// Looks run beside the reading of events: a slow answer must not let frames pile up.
 pub(super) async fn follow(
-    server: &Server,
+    client: &Client,
     prompt_id: PromptId,
     events: &mut UnboundedReceiver<SocketEvent>,
     run: &mut Run,
@@ -63,7 +65,6 @@ pub(super) async fn follow(
     let mut poll = interval(POLL_EVERY);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut missing, mut answered_at, mut next_since) = (0, Instant::now(), None);
-    let (client, threads) = (server.client(), server.threads().living());
     loop {
         tokio::select! {
             event = events.recv() => match event {
@@ -92,7 +93,7 @@ pub(super) async fn follow(
                             }
                             Look::Running => {
                                 run.start(observer);
-                                if run.heard_at.elapsed() > SILENCE && threads.ended() > 0 {
+                                if run.heard_at.elapsed() > SILENCE && run.threads.ended() > 0 {
                                     return Err(ExecuteError::Stalled("a thread of its own ended".to_owned()));
                                 }
                             }
@@ -115,8 +116,8 @@ pub(super) async fn follow(
 }
 
 impl Run {
-    /// From now on the time counts.
-    pub(super) fn new(prompt: &Prompt, limit: Duration, images_lost: bool) -> Self {
+    /// From now on the time counts. `threads`: those that live before the post, which may end any.
+    pub(super) fn new(prompt: &Prompt, limit: Duration, images_lost: bool, threads: Threads) -> Self {
         let now = Instant::now();
         Self {
             tracker: Tracker::new(prompt),
@@ -127,6 +128,7 @@ impl Run {
             posted_at: now,
             started_at: None,
             heard_at: now,
+            threads,
         }
     }
 

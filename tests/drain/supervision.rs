@@ -65,7 +65,7 @@ async fn a_dead_prompt_thread_is_noticed() -> Result<()> {
     bed.publish(&json!({"version": 1, "id": "killer", "workflow": {
         "1": {"class_type": "StandinKillPromptThread", "inputs": {"seed": 1}}}}))
         .await?;
-    let result = bed.answer("killer").await?;
+    let result = bed.answer("killer").await.with_context(|| worker.log())?;
     ensure!(result["error"]["code"] == "engine_crashed", "{result:#}");
     let message = result["error"]["message"].as_str().unwrap_or_default();
     ensure!(message.contains("runs no prompts any more"), "{message}");
@@ -90,7 +90,7 @@ async fn a_worn_comfyui_is_started_anew_between_two_jobs() -> Result<()> {
             ensure!(child(&worker, "main.py")? == comfyui, "started anew too early");
             let id = format!("j{round}{job}");
             bed.publish(&slow_job(&id, 0.01)).await?;
-            ensure!(bed.answer(&id).await?["status"] == "succeeded");
+            ensure!(bed.answer(&id).await.with_context(|| worker.log())?["status"] == "succeeded");
         }
         // Four times: more than it may be lost.
         comfyui = wait_another(&mut worker, comfyui).await?;
