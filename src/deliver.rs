@@ -19,7 +19,9 @@ use crate::{
         history::{History, OutputContent, OutputItem},
         tracker::OutputImage,
     },
+    config::OutputsConfig,
     job::{
+        bounds,
         failure::Failure,
         request::{FolderType, OutputRequest},
         result::{Kind, Output, OutputFile},
@@ -206,6 +208,39 @@ impl Findings {
         self.files.len()
     }
 
+    /// Itself, if it is within the bounds.
+    ///
+    /// # Errors
+    /// [`Failure::OutputTooLarge`], saying which bound; [`Failure::Local`] when a file cannot be asked.
+    pub fn within(self, limits: &OutputsConfig) -> Result<Self, Failure> {
+        let (files, most) = (self.files.len(), limits.max_files);
+        if files as u64 > u64::from(most) {
+            let text = format!("the job made {files} files, more than {most} (outputs.max_files)");
+            return Err(Failure::OutputTooLarge(text));
+        }
+        let mut bytes = 0u64;
+        for found in &self.files {
+            bytes = bytes.saturating_add(match &found.content {
+                FoundContent::Bytes(bytes) => bytes.len() as u64,
+                FoundContent::File(file) => {
+                    file.metadata().map_err(|error| Failure::local(&found.filename, &error))?.len()
+                }
+            });
+        }
+        if bytes > limits.max_bytes {
+            let most = limits.max_bytes;
+            let text = format!("the job's files have {bytes} bytes, more than {most} (outputs.max_bytes)");
+            return Err(Failure::OutputTooLarge(text));
+        }
+        let text: usize = self.texts.iter().filter_map(|output| output.text.as_ref()).map(String::len).sum();
+        if text > bounds::INLINE_TEXT {
+            let most = bounds::INLINE_TEXT;
+            let text = format!("the job's texts have {text} bytes, more than {most}: have nodes write files");
+            return Err(Failure::OutputTooLarge(text));
+        }
+        Ok(self)
+    }
+
     /// Uploads every file; texts come along as they are. `each` is told of each file done: its
     /// name, bytes, how many are done and how many there are.
     ///
@@ -286,8 +321,7 @@ impl Found {
                 let reader = Arc::clone(&file);
                 let summed = tokio::task::spawn_blocking(move || checksum::of_reader(&*reader)).await;
                 let summed = summed.map_err(io::Error::other).and_then(|sum| sum);
-                let (sum, size) =
-                    summed.map_err(|error| Failure::Local(format!("{}: {error}", self.filename)))?;
+                let (sum, size) = summed.map_err(|error| Failure::local(&self.filename, &error))?;
                 // By descriptor: the name could be made to stand for something else meanwhile.
                 let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
                 let content = Content::File { path, size };

@@ -28,6 +28,8 @@ pub enum Phase {
     Booting,
     /// Takes jobs.
     Ready,
+    /// Takes none for a while, for want of disk space.
+    DiskFull,
     /// Takes no more.
     Draining,
 }
@@ -129,6 +131,7 @@ impl Contents {
     fn unready_reason(&self) -> Option<String> {
         match self.phase {
             Phase::Booting => Some("booting".to_owned()),
+            Phase::DiskFull => Some("the disk is full".to_owned()),
             Phase::Draining => Some("draining".to_owned()),
             Phase::Ready => {
                 self.broker.as_ref().and_then(|health| health.borrow().trouble().map(str::to_owned))

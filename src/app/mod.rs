@@ -5,7 +5,10 @@ mod orders;
 mod sinks;
 mod worker;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
@@ -69,13 +72,20 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
                 base,
                 outputs: config.outputs.clone(),
                 limits: config.job.clone(),
+                staging_limit: config.inputs.timeout,
                 worker_id: config.worker.id.clone(),
                 stops: stops.clone(),
                 in_hand: InHand::default(),
             };
             let obeying = Obedience::of(&runner).obey(broker.orders());
             let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
-            let worker = Worker { runner, broker: broker.clone(), board: board.clone(), config: &config };
+            let worker = Worker {
+                runner,
+                broker: broker.clone(),
+                board: board.clone(),
+                config: &config,
+                disk_full: AtomicBool::new(false),
+            };
             let outcome = worker.consume().await;
             board.enter(Phase::Draining);
             tokio::join!(last_words(&stops, broker.close()), ComfyConnector::shutdown_live());

@@ -1,6 +1,14 @@
 //! Takes jobs while ComfyUI runs, and starts it again when it is lost or worn.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -9,12 +17,14 @@ use super::{ServeError, boot::boot_error, last_words, sinks::Sinks};
 use crate::{
     admin::{Board, Phase},
     config::Config,
-    job::runner::{Ending, Incoming, Runner},
+    job::runner::{Ending, Fault, Incoming, Runner},
     queue::{self, Broker, Consumer, Delivery, ResultMessage, Settled, Settlement},
 };
 
 /// A message that is handed back comes again at once: wait before, or it is a hot loop.
 const HAND_BACK_PAUSE: Duration = Duration::from_secs(5);
+/// A disk that is full is given this long until the next job is tried.
+const DISK_PAUSE: Duration = Duration::from_secs(30);
 /// Longest publishing of a result before the job is handed back; its manifest stands.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(60);
 
@@ -23,6 +33,7 @@ pub(super) struct Worker<'a> {
     pub(super) broker: Broker,
     pub(super) board: Board,
     pub(super) config: &'a Config,
+    pub(super) disk_full: AtomicBool,
 }
 
 /// Why no more jobs are taken.
@@ -31,6 +42,8 @@ enum Leave {
     Drain,
     /// ComfyUI is gone or does not answer.
     Lost(String),
+    /// A job found the disk full.
+    DiskFull,
     /// ComfyUI has had its share of jobs or memory.
     Worn(String),
 }
@@ -45,6 +58,11 @@ impl Worker<'_> {
                 Leave::Lost(why) => {
                     tracing::warn!(why, "ComfyUI is lost: no jobs until it runs again");
                     self.board.enter(Phase::Booting);
+                }
+                Leave::DiskFull => {
+                    tracing::warn!(pause = ?DISK_PAUSE, "the disk is full: no jobs for a while");
+                    self.board.enter(Phase::DiskFull);
+                    self.pause(DISK_PAUSE).await;
                 }
                 Leave::Worn(why) => {
                     tracing::info!(why, "between two jobs ComfyUI is started anew");
@@ -111,6 +129,9 @@ impl Worker<'_> {
 
     /// Whether ComfyUI is fit for another job.
     fn leave(&self) -> Option<Leave> {
+        if self.disk_full.swap(false, Ordering::Relaxed) {
+            return Some(Leave::DiskFull);
+        }
         let Some(engine) = self.runner.connector.running() else {
             return Some(Leave::Lost("it was stopped".to_owned()));
         };
@@ -150,10 +171,12 @@ impl Worker<'_> {
                 tracing::warn!(reason, "no job, and nobody to tell: to the dead letters");
                 Settlement::DeadLetter
             }
-            Ending::HandBack { reason, pause } => {
+            Ending::HandBack { reason, fault } => {
                 tracing::warn!(reason, "job goes back to the queue");
-                if pause {
-                    self.pause().await;
+                match fault {
+                    Fault::None => {}
+                    Fault::Passing => self.pause(HAND_BACK_PAUSE).await,
+                    Fault::DiskFull => self.disk_full.store(true, Ordering::Relaxed),
                 }
                 Settlement::HandBack
             }
@@ -197,15 +220,15 @@ impl Worker<'_> {
             }
             Err(error) => {
                 tracing::warn!(job = result.job_id, %error, "the result could not be published");
-                self.pause().await;
+                self.pause(HAND_BACK_PAUSE).await;
                 Settlement::HandBack
             }
         }
     }
 
-    async fn pause(&self) {
+    async fn pause(&self, pause: Duration) {
         tokio::select! {
-            () = sleep(HAND_BACK_PAUSE) => {}
+            () = sleep(pause) => {}
             () = self.runner.stops.stop.cancelled() => {}
         }
     }

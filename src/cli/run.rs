@@ -86,6 +86,7 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
                 base: ObjectUri::File(scratch_path.join("store")),
                 outputs: config.outputs.clone(),
                 limits: config.job.clone(),
+                staging_limit: config.inputs.timeout,
                 worker_id: config.worker.id.clone(),
                 stops: stops.clone(),
                 in_hand: InHand::default(),

@@ -126,6 +126,8 @@ pub struct InputsConfig {
     pub allow: Vec<String>,
     /// Largest input, and the sum of one job's.
     pub max_bytes: u64,
+    /// Longest staging of one job.
+    pub timeout: Duration,
 }
 
 /// `[outputs]`
@@ -133,6 +135,10 @@ pub struct InputsConfig {
 pub struct OutputsConfig {
     /// URI prefixes for `output.uri`, beside the store's own.
     pub allow: Vec<String>,
+    /// Most files of one job.
+    pub max_files: u32,
+    /// Bytes of one job's files, all together.
+    pub max_bytes: u64,
 }
 
 /// `[job]`
@@ -142,6 +148,8 @@ pub struct JobConfig {
     pub timeout: Duration,
     /// Crashes until a job counts as poison.
     pub max_attempts: u32,
+    /// Most nodes of a workflow or prompt.
+    pub max_nodes: u32,
     /// Largest message.
     pub max_message_bytes: u64,
 }
@@ -261,13 +269,18 @@ impl InputsConfig {
         Self {
             allow: reader.required("inputs.allow", uri_prefixes),
             max_bytes: reader.required("inputs.max_bytes", bytes),
+            timeout: reader.required("inputs.timeout", duration),
         }
     }
 }
 
 impl OutputsConfig {
     pub(super) fn read(reader: &mut Reader) -> Self {
-        Self { allow: reader.required("outputs.allow", uri_prefixes) }
+        Self {
+            allow: reader.required("outputs.allow", uri_prefixes),
+            max_files: reader.required("outputs.max_files", at_least_one),
+            max_bytes: reader.required("outputs.max_bytes", bytes),
+        }
     }
 }
 
@@ -276,6 +289,7 @@ impl JobConfig {
         Self {
             timeout: reader.required("job.timeout", duration),
             max_attempts: reader.required("job.max_attempts", at_least_one),
+            max_nodes: reader.required("job.max_nodes", at_least_one),
             max_message_bytes: reader.required("job.max_message_bytes", bytes),
         }
     }

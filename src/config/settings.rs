@@ -181,9 +181,18 @@ pub const SETTINGS: &[Setting] = &[
         "URI prefixes that inputs may come from; default: every bucket that the credentials can read",
     ).holding(Form::List),
     setting("inputs.max_bytes", "2GiB", "512MiB", "largest single input, and all inputs of one job together"),
+    setting(
+        "inputs.timeout",
+        "30m",
+        "5m",
+        "longest staging of a job's inputs; a job whose inputs take longer goes back to the queue",
+    ),
     setting("outputs.allow", "", "s3://renders/", "URI prefixes for `output.uri` beside store.uri itself").holding(Form::List),
+    setting("outputs.max_files", "10000", "100", "most files of one job; more make it fail"),
+    setting("outputs.max_bytes", "64GiB", "4GiB", "largest sum of one job's files; more make it fail"),
     setting("job.timeout", "1h", "15m", "longest execution of a job that names no timeout_seconds"),
     setting("job.max_attempts", "3", "3", "crashes after which a job is answered `poison`"),
+    setting("job.max_nodes", "10000", "1000", "most nodes of a workflow, and of its prompt"),
     setting("job.max_message_bytes", "16MiB", "4MiB", "largest job message"),
     setting(
         "worker.id",

@@ -8,11 +8,13 @@ use std::{
 
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
     apply::{self, Prompt, is_ui_workflow},
     attempt::JSON,
+    bounds,
     end::End,
     event::EventKind,
     failure::Failure,
@@ -162,7 +164,13 @@ impl<'a> Executor<'a> {
     }
 
     async fn stage(&self) -> Result<Staged, Met> {
-        let staged = self.runner.connector.stager().stage_inputs(self.job).await.at(Stage::Stage)?;
+        let limit = self.runner.staging_limit;
+        let staging = self.runner.connector.stager().stage_inputs(self.job);
+        let staged = timeout(limit, staging).await.unwrap_or_else(|_| {
+            let slow = format!("the inputs were not here within {limit:?} (inputs.timeout)");
+            Err(Failure::StoreUnavailable(slow))
+        });
+        let staged = staged.at(Stage::Stage)?;
         self.reporter.tell(EventKind::Staged { files: staged.files, bytes: staged.bytes });
         Ok(staged)
     }
@@ -179,6 +187,8 @@ impl<'a> Executor<'a> {
                     .at(Stage::Stage)?
             }
         };
+        let most = self.runner.limits.max_nodes;
+        bounds::check_nodes(&workflow, most).at(Stage::Convert)?;
         let mut extra_data = Map::new();
         if let Some(key) = &self.job.api_key_comfy_org {
             extra_data.insert("api_key_comfy_org".into(), key.expose_secret().into());
@@ -190,6 +200,7 @@ impl<'a> Executor<'a> {
         let converted = engine.browser().convert(&workflow).await;
         let Conversion { prompt, workflow, warnings } =
             converted.map_err(conversion_failure).at(Stage::Convert)?;
+        bounds::check_node_count(prompt.len(), most).at(Stage::Convert)?;
         extra_data.insert("extra_pnginfo".into(), serde_json::json!({"workflow": workflow}));
         Ok(Prepared { prompt, extra_data, warnings })
     }
@@ -262,7 +273,8 @@ impl<'a> Executor<'a> {
         tokio::task::spawn_blocking(move || deliver::find(&folders, &own_folder, &request, &history, images))
             .await
             .map_err(|error| Failure::Internal(error.to_string()))?
-            .map_err(|missing| Failure::OutputMissing { message: missing.message, nodes: missing.nodes })
+            .map_err(|missing| Failure::OutputMissing { message: missing.message, nodes: missing.nodes })?
+            .within(&self.runner.outputs)
     }
 
     async fn upload(

@@ -4,7 +4,10 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::result::{Code, JobError, Stage, Status};
+use super::{
+    bounds,
+    result::{Code, JobError, Stage, Status},
+};
 
 /// What ended an attempt.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -85,6 +88,9 @@ pub enum Failure {
         /// The nodes that listed such files.
         nodes: std::collections::BTreeSet<String>,
     },
+    /// It made more than it may.
+    #[error("{0}")]
+    OutputTooLarge(String),
     /// ComfyUI died while it ran.
     #[error("{0}")]
     EngineCrashed(String),
@@ -94,6 +100,9 @@ pub enum Failure {
     /// The store cannot be reached.
     #[error("{0}")]
     StoreUnavailable(String),
+    /// The disk is full.
+    #[error("{0}")]
+    DiskFull(String),
     /// The disk or another local resource failed.
     #[error("{0}")]
     Local(String),
@@ -151,7 +160,7 @@ impl Failure {
                 Code::ConversionFailed
             }
             Self::PromptRefused { .. } => Code::InvalidPrompt,
-            Self::NodeFailed(_) => Code::ExecutionError,
+            Self::NodeFailed(_) | Self::OutputTooLarge(_) => Code::ExecutionError,
             Self::OutOfMemory(_) => Code::OutOfMemory,
             Self::TimedOut { .. } | Self::Expired { .. } => Code::Timeout,
             Self::Cancelled => Code::Cancelled,
@@ -159,9 +168,21 @@ impl Failure {
             Self::OutputMissing { .. } => Code::OutputMissing,
             Self::EngineCrashed(_) => Code::EngineCrashed,
             Self::Poison { .. } => Code::Poison,
-            Self::EngineUnavailable(_) | Self::StoreUnavailable(_) | Self::Local(_) | Self::Internal(_) => {
-                Code::Internal
-            }
+            Self::EngineUnavailable(_)
+            | Self::StoreUnavailable(_)
+            | Self::DiskFull(_)
+            | Self::Local(_)
+            | Self::Internal(_) => Code::Internal,
+        }
+    }
+
+    /// A failure of a file of ours: whose fault it is says the operating system.
+    #[must_use]
+    pub fn local(what: impl std::fmt::Display, error: &std::io::Error) -> Self {
+        let text = format!("{what}: {error}");
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::DiskFull(text),
+            _ => Self::Local(text),
         }
     }
 
@@ -190,6 +211,7 @@ impl Failure {
             }
             _ => {}
         }
+        bounds::cut(&mut error);
         error
     }
 }

@@ -6,6 +6,7 @@
 mod answer;
 pub mod apply;
 mod attempt;
+pub(crate) mod bounds;
 pub mod cancel;
 pub mod end;
 pub mod event;

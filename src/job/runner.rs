@@ -48,6 +48,8 @@ pub struct Runner {
     pub outputs: OutputsConfig,
     /// Limits.
     pub limits: JobConfig,
+    /// Longest staging of one job's inputs.
+    pub staging_limit: Duration,
     /// This worker's name.
     pub worker_id: String,
     /// When to stop and when to let go.
@@ -121,18 +123,29 @@ pub enum Ending {
         /// The result, byte for byte.
         body: Bytes,
     },
-    /// Give it back to the queue; `pause`: after a while, or it would come back at once.
+    /// Give it back to the queue.
     HandBack {
         /// Why.
         reason: String,
         /// Whether the fault may last.
-        pause: bool,
+        fault: Fault,
     },
     /// No job, and nobody to tell: to the dead letters.
     Reject {
         /// Why.
         reason: String,
     },
+}
+
+/// What a hand-back says of this worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is told to end.
+    None,
+    /// Something is away: not at once again, or the job would come back in a hot loop.
+    Passing,
+    /// Its disk is full: other jobs are better off elsewhere, too.
+    DiskFull,
 }
 
 /// A failure and where it was met.
@@ -182,8 +195,12 @@ impl Runner {
         match Box::pin(life.live(&job, sink)).await {
             Ok(body) => Ending::Answered { id: job.id, body },
             Err(failure) => {
-                let pause = !matches!(failure, Failure::Draining);
-                Ending::HandBack { reason: failure.to_string(), pause }
+                let fault = match failure {
+                    Failure::Draining => Fault::None,
+                    Failure::DiskFull(_) => Fault::DiskFull,
+                    _ => Fault::Passing,
+                };
+                Ending::HandBack { reason: failure.to_string(), fault }
             }
         }
     }
@@ -218,7 +235,7 @@ impl Runner {
         };
         match self.stops.unless_aborted(settled).await {
             Ok(body) => Ending::Answered { id, body },
-            Err(error) => Ending::HandBack { reason: error.to_string(), pause: true },
+            Err(error) => Ending::HandBack { reason: error.to_string(), fault: Fault::Passing },
         }
     }
 }

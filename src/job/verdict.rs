@@ -43,6 +43,7 @@ pub fn verdict(failure: &Failure, tries: u32) -> Verdict {
         | F::ConversionRefused(_)
         | F::PromptRefused { .. }
         | F::NodeFailed(_)
+        | F::OutputTooLarge(_)
         | F::TimedOut { .. }
         | F::Expired { .. }
         | F::Cancelled
@@ -54,7 +55,9 @@ pub fn verdict(failure: &Failure, tries: u32) -> Verdict {
         F::OutputMissing { .. } => once_more(Remedy::RunAgain),
         F::OutOfMemory(_) => once_more(Remedy::FreeMemory),
         F::EngineCrashed(_) => once_more(Remedy::Restart),
-        F::EngineUnavailable(_) | F::StoreUnavailable(_) | F::Local(_) | F::Draining => Verdict::HandBack,
+        F::EngineUnavailable(_) | F::StoreUnavailable(_) | F::DiskFull(_) | F::Local(_) | F::Draining => {
+            Verdict::HandBack
+        }
     }
 }
 
@@ -88,6 +91,7 @@ mod tests {
             (F::BrowserDown(text()), "conversion_failed", RetryHere(Nothing), Answer),
             (F::PromptRefused { message: text(), node_errors: None }, "invalid_prompt", Answer, Answer),
             (F::NodeFailed(Box::default()), "execution_error", Answer, Answer),
+            (F::OutputTooLarge(text()), "execution_error", Answer, Answer),
             (F::OutOfMemory(Box::default()), "out_of_memory", RetryHere(FreeMemory), Answer),
             (F::TimedOut { seconds: 1.0 }, "timeout", Answer, Answer),
             (F::Expired { seconds: 1.0 }, "timeout", Answer, Answer),
@@ -102,6 +106,7 @@ mod tests {
             (F::EngineCrashed(text()), "engine_crashed", RetryHere(Restart), Answer),
             (F::EngineUnavailable(text()), "internal", HandBack, HandBack),
             (F::StoreUnavailable(text()), "internal", HandBack, HandBack),
+            (F::DiskFull(text()), "internal", HandBack, HandBack),
             (F::Local(text()), "internal", HandBack, HandBack),
             (F::Poison { crashes: 3 }, "poison", Answer, Answer),
             (F::Draining, "interrupted", HandBack, HandBack),

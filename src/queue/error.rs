@@ -52,6 +52,9 @@ pub enum ReplyWarning {
     /// `amqp.reply_to_allow` leaves it out, or it is the worker's own.
     #[error("amqp.reply_to_allow does not permit the reply queue {0:?}")]
     Forbidden(String),
+    /// The result is larger than the broker takes.
+    #[error("the result is too large for {0:?}, it stays in the store: {1}")]
+    TooLarge(String, String),
     /// The queue is full, or takes nothing from this user.
     #[error("the reply queue {0:?} takes nothing: {1}")]
     Refused(String, String),

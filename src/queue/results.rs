@@ -52,7 +52,12 @@ pub(super) async fn publish_result(
             body: result.body.clone(),
         };
         let persistence = Persistence { unroutable: true, nacks: None };
-        publish(session, &envelope, persistence, deadline).await?;
+        match publish(session, &envelope, persistence, deadline).await {
+            Ok(()) => {}
+            // No later try would be taken either.
+            Err(PublishError::TooLarge(why)) => warnings.push(ReplyWarning::TooLarge(exchange.clone(), why)),
+            Err(error) => return Err(error),
+        }
     }
     Ok(warnings)
 }
@@ -75,7 +80,8 @@ async fn reply(
         Ok(()) => Ok(None),
         Err(PublishError::Unroutable { .. }) => Ok(Some(ReplyWarning::Unroutable(queue.into()))),
         Err(PublishError::Refused(reason)) => Ok(Some(ReplyWarning::Refused(queue.into(), reason))),
-        Err(error @ (PublishError::TooLarge(_) | PublishError::Unconfirmed(_))) => Err(error),
+        Err(PublishError::TooLarge(why)) => Ok(Some(ReplyWarning::TooLarge(queue.into(), why))),
+        Err(error @ PublishError::Unconfirmed(_)) => Err(error),
     }
 }
 

@@ -78,7 +78,7 @@ impl Fetcher<'_> {
     ) -> Result<(), Failure> {
         // A random name: `x.part` could be the name of another input.
         let part = target.with_file_name(format!(".{}.part", Uuid::new_v4().simple()));
-        let local = |error: std::io::Error| Failure::Local(format!("{}: {error}", part.display()));
+        let local = |error: std::io::Error| Failure::local(part.display(), &error);
         let mut file = File::create_new(&part).await.map_err(local)?;
         let fetched = match self.open(source, budget).await {
             Ok(body) => copy(body, &mut file, source, budget).await,
@@ -171,9 +171,9 @@ async fn copy(
         let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
         budget.take(read as u64, source)?;
         sum.update(bytes);
-        file.write_all(bytes).await.map_err(|error| Failure::Local(format!("staging: {error}")))?;
+        file.write_all(bytes).await.map_err(|error| Failure::local("staging", &error))?;
     }
-    file.flush().await.map_err(|error| Failure::Local(format!("staging: {error}")))?;
+    file.flush().await.map_err(|error| Failure::local("staging", &error))?;
     Ok(sum.finish())
 }
 

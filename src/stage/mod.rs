@@ -217,7 +217,7 @@ impl Stager {
         self.journal
             .create_folder(&input, &name)
             .await
-            .map_err(|error| Failure::Local(format!("{}: {error}", input.join(name).display())))
+            .map_err(|error| Failure::local(input.join(name).display(), &error))
     }
 
     /// One of a job's `files`; what is to be removed afterwards.
@@ -292,7 +292,7 @@ fn place_failure(error: PlaceError) -> Failure {
         {
             Failure::Local(error.to_string())
         }
-        PlaceError::DiskFull(_) => Failure::Local(error.to_string()),
+        PlaceError::DiskFull(_) => Failure::DiskFull(error.to_string()),
         _ => Failure::Invalid(format!("files: {error}")),
     }
 }
