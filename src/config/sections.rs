@@ -29,6 +29,8 @@ pub struct ComfyUiConfig {
     pub port: u16,
     /// Longest wait for the boot; `None`: as long as the process lives.
     pub boot_timeout: Option<Duration>,
+    /// Losses within 10 minutes after which it is started again; not after one more.
+    pub max_restarts: u32,
     /// Jobs until it is started anew; `None`: no limit.
     pub max_jobs: Option<u32>,
     /// Bytes of memory until it is started anew; `None`: no limit.
@@ -210,6 +212,7 @@ impl ComfyUiConfig {
                 Ok(port) => Ok(port),
             }),
             boot_timeout: reader.optional("comfyui.boot_timeout", duration),
+            max_restarts: reader.required("comfyui.max_restarts", at_least_one),
             max_jobs: reader.optional("comfyui.max_jobs", at_least_one),
             max_rss: reader.optional("comfyui.max_rss", bytes),
             test_workflow: reader.optional("comfyui.test_workflow", |text| Ok(workdir.join(text))),

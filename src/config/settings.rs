@@ -89,6 +89,12 @@ pub const SETTINGS: &[Setting] = &[
         "longest wait for ComfyUI's boot; none: as long as its process lives",
     ),
     setting(
+        "comfyui.max_restarts",
+        "3",
+        "3",
+        "how often within 10 minutes a ComfyUI that was lost is started again; then the worker ends (exit code 3)",
+    ),
+    setting(
         "comfyui.max_jobs",
         "",
         "500",

@@ -43,10 +43,13 @@ pub enum ConnectorError {
     },
     /// It was lost and started again too often.
     #[error(
-        "ComfyUI was lost more than {} times within {} minutes and is not started again",
-        restarts::MOST, restarts::WINDOW.as_secs() / 60
+        "ComfyUI was lost more than {most} times within {} minutes and is not started again (comfyui.max_restarts)",
+        restarts::WINDOW.as_secs() / 60
     )]
-    Unstable,
+    Unstable {
+        /// The limit.
+        most: u32,
+    },
     /// An earlier start of this instance failed, for this reason.
     #[error("the connector's start failed, create a new one: {0}")]
     Unusable(String),
@@ -75,7 +78,7 @@ impl ConnectorError {
             Self::Unreachable(_) => true,
             Self::TestWorkflow(_)
             | Self::State { .. }
-            | Self::Unstable
+            | Self::Unstable { .. }
             | Self::Unusable(_)
             | Self::Killed => false,
         }

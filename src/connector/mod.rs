@@ -231,8 +231,9 @@ impl ComfyConnector {
         if let Some(old) = self.take_engine() {
             old.stop().await;
         }
-        if !locked(&self.0.restarts).may_start(Instant::now()) {
-            return Err(self.fail(ConnectorError::Unstable));
+        let most = self.0.config.comfyui.max_restarts;
+        if !locked(&self.0.restarts).may_start(Instant::now(), most) {
+            return Err(self.fail(ConnectorError::Unstable { most }));
         }
         // Boxed: a future of its size on every caller's stack would be large for nothing.
         let Inner { config, stager, on_boot_line, .. } = &*self.0;

@@ -40,6 +40,7 @@ impl Spaced {
         fs::write(&file, text.to_string())?;
         let mut config = Config::from_file(&file)?;
         config.worker.state_dir = bed.dir.join("state");
+        config.comfyui.max_restarts = 10;
         config.browser.args.push(bed.mark());
         let spaced = Self { bed, config, script, taken };
         spaced.write_script()?;

@@ -70,6 +70,8 @@ impl Bench {
             .set("amqp.events_exchange", &topology.events)
             .set("amqp.control_exchange", format!("{name}.control"))
             .set("amqp.reply_to_allow", "*")
+            // Its jobs kill it one after the other.
+            .set("comfyui.max_restarts", "1000")
             .set("inputs.allow", format!("s3://{name}-in/open/"))
             .set("inputs.max_bytes", MAX_INPUT_BYTES.to_string())
             .set("outputs.allow", format!("s3://{name}-renders/"))
