@@ -202,6 +202,12 @@ pub struct Destination<'a> {
 }
 
 impl Findings {
+    /// What is removed after the job: the files that were opened.
+    #[must_use]
+    pub fn written(&self) -> &[PathBuf] {
+        &self.written
+    }
+
     /// How many files there are.
     #[must_use]
     pub fn files(&self) -> usize {

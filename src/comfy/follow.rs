@@ -35,6 +35,8 @@ const UNREACHABLE_LIMIT: Duration = Duration::from_secs(120);
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long a prompt may be next in an idle ComfyUI: between two it frees memory, which takes seconds.
 const IDLENESS: Duration = Duration::from_secs(20);
+/// How long a process may be stopped: whoever looks at it with a debugger has no jobs.
+const STOPPED_LIMIT: Duration = Duration::from_secs(10);
 /// How long frames may be behind a history that was found by looking.
 const LATE_FRAMES: Duration = Duration::from_secs(3);
 
@@ -64,7 +66,9 @@ pub(super) async fn follow(
     let mut looking = pin!(Fuse::terminated());
     let mut poll = interval(POLL_EVERY);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut missing, mut answered_at, mut next_since) = (0, Instant::now(), None);
+    let (mut missing, mut answered_at, mut next_since, mut stopped_since) = (0, Instant::now(), None, None);
+    let mut watch = interval(POLL_EVERY);
+    watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             event = events.recv() => match event {
@@ -108,6 +112,14 @@ pub(super) async fn follow(
                         return Err(error.into());
                     }
                     Err(error) => tracing::debug!(%error, "ComfyUI does not answer"),
+                }
+            }
+            // Beside the looks: each of those waits long for an answer.
+            _ = watch.tick() => {
+                if !run.threads.are_stopped() {
+                    stopped_since = None;
+                } else if stopped_since.get_or_insert_with(Instant::now).elapsed() > STOPPED_LIMIT {
+                    return Err(ExecuteError::Stalled("its process is stopped".to_owned()));
                 }
             }
             () = sleep_until(run.deadline().into()) => return Err(run.timed_out()),

@@ -25,6 +25,13 @@ impl Threads {
         Self { process: self.process, known: self.known.intersection(&living).copied().collect() }
     }
 
+    /// Whether the process is stopped (SIGSTOP, a debugger), so that it answers nobody.
+    pub(super) fn are_stopped(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process)).unwrap_or_default();
+        let state = stat.rsplit_once(')').map(|(_, fields)| fields.trim_start());
+        state.is_some_and(|fields| fields.starts_with(['T', 't']))
+    }
+
     /// How many of them have ended.
     pub(super) fn ended(&self) -> usize {
         let living = now(self.process);

@@ -36,6 +36,9 @@ use crate::{
 /// Longest closing of an attempt's marker: a store that is away must not hold up a hand-back.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
+/// From asking ComfyUI to free memory to the next prompt. It tells nobody when it has.
+const FREE_PAUSE: Duration = Duration::from_secs(1);
+
 /// Runs jobs, one at a time or several: it holds no state of any.
 pub struct Runner {
     /// ComfyUI and the browser.
@@ -352,10 +355,11 @@ impl Life<'_> {
             Remedy::Restart => self.runner.connector.kill_engine().await,
             Remedy::FreeMemory => {
                 // One that is started again has nothing to free.
-                if let Some(engine) = self.runner.connector.running()
-                    && let Err(error) = engine.server().client().free().await
-                {
-                    tracing::warn!(%error, "ComfyUI did not free its memory");
+                let Some(engine) = self.runner.connector.running() else { return };
+                match engine.server().client().free().await {
+                    // A prompt that is there when the prompt thread wakes up goes first.
+                    Ok(()) => sleep(FREE_PAUSE).await,
+                    Err(error) => tracing::warn!(%error, "ComfyUI did not free its memory"),
                 }
             }
         }

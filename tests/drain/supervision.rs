@@ -79,6 +79,23 @@ async fn a_dead_prompt_thread_is_noticed() -> Result<()> {
     bed.wait_queued(0).await
 }
 
+/// The job is tried again on a new ComfyUI.
+#[tokio::test]
+async fn a_comfyui_that_is_stopped_while_it_runs_a_job_is_replaced() -> Result<()> {
+    let bed = Bed::new("stopped").await?;
+    let site = Site::new(&bed, "a")?;
+    let worker = site.boot().await?;
+    bed.publish(&slow_job("j", 2.0)).await?;
+    wait_running(&worker, "j").await?;
+    let comfyui = child(&worker, "main.py")?;
+    kill(comfyui, Signal::STOP)?;
+    let result = bed.answer("j").await?;
+    ensure!(result["status"] == "succeeded" && result["attempt"] == 1, "{result:#}");
+    ensure!(bed.attempts("j").await? == 1 && !alive(comfyui), "tried again here");
+    site.finish(worker, site.initial()).await?;
+    bed.wait_queued(0).await
+}
+
 #[tokio::test]
 async fn a_worn_comfyui_is_started_anew_between_two_jobs() -> Result<()> {
     let bed = Bed::new("worn").await?;

@@ -173,6 +173,11 @@ impl Bench {
         Ok(reqwest::get(address).await?.error_for_status()?.json().await?)
     }
 
+    /// Waits until the worker takes jobs.
+    pub(crate) async fn wait_ready(&self) -> Result<()> {
+        self.worker.lock().await.wait_ready(SOON).await
+    }
+
     /// The end of the worker's log.
     pub(crate) fn log(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();

@@ -12,6 +12,7 @@ mod commands;
 mod contract;
 mod errors;
 mod faults;
+mod hostile;
 mod inputs;
 mod jobs;
 mod misdeeds;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
             foreign_places, checksums, sizes, schemes;
         errors: refused_prompts, dropped_outputs, node_exceptions, unknown_nodes, deadlines;
         faults: out_of_memory, hanging_nodes, nodes_that_ignore_an_interrupt, crashes, lost_devices;
+        hostile: names, places, bodies, urls;
         misdeeds: files_that_are_not_there, files_that_lead_out, strange_names;
         commands: submit_and_wait, submit_a_job_that_fails, run_without_services, pictures_open_again, convert_many, check_all;
     ];
