@@ -233,7 +233,7 @@ impl Stager {
             overwrite: file.overwrite,
             ephemeral: file.ephemeral,
         };
-        let target = options.target(&self.folders, &name);
+        let target = options.target(&self.folders, &name).map_err(place_failure)?;
         let existing = async || {
             // Models are kept and shared between jobs: the same one is not fetched again.
             if file.folder == FolderType::Models && fetch::matches(&target, file.sha256.as_deref()).await {

@@ -100,6 +100,11 @@ impl Subfolder {
         self.0.is_empty()
     }
 
+    /// Its folders, outermost first.
+    pub(super) fn parts(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(FileName::as_str)
+    }
+
     /// `subfolder/name`, relative.
     #[must_use]
     pub fn join(&self, name: &FileName) -> String {

@@ -55,8 +55,18 @@ impl Default for UploadOptions {
 }
 
 impl UploadOptions {
-    pub(super) fn target(&self, folders: &Folders, name: &FileName) -> PathBuf {
-        folders.of(self.folder).join(self.subfolder.join(name))
+    /// Where a file of that name goes. A folder on the way that is a link may be a node's work and lead
+    /// anywhere; ComfyUI's folders themselves and the kinds of models are links by the operator's choice.
+    pub(super) fn target(&self, folders: &Folders, name: &FileName) -> Result<PathBuf, PlaceError> {
+        let mut path = folders.of(self.folder);
+        for (depth, part) in self.subfolder.parts().enumerate() {
+            path.push(part);
+            let operators = self.folder == FolderType::Models && depth == 0;
+            if !operators && path.is_symlink() {
+                return Err(PlaceError::Link(path));
+            }
+        }
+        Ok(path.join(name.as_str()))
     }
 }
 
@@ -69,6 +79,9 @@ pub enum PlaceError {
     /// The destination is there and `overwrite` is false.
     #[error("{0} exists; say overwrite to replace it")]
     Exists(PathBuf),
+    /// A folder on the way is a link.
+    #[error("{0} is a link, and nothing is placed behind it")]
+    Link(PathBuf),
     /// Models need a subfolder.
     #[error("models need a subfolder, such as checkpoints or loras")]
     ModelSubfolderMissing,
@@ -114,7 +127,7 @@ pub(super) async fn upload(
         return Err(PlaceError::SourceMissing(source.to_owned()));
     }
     let name = FileName::parse(&source.file_name().unwrap_or_default().to_string_lossy())?;
-    let target = options.target(folders, &name);
+    let target = options.target(folders, &name)?;
     if !options.overwrite && target.symlink_metadata().is_ok() {
         return Err(PlaceError::Exists(target));
     }

@@ -61,6 +61,36 @@ fn options(folder: FolderType, subfolder: &str) -> UploadOptions {
 }
 
 #[tokio::test]
+async fn nothing_is_placed_behind_a_link_but_the_operators_own() {
+    let bed = Bed::new();
+    let source = bed.source("x.bin", "x");
+    let elsewhere = bed.root.path().join("elsewhere");
+    for folder in ["elsewhere/sub", "comfy/models", "drive", "kind"] {
+        fs::create_dir_all(bed.root.path().join(folder)).unwrap();
+    }
+    // ComfyUI's folder on another drive, a kind of model on another one; the rest may be a node's work.
+    symlink(bed.root.path().join("drive"), bed.root.path().join("comfy/input")).unwrap();
+    symlink(bed.root.path().join("kind"), bed.root.path().join("comfy/models/loras")).unwrap();
+    for link in ["drive/lead", "kind/lead"] {
+        symlink(&elsewhere, bed.root.path().join(link)).unwrap();
+    }
+    for (folder, subfolder, placed) in [
+        (FolderType::Input, "", true),
+        (FolderType::Input, "batch", true),
+        (FolderType::Input, "lead", false),
+        (FolderType::Input, "lead/sub", false),
+        (FolderType::Models, "loras", true),
+        (FolderType::Models, "loras/style", true),
+        (FolderType::Models, "loras/lead/sub", false),
+    ] {
+        let outcome = bed.upload(&source, &options(folder, subfolder)).await;
+        assert_eq!(outcome.is_ok(), placed, "{folder:?} {subfolder}: {outcome:?}");
+        assert!(placed || matches!(outcome, Err(PlaceError::Link(_))), "{outcome:?}");
+    }
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 1, "something was placed behind a link");
+}
+
+#[tokio::test]
 async fn every_folder_takes_files() {
     let bed = Bed::new();
     let source = bed.source("x.bin", "x");
