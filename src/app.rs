@@ -134,6 +134,10 @@ async fn boot(
         match Broker::connect_retrying(&config.amqp, &config.worker.id, stop).await {
             Ok(broker) => {
                 tracing::info!(broker = config.amqp.address(), queue = config.amqp.queue, "broker ready");
+                let warning = queue::consumer_timeout_warning(&config.amqp, config.job.timeout).await;
+                if let Some(warning) = warning {
+                    tracing::warn!("{warning}");
+                }
                 Ok(Some(broker))
             }
             Err(QueueError::Stopped) => Ok(None),

@@ -32,6 +32,8 @@ mod tests {
     fn config(patterns: &[&str]) -> AmqpConfig {
         AmqpConfig {
             url: String::from("amqp://localhost").into(),
+            ca_file: None,
+            management_url: None,
             queue: "jobs".into(),
             declare: true,
             delivery_limit: 20,
