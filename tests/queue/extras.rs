@@ -5,12 +5,12 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result};
 use comfy_worker::{
     config::AmqpConfig,
-    queue::{Broker, Settlement, consumer_timeout_warning},
+    queue::{Broker, Settled, Settlement, consumer_timeout_warning},
 };
-use testbed::{Extras, RabbitMq};
-use tokio::sync::OnceCell;
+use testbed::{Extras, RabbitMq, wait_for};
+use tokio::{sync::OnceCell, time::Instant};
 
-use super::{config, misconfigured, next, submit};
+use super::{SOON, config, misconfigured, next, outages::NOTICED, submit};
 
 async fn offered() -> Result<&'static (RabbitMq, Extras)> {
     static OFFERED: OnceCell<(RabbitMq, Extras)> = OnceCell::const_new();
@@ -85,5 +85,34 @@ async fn a_consumer_timeout_that_cannot_be_read_is_said_to_be_so() -> Result<()>
             "{text}"
         );
     }
+    Ok(())
+}
+
+/// The broker takes a job back that is held too long: the channel ends, the connection does not.
+#[tokio::test]
+async fn a_closed_channel_is_noticed_and_what_it_held_is_stale() -> Result<()> {
+    let (rabbitmq, _) = offered().await?;
+    let config = config(rabbitmq.url(), "closed");
+    let set = |name: &str, millis: u32| {
+        let eval = format!("application:set_env(rabbit, {name}, {millis}).");
+        async move { rabbitmq.ctl(&["eval", &eval]).await }
+    };
+    set("channel_tick_interval", 200).await?;
+    set("consumer_timeout", 1500).await?;
+    let broker = Broker::connect(&config, "w").await?;
+    let mut consumer = broker.consume(1);
+    submit(&broker, "held too long").await?;
+    let held = next(&mut consumer).await?;
+    // A channel keeps what it began with; the next one, and those of other tests, get more time.
+    set("consumer_timeout", 600_000).await?;
+    wait_for("the channel's end", SOON, || async { held.is_stale() }).await?;
+    let start = Instant::now();
+    let again = next(&mut consumer).await?;
+    assert!(start.elapsed() < NOTICED, "delivered again after {:?}", start.elapsed());
+    assert_eq!((again.epoch(), again.message.redelivered), (held.epoch(), true));
+    // Not acked by the stale one: it would be gone.
+    assert_eq!(held.settle(Settlement::Ack).await, Settled::Stale);
+    assert_eq!(again.settle(Settlement::Ack).await, Settled::Done);
+    broker.close().await;
     Ok(())
 }
