@@ -1,5 +1,7 @@
 //! `serve`: the only place where broker, runner and connector are wired together.
 
+mod notices;
+
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use backon::{ExponentialBuilder, Retryable};
@@ -15,7 +17,7 @@ use crate::{
         report::{EventSink, Preview},
         runner::{Ending, Incoming, Runner, Stops},
     },
-    queue::{self, Broker, Delivery, QueueError, ResultMessage, Settled, Settlement},
+    queue::{self, Broker, Delivery, Message, QueueError, ResultMessage, Settled, Settlement},
     store::{ObjectStore, ObjectUri, StoreError, Stores},
 };
 
@@ -74,7 +76,7 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
                 stops: stops.clone(),
             };
             let worker = Worker { runner, broker: broker.clone(), board: board.clone(), config: &config };
-            let outcome = worker.consume().await;
+            let outcome = Box::pin(notices::beside(&worker, worker.consume())).await;
             board.enter(Phase::Draining);
             tokio::join!(last_words(&stops, broker.close()), ComfyConnector::shutdown_live());
             outcome
@@ -217,15 +219,7 @@ impl Worker<'_> {
     }
 
     async fn handle(&self, delivery: Delivery) {
-        let message = &delivery.message;
-        let answerable = self.config.amqp.results_exchange.is_some()
-            || message.reply_to.as_ref().is_some_and(|queue| queue::reply_allowed(&self.config.amqp, queue));
-        let incoming = Incoming {
-            body: message.body.clone(),
-            message_id: message.message_id.clone(),
-            published_at: message.published_at,
-            answerable,
-        };
+        let incoming = self.incoming(&delivery.message);
         let sink = Arc::new(Sinks { board: self.board.clone(), events: self.broker.events() });
         let ending = self.runner.run(incoming, sink).await;
         let settlement = match ending {
@@ -248,6 +242,17 @@ impl Worker<'_> {
             );
         }
         self.board.job_ended();
+    }
+
+    fn incoming(&self, message: &Message) -> Incoming {
+        let answerable = self.config.amqp.results_exchange.is_some()
+            || message.reply_to.as_ref().is_some_and(|queue| queue::reply_allowed(&self.config.amqp, queue));
+        Incoming {
+            body: message.body.clone(),
+            message_id: message.message_id.clone(),
+            published_at: message.published_at,
+            answerable,
+        }
     }
 
     /// Order: the manifest is durable, then the confirm, then the ack.

@@ -45,6 +45,7 @@ pub fn verdict(failure: &Failure, tries: u32) -> Verdict {
         | F::NodeFailed(_)
         | F::TimedOut { .. }
         | F::Poison { .. }
+        | F::DeadLettered { .. }
         | F::Internal(_) => Verdict::Answer,
         F::ChecksumMismatch(_) | F::Interrupted => once_more(Remedy::Nothing),
         // The browser replaces itself, without touching ComfyUI.
@@ -100,6 +101,7 @@ mod tests {
             (F::StoreUnavailable(text()), "internal", HandBack, HandBack),
             (F::Local(text()), "internal", HandBack, HandBack),
             (F::Poison { crashes: 3 }, "poison", Answer, Answer),
+            (F::dead_lettered("delivery_limit", "q").unwrap(), "poison", Answer, Answer),
             (F::Draining, "interrupted", HandBack, HandBack),
             (F::Internal(text()), "internal", Answer, Answer),
         ];

@@ -10,6 +10,8 @@
 
 mod broker;
 mod consumer;
+mod dead;
+mod death;
 mod delivery;
 mod dial;
 mod error;
@@ -27,6 +29,8 @@ mod topology;
 
 pub use broker::Broker;
 pub use consumer::Consumer;
+pub use dead::{DeadLetter, DeadLetters};
+pub use death::Death;
 pub use delivery::{Delivery, Settled, Settlement};
 pub use error::{PublishError, QueueError, ReplyWarning};
 pub use events::{Event, EventSender, Preview};

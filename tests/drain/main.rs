@@ -3,6 +3,7 @@
 //! stand-in.
 
 mod bed;
+mod dead;
 mod engine;
 mod kills;
 mod outages;
