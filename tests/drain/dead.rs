@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use testbed::wait_for;
+use testbed::{Fault, Gate, wait_for};
 
 use super::{
     SOON,
@@ -71,6 +71,38 @@ async fn the_publisher_of_a_job_at_its_delivery_limit_is_told_once() -> Result<(
     site.finish(worker, site.initial()).await?;
     bed.wait_queued(0).await?;
     ensure!(bed.ready(".dead.notices").await == Some(0), "a notice came back");
+    bed.no_other_answer("j").await
+}
+
+/// It holds up neither jobs nor the drain, and is not lost.
+#[tokio::test]
+async fn a_notice_waits_for_the_store_while_jobs_go_on() -> Result<()> {
+    let bed = Bed::new("dead-later").await?;
+    let gate = Gate::start(bed.s3.address()).await?;
+    let endpoint = format!("http://{}", gate.address());
+    let site = Site::new(&bed, "a")?.set("amqp.delivery_limit", "1").set("store.endpoint", endpoint);
+    dead(&site, &["list"], 0).await?;
+    bed.publish(&slow_job("j", 0.1)).await?;
+    for _ in 0..2 {
+        bed.hand_back(1).await?;
+    }
+    wait_for("the notice", SOON, || async { bed.ready(".dead.notices").await == Some(1) }).await?;
+    gate.set(Fault::Reset, "results/jobs/j/");
+    let worker = site.boot().await?;
+    gate.wait_caught(SOON).await?;
+    bed.publish(&slow_job("k", 0.1)).await?;
+    ensure!(bed.answer("k").await?["status"] == "succeeded");
+    wait_for("word of it", SOON, || async { worker.log().contains("is told later") }).await?;
+    ensure!(bed.ready(".dead.notices").await == Some(0), "the notice is kept in hand");
+    site.finish(worker, site.initial()).await?;
+    wait_for("its return", SOON, || async { bed.ready(".dead.notices").await == Some(1) }).await?;
+
+    gate.lift();
+    let worker = site.boot().await?;
+    ensure!(bed.answer("j").await?["error"]["code"] == "poison");
+    wait_for("the notice's end", SOON, || async { bed.ready(".dead.notices").await == Some(0) }).await?;
+    site.finish(worker, site.initial()).await?;
+    ensure!(bed.ready(".dead.notices").await == Some(0), "the notice came back");
     bed.no_other_answer("j").await
 }
 
