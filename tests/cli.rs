@@ -116,7 +116,7 @@ fn help_is_readable() {
     let short = place.call(&["-h"]);
     let long = place.call(&["--help"]);
     assert_eq!((short.code, long.code), (Some(0), Some(0)));
-    for command in ["serve", "run", "submit", "convert", "check"] {
+    for command in ["serve", "run", "submit", "convert", "check", "dead"] {
         assert!(short.out.contains(&format!("\n  {command} ")), "{command}: {}", short.out);
         assert_eq!(place.call(&[command, "--help"]).code, Some(0));
     }
@@ -141,6 +141,11 @@ fn unknown_words_are_named() {
     place.call(&[]).refused(2, &["Usage: comfy-worker", "Commands:"]);
     place.call(&["submit", "prompt.json", "--id", "../x"]).refused(2, &["'--id <ID>'", "must be 1-128 of"]);
     place.call(&["submit", "prompt.json", "-o", "x"]).refused(2, &["--wait"]);
+    place.call(&["dead", "retry"]).refused(2, &["<JOB>"]);
+    place.call(&["dead", "drop", "--all", "x"]).refused(2, &["'--all' cannot be used with"]);
+    place.call(&["dead", "show", "../x"]).refused(2, &["must be 1-128 of"]);
+    place.call(&["dead", "retry", "x", "--amqp-url", NOBODY]).refused(2, &["store.uri: missing"]);
+    place.call(&["dead", "list", "--amqp-url", NOBODY]).refused(3, &["cannot reach amqp://127.0.0.1:1/%2f"]);
     place
         .call(&["submit", "prompt.json", "--output-uri", "x"])
         .refused(2, &["starts with neither s3:// nor file://"]);

@@ -9,7 +9,7 @@ use super::ServeError;
 use crate::{
     config::Config,
     connector::{ComfyConnector, ConnectorError},
-    queue::{Broker, QueueError},
+    queue::{self, Broker, QueueError},
     store::{ObjectStore, ObjectUri, StoreError, Stores},
 };
 
@@ -24,6 +24,10 @@ pub(super) async fn boot(
         match Broker::connect_retrying(&config.amqp, &config.worker.id, stop).await {
             Ok(broker) => {
                 tracing::info!(broker = config.amqp.address(), queue = config.amqp.queue, "broker ready");
+                let warning = queue::consumer_timeout_warning(&config.amqp, config.job.timeout).await;
+                if let Some(warning) = warning {
+                    tracing::warn!("{warning}");
+                }
                 Ok(Some(broker))
             }
             Err(QueueError::Stopped) => Ok(None),

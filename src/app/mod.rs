@@ -1,6 +1,7 @@
 //! `serve`: the only place where broker, runner and connector are wired together.
 
 mod boot;
+mod notices;
 mod orders;
 mod sinks;
 mod worker;
@@ -86,7 +87,7 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
                 config: &config,
                 disk_full: AtomicBool::new(false),
             };
-            let outcome = worker.consume().await;
+            let outcome = Box::pin(notices::beside(&worker, worker.consume())).await;
             board.enter(Phase::Draining);
             tokio::join!(last_words(&stops, broker.close()), ComfyConnector::shutdown_live());
             outcome

@@ -18,11 +18,11 @@ use crate::{
     admin::{Board, Phase},
     config::Config,
     job::runner::{Ending, Fault, Incoming, Runner},
-    queue::{self, Broker, Consumer, Delivery, ResultMessage, Settled, Settlement},
+    queue::{self, Broker, Consumer, Delivery, Message, ResultMessage, Settled, Settlement},
 };
 
 /// A message that is handed back comes again at once: wait before, or it is a hot loop.
-const HAND_BACK_PAUSE: Duration = Duration::from_secs(5);
+pub(super) const HAND_BACK_PAUSE: Duration = Duration::from_secs(5);
 /// A disk that is full is given this long until the next job is tried.
 const DISK_PAUSE: Duration = Duration::from_secs(30);
 /// Longest publishing of a result before the job is handed back; its manifest stands.
@@ -143,17 +143,7 @@ impl Worker<'_> {
 
     /// From the message to what becomes of it.
     async fn handle(&self, delivery: &Delivery) -> Settlement {
-        let message = &delivery.message;
-        let answerable = self.config.amqp.results_exchange.is_some()
-            || message.reply_to.as_ref().is_some_and(|queue| queue::reply_allowed(&self.config.amqp, queue));
-        let incoming = Incoming {
-            body: message.body.clone(),
-            message_id: message.message_id.clone(),
-            published_at: message.published_at,
-            expiration: message.expiration,
-            lost: CancellationToken::new(),
-            answerable,
-        };
+        let incoming = self.incoming(&delivery.message);
         let lost = incoming.lost.clone();
         let sink = Arc::new(Sinks { board: self.board.clone(), events: self.broker.events() });
         let disowned = async {
@@ -183,6 +173,19 @@ impl Worker<'_> {
         }
     }
 
+    pub(super) fn incoming(&self, message: &Message) -> Incoming {
+        let answerable = self.config.amqp.results_exchange.is_some()
+            || message.reply_to.as_ref().is_some_and(|queue| queue::reply_allowed(&self.config.amqp, queue));
+        Incoming {
+            body: message.body.clone(),
+            message_id: message.message_id.clone(),
+            published_at: message.published_at,
+            expiration: message.expiration,
+            lost: CancellationToken::new(),
+            answerable,
+        }
+    }
+
     async fn settle(&self, delivery: Delivery, settlement: Settlement) {
         if delivery.settle(settlement).await == Settled::Stale {
             tracing::info!(
@@ -193,7 +196,12 @@ impl Worker<'_> {
     }
 
     /// Order: the manifest is durable, then the confirm, then the ack.
-    async fn publish(&self, delivery: &Delivery, job_id: String, body: bytes::Bytes) -> Settlement {
+    pub(super) async fn publish(
+        &self,
+        delivery: &Delivery,
+        job_id: String,
+        body: bytes::Bytes,
+    ) -> Settlement {
         let result = ResultMessage {
             job_id,
             body,
@@ -226,7 +234,7 @@ impl Worker<'_> {
         }
     }
 
-    async fn pause(&self, pause: Duration) {
+    pub(super) async fn pause(&self, pause: Duration) {
         tokio::select! {
             () = sleep(pause) => {}
             () = self.runner.stops.stop.cancelled() => {}

@@ -6,13 +6,21 @@ use super::{Context, Failed, display::Display, print};
 use crate::{
     app::store_uri,
     connector::{ComfyConnector, ConnectorError},
-    queue::{Broker, QueueError},
+    queue::{self, Broker, QueueError},
     store::{ObjectStore, Stores},
 };
 
 struct Line {
     part: &'static str,
     outcome: Result<String, Wrong>,
+    /// What works today and may not tomorrow.
+    warning: Option<String>,
+}
+
+impl Line {
+    fn new(part: &'static str, outcome: Outcome) -> Self {
+        Self { part, outcome, warning: None }
+    }
 }
 
 struct Wrong {
@@ -37,10 +45,17 @@ pub(super) async fn check(context: Context) -> Result<(), Failed> {
         match Broker::connect(&config.amqp, &config.worker.id).await {
             Ok(broker) => {
                 broker.close().await;
-                Ok(format!("{}, queue {}", config.amqp.address(), config.amqp.queue))
+                let warning = queue::consumer_timeout_warning(&config.amqp, config.job.timeout).await;
+                let outcome = Ok(format!("{}, queue {}", config.amqp.address(), config.amqp.queue));
+                Line { warning, ..Line::new("broker", outcome) }
             }
-            Err(error @ QueueError::Misconfigured(_)) => Err(Wrong::configuration(error)),
-            Err(error) => Err(Wrong::environment(format!("{error}; is the broker up, is amqp.url right?"))),
+            Err(error @ QueueError::Misconfigured(_)) => {
+                Line::new("broker", Err(Wrong::configuration(error)))
+            }
+            Err(error) => {
+                let wrong = Wrong::environment(format!("{error}; is the broker up, is amqp.url right?"));
+                Line::new("broker", Err(wrong))
+            }
         }
     };
     let store = async {
@@ -71,11 +86,11 @@ pub(super) async fn check(context: Context) -> Result<(), Failed> {
     display.finish();
     report(
         &[
-            Line { part: "configuration", outcome: Ok("every value is valid".to_owned()) },
-            Line { part: "comfyui", outcome: comfyui },
-            Line { part: "browser", outcome: browser },
-            Line { part: "broker", outcome: broker },
-            Line { part: "bucket", outcome: store },
+            Line::new("configuration", Ok("every value is valid".to_owned())),
+            Line::new("comfyui", comfyui),
+            Line::new("browser", browser),
+            broker,
+            Line::new("bucket", store),
         ],
         json,
     )
@@ -104,15 +119,22 @@ async fn comfyui_and_browser(created: Result<ComfyConnector, ConnectorError>) ->
 }
 
 fn report(lines: &[Line], as_json: bool) -> Result<(), Failed> {
-    for Line { part, outcome } in lines {
+    for Line { part, outcome, warning } in lines {
         let (ok, detail) = match outcome {
             Ok(detail) => (true, detail),
             Err(wrong) => (false, &wrong.reason),
         };
         if as_json {
-            print::result(json!({"part": part, "ok": ok, "detail": detail}));
+            let mut line = json!({"part": part, "ok": ok, "detail": detail});
+            if let Some(warning) = warning {
+                line["warning"] = json!(warning);
+            }
+            print::result(line);
         } else {
             print::result(format!("{:<4} {part:<14} {detail}", if ok { "ok" } else { "FAIL" }));
+            if let Some(warning) = warning {
+                print::result(format!("warn {part:<14} {warning}"));
+            }
         }
     }
     let wrong: Vec<&Wrong> = lines.iter().filter_map(|line| line.outcome.as_ref().err()).collect();

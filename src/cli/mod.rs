@@ -9,9 +9,11 @@
 mod cancel;
 mod check;
 mod convert;
+mod dead;
 mod display;
 mod fetch;
 mod inputs;
+mod letter;
 mod print;
 mod run;
 mod serve;
@@ -28,6 +30,7 @@ use crate::{
         settings::{PREFIX, SETTINGS},
     },
     connector::ConnectorError,
+    queue::QueueError,
     telemetry,
 };
 
@@ -59,6 +62,8 @@ enum Command {
     Convert(convert::Args),
     /// Check configuration, ComfyUI, browser, broker and bucket, a line each.
     Check,
+    /// The dead letters: look at them, retry them, throw them away.
+    Dead(dead::Args),
 }
 
 /// How a command ended, beside success.
@@ -83,6 +88,15 @@ impl From<ConnectorError> for Failed {
         match error.to_string() {
             problem if error.is_misconfiguration() => Self::Usage(problem),
             problem => Self::Environment(problem),
+        }
+    }
+}
+
+impl From<QueueError> for Failed {
+    fn from(error: QueueError) -> Self {
+        match error {
+            QueueError::Misconfigured(reason) => Self::Usage(reason),
+            error => Self::Environment(error.to_string()),
         }
     }
 }
@@ -157,8 +171,9 @@ fn command() -> clap::Command {
 }
 
 fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
-    // Global flags may stand before or after the subcommand; clap hands them down.
-    let matches = matches.subcommand().map_or(matches, |(_, matches)| matches);
+    // Global flags may stand before or after a subcommand; clap hands them down.
+    let deepest = std::iter::successors(Some(matches), |matches| Some(matches.subcommand()?.1)).last();
+    let matches = deepest.unwrap_or(matches);
     let given = SETTINGS.iter().filter_map(|setting| {
         Some((setting.key.to_owned(), matches.get_one::<String>(setting.key)?.clone()))
     });
@@ -186,6 +201,7 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
             Command::Cancel(args) => cancel::cancel(context, args).await,
             Command::Convert(args) => convert::convert(context, args).await,
             Command::Check => Box::pin(check::check(context)).await,
+            Command::Dead(args) => Box::pin(dead::dead(context, args)).await,
         }
     })
 }

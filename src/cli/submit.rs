@@ -21,7 +21,7 @@ use super::{
 use crate::{
     config::Config,
     job::{JobId, event::JobEvent, request::JobRequest, result::JobResult},
-    queue::{Broker, Followed, JobProperties, QueueError},
+    queue::{Broker, Followed, JobProperties},
     stage::FileName,
     store::{Content, ObjectStore, ObjectUri, StoreError, Stores},
 };
@@ -91,10 +91,7 @@ pub(super) async fn submit(context: Context, args: Args) -> Result<(), Failed> {
         )));
     }
 
-    let broker = Broker::connect(&config.amqp, &config.worker.id).await.map_err(|error| match error {
-        QueueError::Misconfigured(reason) => Failed::Usage(reason),
-        error => Failed::Environment(error.to_string()),
-    })?;
+    let broker = Broker::connect(&config.amqp, &config.worker.id).await?;
     let outcome = publish_and_wait(&broker, &config, &args, &stores, &id, body.into()).await;
     broker.close().await;
     match outcome? {

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use secrecy::SecretString;
 use url::{Host, Url};
 
@@ -18,6 +19,17 @@ pub(super) fn path(text: &str) -> Result<PathBuf, String> {
 
 pub(super) fn existing_file(text: &str) -> Result<PathBuf, String> {
     if Path::new(text).is_file() { path(text) } else { Err(format!("there is no file {text:?}")) }
+}
+
+/// A file that holds at least one certificate. It may be replaced while the worker runs.
+pub(super) fn certificate_file(text: &str) -> Result<PathBuf, String> {
+    let file = existing_file(text)?;
+    let cannot = |error: rustls_pki_types::pem::Error| format!("cannot read {text:?}: {error}");
+    let certificates = CertificateDer::pem_file_iter(&file).map_err(cannot)?;
+    match certificates.collect::<Result<Vec<_>, _>>().map_err(cannot)?.len() {
+        0 => Err(format!("{text:?} holds no certificate (-----BEGIN CERTIFICATE-----)")),
+        _ => Ok(file),
+    }
 }
 
 /// `http://` and a trailing `/` are tolerated, as the original tolerated them.
@@ -164,7 +176,15 @@ pub(super) fn amqp_url(text: &str) -> Result<SecretString, String> {
     }
 }
 
-/// AMQP short strings hold 255 bytes; `.dead` is appended to the queue's.
+pub(super) fn management_url(text: &str) -> Result<SecretString, String> {
+    // The text may hold a password: it is not repeated in the message.
+    match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(text.to_owned().into()),
+        _ => Err("is no http(s) URL".into()),
+    }
+}
+
+/// AMQP short strings hold 255 bytes; `.dead.notices` is appended to the queue's.
 pub(super) fn broker_name(text: &str) -> Result<String, String> {
     if text.len() > 240 { Err("is longer than 240 bytes".into()) } else { Ok(text.to_owned()) }
 }

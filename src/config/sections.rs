@@ -78,6 +78,10 @@ pub struct InstallConfig {
 pub struct AmqpConfig {
     /// `amqp://` or `amqps://`, checked; holds a password.
     pub url: SecretString,
+    /// Certificates (PEM) of the authority behind an `amqps://` broker, beside the system's own.
+    pub ca_file: Option<PathBuf>,
+    /// The broker's management API; holds a password.
+    pub management_url: Option<SecretString>,
     /// The queue of jobs; its dead letters go to `<queue>.dead`.
     pub queue: String,
     /// Declare what is missing, or only check.
@@ -243,6 +247,8 @@ impl AmqpConfig {
     pub(super) fn read(reader: &mut Reader) -> Self {
         Self {
             url: reader.required("amqp.url", amqp_url),
+            ca_file: reader.optional("amqp.ca_file", certificate_file),
+            management_url: reader.optional("amqp.management_url", management_url),
             queue: reader.required("amqp.queue", broker_name),
             declare: reader.required("amqp.declare", boolean),
             delivery_limit: reader.required("amqp.delivery_limit", at_least_one),

@@ -139,6 +139,18 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("browser.convert_timeout", "30s", "30s", "longest conversion of one workflow"),
     setting("amqp.url", "amqp://127.0.0.1:5672/%2f", "amqps://user:password@broker/vhost", "the broker"),
+    setting(
+        "amqp.ca_file",
+        "",
+        "/etc/ssl/broker-ca.pem",
+        "certificates (PEM) of the authority behind an `amqps://` broker, trusted beside the system's",
+    ),
+    setting(
+        "amqp.management_url",
+        "",
+        "http://monitor:password@broker:15672",
+        "the broker's management API: `check` and `serve` ask it whether the queue's consumer timeout is longer than job.timeout",
+    ),
     setting("amqp.queue", "comfy.jobs", "comfy.jobs", "the queue of jobs"),
     setting("amqp.declare", "true", "false", "declare queue and exchanges; `false` only checks them"),
     setting(

@@ -85,9 +85,11 @@ fn flags_beat_the_environment_beats_the_file_beats_the_defaults() {
 #[test]
 fn every_setting_is_taken_from_every_layer() {
     let program = std::env::current_exe().unwrap();
+    let authority = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/config/authority.pem");
     for setting in SETTINGS {
         let example = match setting.key {
             "browser.executable" => program.to_str().unwrap(),
+            "amqp.ca_file" => authority.to_str().unwrap(),
             _ => setting.example,
         };
         let (section, key) = setting.key.split_once('.').unwrap();
@@ -290,6 +292,7 @@ fn empty_means_none_where_there_can_be_none() {
 fn secrets_are_in_no_message_and_no_debug_text() {
     let config = flags(&[
         ("amqp.url", "amqps://worker:hunter2@broker.example:5671/prod"),
+        ("amqp.management_url", "https://worker:hunter2@broker.example:15671"),
         ("comfyui.env", "HF_TOKEN=hunter2"),
     ])
     .unwrap();
@@ -300,6 +303,7 @@ fn secrets_are_in_no_message_and_no_debug_text() {
         ("amqp.url", "http://worker:hunter2@broker"),
         ("amqp.url", "hunter2"),
         ("amqp.url", "amqp:///hunter2"),
+        ("amqp.management_url", "amqp://worker:hunter2@broker"),
         ("comfyui.env", "HF_TOKEN=x,hunter2"),
         ("store.endpoint", "http://key:hunter2@host"),
     ] {
@@ -430,6 +434,25 @@ fn other_values() {
     assert!(mistake("amqp.queue", &"q".repeat(241)).contains("longer than 240 bytes"));
     let config = flags(&[("admin.listen", "off"), ("log.level", "comfy_worker=debug,WARN")]).unwrap();
     assert_eq!((config.admin.listen, config.log.level.as_str()), (None, "comfy_worker=debug,WARN"));
+}
+
+#[test]
+fn an_authority_is_a_file_with_certificates() {
+    let fixture = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/config").join(name);
+        path.to_str().unwrap().to_owned()
+    };
+    let authority = fixture("authority.pem");
+    assert_eq!(flags(&[("amqp.ca_file", &authority)]).unwrap().amqp.ca_file, Some(authority.into()));
+    assert!(mistake("amqp.ca_file", "no/such.pem").starts_with("there is no file \"no/such.pem\" (flag"));
+    let other = mistake("amqp.ca_file", &fixture("connector-basic.json"));
+    assert!(other.contains("holds no certificate"), "{other}");
+    assert!(other.ends_with("for example: /etc/ssl/broker-ca.pem"), "{other}");
+    let key = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key.path(), "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
+    assert!(mistake("amqp.ca_file", key.path().to_str().unwrap()).contains("holds no certificate"));
+    std::fs::write(key.path(), "-----BEGIN CERTIFICATE-----\nAA!A\n").unwrap();
+    assert!(mistake("amqp.ca_file", key.path().to_str().unwrap()).contains("cannot read"));
 }
 
 #[test]

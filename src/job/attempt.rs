@@ -153,6 +153,25 @@ impl<'a> Records<'a> {
         }
     }
 
+    /// Removes the result, then the markers from the last to the first: cut short, what is left is
+    /// found by another call.
+    pub(super) async fn remove(&self) -> Result<(), Failure> {
+        self.store.delete(&self.at("result.json")?).await.map_err(unavailable)?;
+        let mut markers = Vec::new();
+        for number in 1..=MOST_MARKERS {
+            let uri = self.at(&format!("attempts/{number}.json"))?;
+            match self.store.open(&uri).await {
+                Ok(_) => markers.push(uri),
+                Err(StoreError::NotFound { .. }) => break,
+                Err(error) => return Err(unavailable(error)),
+            }
+        }
+        for uri in markers.iter().rev() {
+            self.store.delete(uri).await.map_err(unavailable)?;
+        }
+        Ok(())
+    }
+
     /// Makes `result` the truth about the job, unless there is one already: the bytes that are.
     pub(super) async fn settle(&self, result: Bytes) -> Result<Bytes, Failure> {
         match self.store.create(&self.at("result.json")?, result.clone(), JSON).await.map_err(unavailable)? {

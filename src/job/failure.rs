@@ -8,6 +8,7 @@ use super::{
     bounds,
     result::{Code, JobError, Stage, Status},
 };
+use crate::text::one_line;
 
 /// What ended an attempt.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -112,6 +113,14 @@ pub enum Failure {
         /// Attempts that ended without a word.
         crashes: u32,
     },
+    /// The broker moved the job to the dead letters.
+    #[error("{message}")]
+    DeadLettered {
+        /// By the broker's reason.
+        code: Code,
+        /// The reason, in words.
+        message: String,
+    },
     /// The worker is draining: nobody's fault.
     #[error("the worker is shutting down")]
     Draining,
@@ -143,6 +152,24 @@ impl std::fmt::Display for NodeFailure {
 }
 
 impl Failure {
+    /// What the broker's reason for a dead letter of `queue` means for the job; `None`: a worker rejected
+    /// it, because nobody could be told.
+    #[must_use]
+    pub fn dead_lettered(reason: &str, queue: &str) -> Option<Self> {
+        let (code, what) = match reason {
+            "rejected" => return None,
+            "delivery_limit" => (
+                Code::Poison,
+                "given up at the delivery limit: it came back to the queue again and again".into(),
+            ),
+            "expired" => (Code::Timeout, "expired in the queue before a worker could run it".into()),
+            "maxlen" => (Code::Internal, "pushed out of the queue, which is full".into()),
+            other => (Code::Internal, format!("given up by the broker ({})", one_line(other, 100))),
+        };
+        let message = format!("{what}; the job is in the dead letters of {queue}");
+        Some(Self::DeadLettered { code, message })
+    }
+
     /// The contract's code.
     #[must_use]
     pub fn code(&self) -> Code {
@@ -168,6 +195,7 @@ impl Failure {
             Self::OutputMissing { .. } => Code::OutputMissing,
             Self::EngineCrashed(_) => Code::EngineCrashed,
             Self::Poison { .. } => Code::Poison,
+            Self::DeadLettered { code, .. } => *code,
             Self::EngineUnavailable(_)
             | Self::StoreUnavailable(_)
             | Self::DiskFull(_)

@@ -3,6 +3,7 @@
 //! Pure (no tokio, no vendor crate): [`request`], [`result`], [`event`], [`failure`], [`verdict`],
 //! [`apply`]. The life itself is [`runner`].
 
+pub mod again;
 mod answer;
 pub mod apply;
 mod attempt;

@@ -189,6 +189,21 @@ pub(crate) const TIMEOUT_SECONDS: std::ops::RangeInclusive<f64> = 0.001..=7.0 * 
 const LONGEST_PRESIGN_SECONDS: u64 = 7 * 24 * 3600;
 
 impl JobRequest {
+    /// Like [`JobRequest::parse`], but a body of more than `max_bytes` is not read.
+    ///
+    /// # Errors
+    /// [`Refused`], as [`JobRequest::parse`].
+    pub fn accept(body: &[u8], message_id: Option<&str>, max_bytes: u64) -> Result<Self, Box<Refused>> {
+        let size = body.len() as u64;
+        if size <= max_bytes {
+            return Self::parse(body, message_id);
+        }
+        let digest = checksum::of_bytes(body);
+        let id = fallback_id(message_id, &digest);
+        let problem = format!("the message has {size} bytes, more than {max_bytes} (job.max_message_bytes)");
+        Err(Box::new(Refused { id, digest, metadata: None, failure: Failure::Malformed(problem) }))
+    }
+
     /// Reads a message's body; `message_id` names the job when the body does not.
     ///
     /// # Errors
@@ -196,7 +211,7 @@ impl JobRequest {
     /// the publisher can be told.
     pub fn parse(body: &[u8], message_id: Option<&str>) -> Result<Self, Box<Refused>> {
         let digest = checksum::of_bytes(body);
-        let fallback_id = message_id.and_then(|id| id.parse().ok()).or_else(|| digest.parse().ok());
+        let fallback_id = fallback_id(message_id, &digest);
         let refuse = |failure, id: Option<JobId>, metadata| {
             Box::new(Refused { id: id.or(fallback_id.clone()), digest: digest.clone(), metadata, failure })
         };
@@ -216,6 +231,20 @@ impl JobRequest {
         let named_files = runpod::translate(&mut object).map_err(&invalid)?;
         let body: Body = typed(Value::Object(object)).map_err(&invalid)?;
         body.check(digest.clone(), fallback_id.clone(), named_files).map_err(&invalid)
+    }
+}
+
+/// The id of a body that names none.
+fn fallback_id(message_id: Option<&str>, digest: &str) -> Option<JobId> {
+    message_id.and_then(|id| id.parse().ok()).or_else(|| digest.parse().ok())
+}
+
+/// The id of the job that a message holds, be it one or not.
+#[must_use]
+pub fn identify(body: &[u8], message_id: Option<&str>, max_bytes: u64) -> Option<JobId> {
+    match JobRequest::accept(body, message_id, max_bytes) {
+        Ok(job) => Some(job.id),
+        Err(refused) => refused.id,
     }
 }
 

@@ -27,7 +27,6 @@ use super::{
     verdict::{Remedy, Verdict, verdict},
 };
 use crate::{
-    checksum,
     config::{JobConfig, OutputsConfig},
     connector::ComfyConnector,
     store::{ObjectStore, ObjectUri},
@@ -173,19 +172,7 @@ impl Runner {
     /// Takes a message from acceptance to its durable result, or back to the queue.
     pub async fn run(&self, incoming: Incoming, sink: Arc<dyn EventSink>) -> Ending {
         let accepted_at = Instant::now();
-        let size = incoming.body.len() as u64;
-        let parsed = if size > self.limits.max_message_bytes {
-            let limit = self.limits.max_message_bytes;
-            let failure = Failure::Malformed(format!(
-                "the message has {size} bytes, more than {limit} (job.max_message_bytes)"
-            ));
-            let digest = checksum::of_bytes(&incoming.body);
-            let id = incoming.message_id.as_deref().unwrap_or(&digest).parse().ok();
-            Err(Box::new(Refused { id, digest, metadata: None, failure }))
-        } else {
-            JobRequest::parse(&incoming.body, incoming.message_id.as_deref())
-        };
-        let job = match parsed {
+        let job = match self.accept(&incoming) {
             Ok(job) => job,
             Err(refused) => return self.refuse(*refused, incoming.answerable).await,
         };
@@ -206,6 +193,22 @@ impl Runner {
                 Ending::HandBack { reason: failure.to_string(), fault }
             }
         }
+    }
+
+    /// Takes a message that the broker gave up to its durable result: one that is there already, else
+    /// `failure`, or what is wrong with a body that is no job.
+    pub async fn give_up(&self, incoming: &Incoming, failure: Failure) -> Ending {
+        match self.accept(incoming) {
+            // Kept even when nobody listens, as every job's result is.
+            Ok(JobRequest { id, digest, metadata, .. }) => {
+                self.refuse(Refused { id: Some(id), digest, metadata, failure }, true).await
+            }
+            Err(refused) => self.refuse(*refused, incoming.answerable).await,
+        }
+    }
+
+    fn accept(&self, incoming: &Incoming) -> Result<JobRequest, Box<Refused>> {
+        JobRequest::accept(&incoming.body, incoming.message_id.as_deref(), self.limits.max_message_bytes)
     }
 
     /// Answers a body that is no job, when somebody listens.

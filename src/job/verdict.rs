@@ -48,6 +48,7 @@ pub fn verdict(failure: &Failure, tries: u32) -> Verdict {
         | F::Expired { .. }
         | F::Cancelled
         | F::Poison { .. }
+        | F::DeadLettered { .. }
         | F::Internal(_) => Verdict::Answer,
         F::ChecksumMismatch(_) | F::Interrupted => once_more(Remedy::Nothing),
         // The browser replaces itself, without touching ComfyUI.
@@ -109,6 +110,7 @@ mod tests {
             (F::DiskFull(text()), "internal", HandBack, HandBack),
             (F::Local(text()), "internal", HandBack, HandBack),
             (F::Poison { crashes: 3 }, "poison", Answer, Answer),
+            (F::dead_lettered("delivery_limit", "q").unwrap(), "poison", Answer, Answer),
             (F::Draining, "interrupted", HandBack, HandBack),
             (F::Internal(text()), "internal", Answer, Answer),
         ];

@@ -10,8 +10,10 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Consumer, EventSender, Follow, Health, JobProperties, Order, Orders, PublishError, QueueError,
-    ReplyWarning, ResultMessage, control, events, results,
+    Consumer, DeadLetters, EventSender, Follow, Health, JobProperties, Order, Orders, PublishError,
+    QueueError, ReplyWarning, ResultMessage,
+    consumer::Source,
+    control, events, results,
     session::{Session, pauses},
 };
 use crate::config::AmqpConfig;
@@ -73,7 +75,22 @@ impl Broker {
     /// Subscribes to the queue of jobs, at most `prefetch` (at least 1) unsettled at a time.
     #[must_use]
     pub fn consume(&self, prefetch: u16) -> Consumer {
-        Consumer::start(&self.session, prefetch)
+        Consumer::start(&self.session, Source::Jobs, prefetch)
+    }
+
+    /// Subscribes to the notices of dead letters: a copy of each message that the broker moved there,
+    /// or a worker rejected, with the reason in [`Message::death`](super::Message::death).
+    #[must_use]
+    pub fn notices(&self) -> Consumer {
+        Consumer::start(&self.session, Source::Notices, 1)
+    }
+
+    /// Begins a pass over the dead letters. One at a time: what it holds another does not see.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`] without a connection.
+    pub async fn dead_letters(&self) -> Result<DeadLetters, QueueError> {
+        DeadLetters::open(&self.session).await
     }
 
     /// Sends a stored result to its `reply_to` and to `amqp.results_exchange`, each confirmed.

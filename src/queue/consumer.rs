@@ -40,11 +40,16 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    pub(super) fn start(session: &Arc<Session>, prefetch: u16) -> Self {
+    pub(super) fn start(session: &Arc<Session>, source: Source, prefetch: u16) -> Self {
         let (sender, deliveries) = mpsc::channel(usize::from(prefetch.max(1)));
         let stop = session.stop.child_token();
-        let pump =
-            Pump { session: Arc::clone(session), prefetch: prefetch.max(1), out: sender, stop: stop.clone() };
+        let pump = Pump {
+            session: Arc::clone(session),
+            source,
+            prefetch: prefetch.max(1),
+            out: sender,
+            stop: stop.clone(),
+        };
         let pump = session.tasks.spawn(pump.run());
         Self { deliveries, pump, _stops_on_drop: stop.clone().drop_guard(), stop }
     }
@@ -79,8 +84,17 @@ impl Consumer {
     }
 }
 
+/// Where deliveries come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    Jobs,
+    /// What the broker moved to the dead letters.
+    Notices,
+}
+
 struct Pump {
     session: Arc<Session>,
+    source: Source,
     prefetch: u16,
     out: mpsc::Sender<Delivery>,
     stop: CancellationToken,
@@ -101,7 +115,14 @@ enum Ended {
 impl Pump {
     async fn run(self) {
         self.stay_subscribed().await;
-        self.session.set_unsubscribed(None);
+        self.set_unsubscribed(None);
+    }
+
+    /// A worker that gets no notices takes jobs all the same.
+    fn set_unsubscribed(&self, why: Option<String>) {
+        if self.source == Source::Jobs {
+            self.session.set_unsubscribed(why);
+        }
     }
 
     async fn stay_subscribed(&self) {
@@ -123,7 +144,7 @@ impl Pump {
             };
             match subscribed {
                 Ok(subscription) => {
-                    self.session.set_unsubscribed(None);
+                    self.set_unsubscribed(None);
                     waits = pauses();
                     match self.forward(subscription).await {
                         Ended::Stopped => return,
@@ -132,7 +153,7 @@ impl Pump {
                 }
                 Err(reason) => {
                     tracing::warn!(reason, "cannot subscribe to the queue yet");
-                    self.session.set_unsubscribed(Some(reason));
+                    self.set_unsubscribed(Some(reason));
                 }
             }
             let pause = waits.next().unwrap_or(Duration::from_secs(5));
@@ -148,7 +169,11 @@ impl Pump {
         if check_first {
             topology::ensure(&link, config).await.map_err(|error| error.to_string())?;
         }
-        let queue = short(&config.queue).map_err(|error| error.to_string())?;
+        let name = match self.source {
+            Source::Jobs => config.queue.clone(),
+            Source::Notices => topology::notices_queue(&config.queue),
+        };
+        let queue = short(&name).map_err(|error| error.to_string())?;
         let tag = short(&self.session.name).map_err(|error| error.to_string())?;
         let subscribing = async {
             let channel = link.channel().await?;
@@ -160,7 +185,7 @@ impl Pump {
             let stream = within(ANSWER_LIMIT, "basic.consume", consume).await?;
             Ok::<_, Trouble>((channel, stream))
         };
-        let (channel, stream) = subscribing.await.map_err(|error| format!("{}: {error}", config.queue))?;
+        let (channel, stream) = subscribing.await.map_err(|error| format!("{name}: {error}"))?;
         Ok(Subscription { link, channel, stream })
     }
 

@@ -4,6 +4,7 @@ use std::{
     io,
     net::{Shutdown, TcpStream},
     os::fd::AsFd,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -93,6 +94,7 @@ pub(super) async fn dial(config: &AmqpConfig, name: &str) -> Result<(Connection,
         .map_err(|_| QueueError::Misconfigured(format!("amqp.url ({address}): not an AMQP URL")))?;
     uri.query.heartbeat.get_or_insert(HEARTBEAT);
     let vhost = uri.vhost.clone();
+    let tls = tls(config)?;
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let socket = Socket::default();
     let mut dialling = Dialling(Some(socket.clone()));
@@ -127,7 +129,6 @@ pub(super) async fn dial(config: &AmqpConfig, name: &str) -> Result<(Connection,
                     if uri.scheme == AMQPScheme::AMQP {
                         return Ok(stream);
                     }
-                    let tls = OwnedTLSConfig::default();
                     let secured = stream.into_tls(&uri.authority.host, tls.as_ref());
                     return Ok(timeout_at(deadline, secured).await.map_err(timed_out)??);
                 }
@@ -141,7 +142,7 @@ pub(super) async fn dial(config: &AmqpConfig, name: &str) -> Result<(Connection,
             dialling.0 = None;
             Ok((connection, socket))
         }
-        Ok(Err(error)) => Err(explain(&address, &vhost, error)),
+        Ok(Err(error)) => Err(explain(&address, &vhost, config.ca_file.as_deref(), error)),
         Err(_) => Err(QueueError::Unavailable(format!("{address} does not answer within {DIAL_LIMIT:?}"))),
     }
 }
@@ -150,15 +151,32 @@ fn timed_out(_: tokio::time::error::Elapsed) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {SOCKET_LIMIT:?}"))
 }
 
+/// Whom to trust beside the system's authorities. Read anew for each connection: certificates are renewed.
+fn tls(config: &AmqpConfig) -> Result<OwnedTLSConfig, QueueError> {
+    let read = |file: &PathBuf| {
+        std::fs::read_to_string(file).map_err(|error| {
+            QueueError::Misconfigured(format!("amqp.ca_file: cannot read {}: {error}", file.display()))
+        })
+    };
+    let cert_chain = config.ca_file.as_ref().map(read).transpose()?;
+    Ok(OwnedTLSConfig { cert_chain, ..OwnedTLSConfig::default() })
+}
+
 /// Sorts a failed handshake into "change something" and "try again".
-fn explain(address: &str, vhost: &str, error: lapin::Error) -> QueueError {
+fn explain(address: &str, vhost: &str, authority: Option<&Path>, error: lapin::Error) -> QueueError {
     if let ErrorKind::IOError(io) = error.kind() {
         let text = io.to_string();
         return if text.contains("certificate") {
-            QueueError::Misconfigured(format!(
-                "{address}: {text}: trust the broker's authority in the system's store, or name its file \
-                 in SSL_CERT_FILE"
-            ))
+            let hint = match authority {
+                None => "name the file of the broker's authority in amqp.ca_file, or trust it in the system's store"
+                    .to_owned(),
+                Some(file) => format!(
+                    "amqp.ca_file ({}) must hold the authority that signed the broker's certificate, and amqp.url \
+                     the host name that is in it",
+                    file.display()
+                ),
+            };
+            QueueError::Misconfigured(format!("{address}: {text}: {hint}"))
         } else if text.contains("InvalidContentType") {
             QueueError::Misconfigured(format!(
                 "{address} does not speak TLS: write amqp:// in amqp.url, or the broker's TLS port"

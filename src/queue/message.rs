@@ -8,7 +8,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use super::error::PublishError;
+use super::{death::Death, error::PublishError};
 
 /// `delivery_mode` of a message that survives a restart of the broker.
 pub(super) const PERSISTENT: u8 = 2;
@@ -38,6 +38,9 @@ pub struct Message {
     pub redelivered: bool,
     /// `x-delivery-count`: how often it came back to the queue.
     pub delivery_count: u64,
+    /// Why it is no longer in the queue of jobs. Means something in the dead letters and their notices
+    /// only: a publisher can write such a header itself.
+    pub death: Option<Death>,
 }
 
 /// The header that says when a message was published, in milliseconds since 1970.
@@ -63,6 +66,7 @@ impl Message {
                 .and_then(|since| UNIX_EPOCH.checked_add(since)),
             redelivered,
             delivery_count: headers.and_then(|headers| count(headers, "x-delivery-count")).unwrap_or(0),
+            death: headers.and_then(Death::read),
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Which queues a result may be sent to.
 
-use super::topology::dead_queue;
+use super::topology::{dead_queue, notices_queue};
 use crate::config::AmqpConfig;
 
 /// Whether `amqp.reply_to_allow` permits the queue `name`. The worker's own queues never are:
 /// a result in the queue of jobs would be the next job.
 #[must_use]
 pub fn reply_allowed(config: &AmqpConfig, name: &str) -> bool {
-    let own = [config.queue.clone(), dead_queue(&config.queue)];
+    let own = [config.queue.clone(), dead_queue(&config.queue), notices_queue(&config.queue)];
     !name.is_empty()
         && !own.iter().any(|queue| queue == name)
         && config.reply_to_allow.iter().any(|pattern| matches(pattern, name))
@@ -32,6 +32,8 @@ mod tests {
     fn config(patterns: &[&str]) -> AmqpConfig {
         AmqpConfig {
             url: String::from("amqp://localhost").into(),
+            ca_file: None,
+            management_url: None,
             queue: "jobs".into(),
             declare: true,
             delivery_limit: 20,
@@ -49,6 +51,7 @@ mod tests {
             (&["*"], "amq.rabbitmq.reply-to.g1h2AAA==", true),
             (&["*"], "jobs", false),
             (&["*", "jobs"], "jobs.dead", false),
+            (&["*", "jobs.dead.notices"], "jobs.dead.notices", false),
             (&["*"], "jobs.dead.letters", true),
             (&["*"], "", false),
             (&[], "replies", false),

@@ -21,14 +21,21 @@ pub(super) fn dead_queue(queue: &str) -> String {
     format!("{queue}.dead")
 }
 
+/// Name of the queue that tells of each dead letter of `queue`: a worker answers its publisher.
+pub(super) fn notices_queue(queue: &str) -> String {
+    format!("{queue}.dead.notices")
+}
+
 /// Declares what DESIGN's "Broker objects" lists, or with `declare = false` checks that it is there.
 pub(super) async fn ensure(link: &Link, config: &AmqpConfig) -> Result<(), QueueError> {
     let channel = link.channel().await.map_err(|error| unavailable(&error))?;
     let topology = Topology { channel: &channel, declare: config.declare };
-    let dead = dead_queue(&config.queue);
+    let (dead, notices) = (dead_queue(&config.queue), notices_queue(&config.queue));
     topology.exchange(DEAD_EXCHANGE, ExchangeKind::Direct, None).await?;
     topology.queue(&dead, table(&[("x-queue-type", text("quorum"))])).await?;
     topology.bind(&dead, DEAD_EXCHANGE, &config.queue).await?;
+    topology.queue(&notices, notices_queue_arguments()).await?;
+    topology.bind(&notices, DEAD_EXCHANGE, &config.queue).await?;
     topology.queue(&config.queue, job_queue_arguments(config)).await?;
     topology.exchange(&config.events_exchange, ExchangeKind::Topic, Some("amqp.events_exchange")).await?;
     topology.exchange(&config.control_exchange, ExchangeKind::Fanout, Some("amqp.control_exchange")).await?;
@@ -36,6 +43,12 @@ pub(super) async fn ensure(link: &Link, config: &AmqpConfig) -> Result<(), Queue
         topology.exchange(exchange, ExchangeKind::Topic, Some("amqp.results_exchange")).await?;
     }
     Ok(())
+}
+
+/// A notice comes back whenever its worker ends before it could act: RabbitMQ 4 would drop it at the
+/// 20th time.
+fn notices_queue_arguments() -> FieldTable {
+    table(&[("x-queue-type", text("quorum")), ("x-delivery-limit", AMQPValue::LongLongInt(1_000_000_000))])
 }
 
 fn job_queue_arguments(config: &AmqpConfig) -> FieldTable {

@@ -29,6 +29,10 @@ impl ObjectStore for Odd {
         Err(StoreError::NotFound { uri: uri.to_string() })
     }
 
+    async fn delete(&self, _: &ObjectUri) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn presign_get(&self, _: &ObjectUri, _: Duration) -> Result<Option<url::Url>, StoreError> {
         Ok(None)
     }

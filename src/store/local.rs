@@ -76,19 +76,24 @@ impl ObjectStore for LocalStore {
         blocking(uri, write).await
     }
 
+    async fn delete(&self, uri: &ObjectUri) -> Result<(), StoreError> {
+        let path = path_of(uri)?;
+        let removed = blocking(uri, move || match fs::remove_file(&path) {
+            Err(error) if is_missing(&error) => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => sync_folder(&path),
+        });
+        removed.await
+    }
+
     async fn presign_get(&self, _uri: &ObjectUri, _lifetime: Duration) -> Result<Option<Url>, StoreError> {
         Ok(None)
     }
 
     async fn probe(&self, prefix: &ObjectUri) -> Result<(), StoreError> {
         let uri = probe::object_beneath(prefix)?;
-        let path = path_of(&uri)?;
         let outcome = probe::run(self, &uri).await;
-        let removed = blocking(&uri, move || match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        });
-        outcome.and(removed.await)
+        outcome.and(self.delete(&uri).await)
     }
 }
 

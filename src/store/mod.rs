@@ -126,6 +126,9 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
     /// Writes an object unless there is one already; atomically.
     async fn create(&self, uri: &ObjectUri, body: Bytes, content_type: &str) -> Result<Creation, StoreError>;
 
+    /// Removes an object; one that is not there is no error.
+    async fn delete(&self, uri: &ObjectUri) -> Result<(), StoreError>;
+
     /// A link that reads the object without credentials for `lifetime` (at most 7 days, and no longer
     /// than the credentials live that sign it); `None` where there is no such thing.
     async fn presign_get(&self, uri: &ObjectUri, lifetime: Duration) -> Result<Option<Url>, StoreError>;
@@ -197,6 +200,10 @@ impl ObjectStore for Stores {
 
     async fn create(&self, uri: &ObjectUri, body: Bytes, content_type: &str) -> Result<Creation, StoreError> {
         self.of(uri).create(uri, body, content_type).await
+    }
+
+    async fn delete(&self, uri: &ObjectUri) -> Result<(), StoreError> {
+        self.of(uri).delete(uri).await
     }
 
     async fn presign_get(&self, uri: &ObjectUri, lifetime: Duration) -> Result<Option<Url>, StoreError> {

@@ -66,12 +66,6 @@ impl S3Store {
             .with_jitter();
         attempt.retry(backoff).when(Failure::is_worth_repeating).await.map_err(Failure::into_error)
     }
-
-    async fn delete(&self, uri: &ObjectUri) -> Result<(), StoreError> {
-        let (bucket, key) = object_of(uri)?;
-        let delete = self.client.delete_object().bucket(bucket).key(key).send();
-        Box::pin(delete).await.map(drop).map_err(|error| self.failure(uri, error).into_error())
-    }
 }
 
 #[async_trait]
@@ -87,6 +81,12 @@ impl ObjectStore for S3Store {
 
     async fn create(&self, uri: &ObjectUri, body: Bytes, content_type: &str) -> Result<Creation, StoreError> {
         Box::pin(upload::create(self, uri, body, content_type)).await
+    }
+
+    async fn delete(&self, uri: &ObjectUri) -> Result<(), StoreError> {
+        let (bucket, key) = object_of(uri)?;
+        let delete = self.client.delete_object().bucket(bucket).key(key).send();
+        Box::pin(delete).await.map(drop).map_err(|error| self.failure(uri, error).into_error())
     }
 
     async fn presign_get(&self, uri: &ObjectUri, lifetime: Duration) -> Result<Option<Url>, StoreError> {

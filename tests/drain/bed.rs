@@ -8,7 +8,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
-    options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    options::{
+        BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    },
     types::FieldTable,
 };
 use serde_json::{Value, json};
@@ -112,14 +114,46 @@ impl Bed {
 
     /// Publishes with more properties than the reply queue.
     pub(super) async fn publish_with(&self, job: &Value, properties: BasicProperties) -> Result<()> {
-        let properties = properties.with_delivery_mode(2).with_reply_to(self.replies().into());
+        let properties = properties.with_reply_to(self.replies().into());
+        self.publish_body(&serde_json::to_vec(job)?, properties).await
+    }
+
+    /// Publishes what nobody waits for.
+    pub(super) async fn publish_unasked(&self, body: &[u8]) -> Result<()> {
+        self.publish_body(body, BasicProperties::default()).await
+    }
+
+    async fn publish_body(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let body = serde_json::to_vec(job)?;
-        let channel = self.channel().await?;
+        let (channel, properties) = (self.channel().await?, properties.with_delivery_mode(2));
         let published =
-            channel.basic_publish("".into(), self.queue().into(), options, &body, properties).await?.await?;
+            channel.basic_publish("".into(), self.queue().into(), options, body, properties).await?.await?;
         ensure!(matches!(published, Confirmation::Ack(None)), "the job is in no queue");
         Ok(())
+    }
+
+    /// Takes so many jobs and hands them back, as a worker does that cannot run them.
+    pub(super) async fn hand_back(&self, jobs: usize) -> Result<()> {
+        let channel = self.channel().await?;
+        let mut held = Vec::new();
+        for _ in 0..jobs {
+            let got = channel.basic_get(self.queue().into(), BasicGetOptions::default()).await?;
+            held.push(got.context("no job")?);
+        }
+        for job in held {
+            job.delivery.acker.nack(BasicNackOptions { requeue: true, ..Default::default() }).await?;
+        }
+        channel.close(200, "done".into()).await?;
+        Ok(())
+    }
+
+    /// How many messages lie ready in the queue of jobs or another that is named after it.
+    pub(super) async fn ready(&self, suffix: &str) -> Option<u32> {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let name = format!("{}{suffix}", self.queue());
+        let channel = self.channel().await.ok()?;
+        let queue = channel.queue_declare(name.into(), options, FieldTable::default()).await.ok()?;
+        Some(queue.message_count())
     }
 
     /// How many jobs are ready in the queue, and how many workers are subscribed.

@@ -4,6 +4,7 @@
 
 mod bed;
 mod cancel;
+mod dead;
 mod deadlines;
 mod engine;
 mod kills;

@@ -225,7 +225,11 @@ pub(crate) async fn check_all(suite: &Suite) -> Result<()> {
     let parts: Vec<&str> =
         ended.out.lines().filter_map(|line| line.strip_prefix("ok   ")?.split(' ').next()).collect();
     ensure!(parts == ["configuration", "comfyui", "browser", "broker", "bucket"], "{}", ended.out);
-    ensure!(ended.out.lines().count() == parts.len(), "{}", ended.out);
+    // job.timeout is longer than what the broker's consumer timeout is by default.
+    let rest: Vec<&str> = ended.out.lines().filter(|line| !line.starts_with("ok   ")).collect();
+    let warned =
+        rest.len() == 1 && rest[0].starts_with("warn broker") && rest[0].contains("consumer_timeout");
+    ensure!(warned, "{}", ended.out);
     ensure!(site.s3.list("check-results", "").await?.is_empty(), "the probe left something");
     ensure_clean(&engine, &work)
 }

@@ -1,5 +1,7 @@
 //! The queue module against a real, private RabbitMQ.
 
+mod dead;
+mod extras;
 mod jobs;
 mod observer;
 mod outages;
@@ -8,11 +10,11 @@ mod setup;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use comfy_worker::{
     config::AmqpConfig,
-    queue::{Broker, Consumer, Delivery, JobProperties},
+    queue::{Broker, Consumer, Delivery, JobProperties, QueueError},
 };
 use testbed::RabbitMq;
 use tokio::time::{Instant, timeout};
@@ -24,6 +26,8 @@ const SOON: Duration = Duration::from_secs(20);
 fn config(url: String, name: &str) -> AmqpConfig {
     AmqpConfig {
         url: url.into(),
+        ca_file: None,
+        management_url: None,
         queue: format!("{name}.jobs"),
         declare: true,
         delivery_limit: 20,
@@ -49,4 +53,16 @@ async fn submit(broker: &Broker, body: &'static str) -> Result<()> {
 
 async fn next(consumer: &mut Consumer) -> Result<Delivery> {
     timeout(SOON, consumer.next()).await.context("no job came")?.context("the consumer ended")
+}
+
+/// What a refused connection says is to be changed.
+fn misconfigured<T>(outcome: Result<T, QueueError>) -> Result<String> {
+    match outcome {
+        Err(QueueError::Misconfigured(text)) => {
+            eprintln!("{text}");
+            Ok(text)
+        }
+        Err(other) => bail!("not a misconfiguration: {other:?}"),
+        Ok(_) => bail!("no error"),
+    }
 }

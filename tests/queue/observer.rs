@@ -1,13 +1,14 @@
 //! A look at the broker from outside.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use comfy_worker::config::AmqpConfig;
 use lapin::{
-    Channel, Connection, ConnectionProperties, ExchangeKind,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
     options::{
-        BasicGetOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+        BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+        QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
-    types::FieldTable,
+    types::{AMQPValue, FieldTable},
 };
 use testbed::wait_for_value;
 
@@ -31,6 +32,35 @@ impl Observer {
     pub(super) async fn queue(&self, name: &str) -> Result<()> {
         let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(name.into(), options, FieldTable::default()).await?;
+        Ok(())
+    }
+
+    /// A quorum queue whose messages come back so often and then are dropped.
+    pub(super) async fn limited_queue(&self, name: &str, delivery_limit: i64) -> Result<()> {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(delivery_limit));
+        self.channel.queue_declare(name.into(), options, arguments).await?;
+        Ok(())
+    }
+
+    /// Takes the next message and hands it back, as a careless reader does; whether there is one.
+    pub(super) async fn hand_back(&self, queue: &str) -> Result<bool> {
+        let got = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await?;
+        let Some(got) = got else { return Ok(false) };
+        let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        Ok(got.delivery.acker.nack(options).await?)
+    }
+
+    /// Publishes into a queue.
+    pub(super) async fn publish(&self, queue: &str, body: &[u8], properties: BasicProperties) -> Result<()> {
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let channel = self.connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let published =
+            channel.basic_publish("".into(), queue.into(), options, body, properties).await?.await?;
+        ensure!(matches!(published, Confirmation::Ack(None)), "{published:?}");
         Ok(())
     }
 

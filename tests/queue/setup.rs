@@ -9,7 +9,7 @@ use testbed::RabbitMq;
 use tokio::{io::AsyncReadExt as _, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{SOON, config, observer::Observer, shared};
+use super::{SOON, config, misconfigured, observer::Observer, shared};
 
 #[tokio::test]
 async fn what_differs_or_is_missing_is_named() -> Result<()> {
@@ -86,15 +86,4 @@ async fn a_peer_that_never_answers_is_given_up_and_its_socket_closed() -> Result
     // lapin's thread would hold it for ever: end of file within the limit is what is tested.
     timeout(SOON, peer?.0.read_to_end(&mut Vec::new())).await??;
     Ok(())
-}
-
-fn misconfigured<T>(outcome: Result<T, QueueError>) -> Result<String> {
-    match outcome {
-        Err(QueueError::Misconfigured(text)) => {
-            eprintln!("{text}");
-            Ok(text)
-        }
-        Err(other) => bail!("not a misconfiguration: {other:?}"),
-        Ok(_) => bail!("no error"),
-    }
 }

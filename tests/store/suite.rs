@@ -107,6 +107,13 @@ async fn holds_what_it_is_given(store: impl ObjectStore + Clone + 'static, prefi
         assert_eq!(store.read(&contested, 10_000).await.unwrap(), winners[0].0);
     }
 
+    // Removed, and what is not there removed again.
+    for uri in [&result, &result, &at("no/such/folder/x")] {
+        store.delete(uri).await.unwrap();
+        assert!(matches!(store.read(uri, 10).await, Err(StoreError::NotFound { .. })));
+    }
+    assert_eq!(store.create(&result, bytes("three"), "application/json").await.unwrap(), Creation::Created);
+
     // Keys that need care on the way.
     for key in
         ["a b", "a+b", "100%", "%2e%2e/x", "naïve/キー 1.png", "a?b#c&d=e", "a'b\"c", "~tilde", "(1)*!"]

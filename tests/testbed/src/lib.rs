@@ -25,7 +25,7 @@ pub use picture::{landscape, png};
 pub use pixels::Pixels;
 pub use ports::free_port;
 pub use processes::{ProcessInfo, alive, descendants, processes_with_env_or_cwd_beneath};
-pub use rabbitmq::RabbitMq;
+pub use rabbitmq::{Extras, RabbitMq};
 pub use rustix::process::Signal;
 pub use s3::S3Server;
 pub use scratch::{checkout, folder_of_process, scratch_root};

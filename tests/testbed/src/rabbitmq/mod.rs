@@ -4,6 +4,7 @@
 //! the foreground, and the Erlang machine itself (no shell is left above it). Erlang's helpers
 //! (`erl_child_setup`, `inet_gethost`) end when their pipe to it closes.
 
+mod extras;
 mod install;
 
 use std::{
@@ -30,6 +31,7 @@ use crate::{
     limits::{BROKER_BOOT, BROKER_STOP, DEATH},
     processes_with_env_or_cwd_beneath, scratch, wait_for,
 };
+pub use extras::Extras;
 use install::Installation;
 
 /// Not `rabbit`, so that nobody takes it for a system's own node.
@@ -65,10 +67,22 @@ impl RabbitMq {
     /// # Errors
     /// When RabbitMQ is not installed (says how to get it) or does not start (with its last words).
     pub async fn start(dir: &Path) -> Result<Self> {
+        Self::start_in(folder(dir)?, "", "").await
+    }
+
+    /// Like [`RabbitMq::start`], with a TLS listener and the management API.
+    ///
+    /// # Errors
+    /// Those of [`RabbitMq::start`], and when the extras' files cannot be written.
+    pub async fn start_with_extras(dir: &Path) -> Result<(Self, Extras)> {
+        let dir = folder(dir)?;
+        let (extras, settings) = Extras::make(&dir)?;
+        Ok((Self::start_in(dir, "rabbitmq_management", &settings).await?, extras))
+    }
+
+    async fn start_in(dir: PathBuf, plugins: &str, settings: &str) -> Result<Self> {
         let installation = Installation::find()?;
-        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let dir = dir.canonicalize().with_context(|| format!("cannot read {}", dir.display()))?;
-        write_settings(&dir)?;
+        write_settings(&dir, plugins, settings)?;
         let ports = Ports { amqp: free_port()?, distribution: free_port()?, epmd: free_port()? };
         let broker = Self { installation, dir, ports, running: Mutex::new(None) };
         *broker.running.lock().await = Some(broker.boot().await?);
@@ -245,13 +259,20 @@ impl RabbitMq {
     }
 }
 
-fn write_settings(dir: &Path) -> Result<()> {
+/// A folder by its whole path, made if missing.
+fn folder(dir: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    dir.canonicalize().with_context(|| format!("cannot read {}", dir.display()))
+}
+
+fn write_settings(dir: &Path, plugins: &str, settings: &str) -> Result<()> {
+    // A full disk or a small container blocks publishers: tests then hang instead of failing.
+    let limits = "disk_free_limit.absolute = 1MB\nvm_memory_high_watermark.relative = 0.8\n";
     let files = [
-        ("empty", ""),
-        ("enabled_plugins", "[].\n"),
-        ("advanced.config", "[].\n"),
-        // A full disk or a small container blocks publishers: tests then hang instead of failing.
-        ("rabbitmq.conf", "disk_free_limit.absolute = 1MB\nvm_memory_high_watermark.relative = 0.8\n"),
+        ("empty", String::new()),
+        ("enabled_plugins", format!("[{plugins}].\n")),
+        ("advanced.config", "[].\n".to_owned()),
+        ("rabbitmq.conf", format!("{limits}{settings}")),
     ];
     for (name, text) in files {
         fs::write(dir.join(name), text)

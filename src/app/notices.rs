@@ -1,0 +1,114 @@
+//! Tells the publishers of jobs that the broker moved to the dead letters: beside the jobs, until the
+//! worker stops.
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    last_words,
+    worker::{HAND_BACK_PAUSE, Worker},
+};
+use crate::{
+    job::{failure::Failure, runner::Ending},
+    queue::{Delivery, Message, Settlement},
+};
+
+/// Runs `jobs` and, as long as they may begin, answers notices. Neither waits for the other.
+pub(super) async fn beside<T>(worker: &Worker<'_>, jobs: impl Future<Output = T>) -> T {
+    let ended = worker.runner.stops.stop.child_token();
+    let jobs = async {
+        // Also when they end by themselves.
+        let _end_notices = ended.clone().drop_guard();
+        jobs.await
+    };
+    tokio::join!(jobs, worker.answer_notices(&ended)).0
+}
+
+impl Worker<'_> {
+    async fn answer_notices(&self, ended: &CancellationToken) {
+        let mut notices = self.broker.notices();
+        loop {
+            let notice = tokio::select! {
+                biased;
+                () = ended.cancelled() => break,
+                notice = notices.next() => notice,
+            };
+            let Some(notice) = notice else { break };
+            let settlement = tokio::select! {
+                biased;
+                () = ended.cancelled() => Settlement::HandBack,
+                settlement = self.answer_notice(&notice) => settlement,
+            };
+            notice.settle(settlement).await;
+        }
+        last_words(&self.runner.stops, notices.stop()).await;
+    }
+
+    /// Kept in hand while store or broker fail: a hand-back would use up a delivery each time.
+    async fn answer_notice(&self, notice: &Delivery) -> Settlement {
+        let Some(failure) = fault(&notice.message, &self.config.amqp.queue) else { return Settlement::Ack };
+        let incoming = self.incoming(&notice.message);
+        while !notice.is_stale() {
+            match self.runner.give_up(&incoming, failure.clone()).await {
+                Ending::Answered { id, body } => {
+                    tracing::warn!(job = %id, reason = %failure, "a job is dead, its publisher is told");
+                    if self.publish(notice, id.to_string(), body).await == Settlement::Ack {
+                        return Settlement::Ack;
+                    }
+                }
+                Ending::Reject { reason } => {
+                    tracing::warn!(reason, "a message that is no job is dead, and nobody to tell");
+                    return Settlement::Ack;
+                }
+                Ending::HandBack { reason, .. } => {
+                    tracing::warn!(reason, "the publisher of a dead job is told later");
+                    self.pause(HAND_BACK_PAUSE).await;
+                }
+            }
+        }
+        Settlement::HandBack
+    }
+}
+
+/// What a notice says of the job; `None`: nothing that its publisher must be told.
+fn fault(message: &Message, queue: &str) -> Option<Failure> {
+    match &message.death {
+        Some(death) if death.queue == queue => Failure::dead_lettered(&death.reason, queue),
+        // Whoever may publish to the exchange of the dead letters could speak for the broker.
+        other => {
+            tracing::warn!(?other, "a notice of a death that was not in this queue is passed over");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::queue::Death;
+
+    #[test]
+    fn only_what_the_broker_gave_up_itself_is_told() {
+        let death = |reason: &str, queue: &str| Message {
+            death: Some(Death { reason: reason.into(), queue: queue.into(), at: None, count: 1 }),
+            ..Message::default()
+        };
+        let code = |message: &Message| {
+            let failure = fault(message, "jobs")?;
+            assert!(failure.to_string().ends_with("in the dead letters of jobs"), "{failure}");
+            Some(serde_json::to_value(failure.code()).unwrap())
+        };
+        for (reason, expected) in [
+            ("delivery_limit", "poison"),
+            ("expired", "timeout"),
+            ("maxlen", "internal"),
+            ("new", "internal"),
+        ] {
+            assert_eq!(code(&death(reason, "jobs")).unwrap(), expected, "{reason}");
+        }
+        assert_eq!(code(&death("rejected", "jobs")), None);
+        assert_eq!(code(&death("delivery_limit", "other")), None);
+        assert_eq!(code(&Message::default()), None);
+    }
+}

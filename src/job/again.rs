@@ -1,0 +1,54 @@
+//! A job that is to be run once more although it was answered: its records are removed first.
+
+use super::{JobId, attempt::Records, failure::Failure};
+use crate::store::{ObjectStore, ObjectUri};
+
+/// Whether the job has a result: run again it would only be answered from it.
+///
+/// # Errors
+/// When the store cannot say.
+pub async fn is_answered(store: &dyn ObjectStore, base: &ObjectUri, id: &JobId) -> Result<bool, Failure> {
+    Ok(Records::new(store, base, id.as_str())?.result().await?.is_some())
+}
+
+/// Removes the job's result and the markers of its attempts, which would make it poison at once.
+/// What the attempts uploaded stays.
+///
+/// # Errors
+/// When the store does not do it; called again it goes on.
+pub async fn forget(store: &dyn ObjectStore, base: &ObjectUri, id: &JobId) -> Result<(), Failure> {
+    Records::new(store, base, id.as_str())?.remove().await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::{super::attempt::Opened, *};
+    use crate::store::LocalStore;
+
+    #[tokio::test]
+    async fn a_forgotten_job_begins_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = ObjectUri::File(folder.path().to_owned());
+        let id: JobId = "j".parse().unwrap();
+        let records = Records::new(&LocalStore, &base, "j").unwrap();
+        let open = async || records.open("digest", "w", 2).await.unwrap();
+        for crashed in [1, 2] {
+            assert!(matches!(open().await, Opened::Attempt(attempt) if attempt.number == crashed));
+        }
+        let Opened::Poison { attempt, crashes: 2 } = open().await else { panic!("no poison") };
+        assert_eq!(attempt.number, 3);
+        assert!(!is_answered(&LocalStore, &base, &id).await.unwrap());
+        records.settle("{}".into()).await.unwrap();
+        assert!(is_answered(&LocalStore, &base, &id).await.unwrap());
+        std::fs::create_dir(folder.path().join("j/1")).unwrap();
+
+        for _ in 0..2 {
+            forget(&LocalStore, &base, &id).await.unwrap();
+            assert!(!is_answered(&LocalStore, &base, &id).await.unwrap());
+        }
+        assert!(matches!(open().await, Opened::Attempt(attempt) if attempt.number == 1));
+        assert!(folder.path().join("j/1").is_dir(), "outputs stay");
+    }
+}
