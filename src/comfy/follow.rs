@@ -60,6 +60,9 @@ pub(super) async fn follow(
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut missing, mut answered_at) = (0, Instant::now());
     loop {
+        if run.started_at.is_some() {
+            crate::phases::reached("running").await;
+        }
         tokio::select! {
             event = events.recv() => match event {
                 // Its history was written before this was sent.

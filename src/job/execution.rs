@@ -99,11 +99,13 @@ impl<'a> Executor<'a> {
         let Prepared { mut prompt, extra_data, mut warnings } = prepared;
         let folder = self.apply(&mut prompt, &staged).at(Stage::Convert)?;
         self.reporter.tell(EventKind::Converted { nodes: prompt.len() });
+        crate::phases::reached("converted").await;
 
         let executed = self.run(&engine, &prompt, extra_data).await?;
         timings.waited_ms = ms(executed.waited);
         timings.executed_ms = ms(executed.executed);
         self.reporter.tell(EventKind::Executed);
+        crate::phases::reached("executed").await;
         if let Some(failure) = executed.history.outcome().failure() {
             *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((prompt, executed.history));
             return Err(failure).at(Stage::Run);
@@ -116,6 +118,7 @@ impl<'a> Executor<'a> {
         let uploading = timed(self.upload(&destination, findings, &prompt, &history));
         let (outputs, uploaded_in) = self.runner.stops.unless_aborted(uploading).await.at(Stage::Upload)?;
         timings.uploaded_ms = ms(uploaded_in);
+        crate::phases::reached("uploaded").await;
         let (outputs, records) = outputs;
         Ok(Done { outputs, records, warnings, nodes })
     }
@@ -146,8 +149,10 @@ impl<'a> Executor<'a> {
     }
 
     async fn stage(&self) -> Result<Staged, Met> {
+        crate::phases::reached("staging").await;
         let staged = self.runner.connector.stager().stage_inputs(self.job).await.at(Stage::Stage)?;
         self.reporter.tell(EventKind::Staged { files: staged.files, bytes: staged.bytes });
+        crate::phases::reached("staged").await;
         Ok(staged)
     }
 
@@ -171,6 +176,7 @@ impl<'a> Executor<'a> {
             let prompt = apply::prompt_from_value(workflow).at(Stage::Convert)?;
             return Ok(Prepared { prompt, extra_data, warnings: Vec::new() });
         }
+        crate::phases::reached("converting").await;
         let converted = engine.browser().convert(&workflow).await;
         let Conversion { prompt, workflow, warnings } =
             converted.map_err(conversion_failure).at(Stage::Convert)?;
@@ -257,6 +263,7 @@ impl<'a> Executor<'a> {
         let each = |name: &str, bytes, done, of| {
             self.reporter.tell(EventKind::Uploaded { filename: name.to_owned(), bytes, done, of });
         };
+        crate::phases::reached("uploading").await;
         tokio::try_join!(findings.upload(destination, each), self.store_records(destination, prompt, history))
     }
 

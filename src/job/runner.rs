@@ -251,9 +251,11 @@ impl Life<'_> {
         };
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
         reporter.tell(EventKind::Accepted);
+        crate::phases::reached("accepted").await;
         let failure = match Box::pin(self.attempts(job, &attempt, &reporter)).await {
             Ok(result) => match runner.stops.unless_aborted(records.settle(encode(&result)?)).await {
                 Ok(body) => {
+                    crate::phases::reached("result-stored").await;
                     reporter.tell(EventKind::Finished { status: result.status });
                     return Ok(body);
                 }

@@ -7,6 +7,7 @@
 
 mod background;
 mod engine;
+mod front;
 mod gate;
 mod limits;
 mod picture;
@@ -20,6 +21,7 @@ mod wait;
 mod worker;
 
 pub use engine::{Engine, RunningEngine};
+pub use front::{Front, Spoil};
 pub use gate::{Fault, Gate};
 pub use picture::{landscape, png};
 pub use pixels::Pixels;
