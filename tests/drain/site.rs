@@ -94,6 +94,11 @@ impl Site {
         self
     }
 
+    pub(super) fn launcher(mut self, words: impl IntoIterator<Item = String>) -> Self {
+        self.builder = self.builder.launcher(words);
+        self
+    }
+
     pub(super) fn builder(&self) -> WorkerBuilder {
         self.builder.clone()
     }
