@@ -131,6 +131,7 @@ impl Record {
 pub(super) fn excuse(code: &str) -> Option<(usize, fn(Harm) -> bool)> {
     match code {
         "poison" => Some((3, Harm::is_crash)),
+        "checksum_mismatch" => Some((2, |harm| harm == Harm::Store)),
         "engine_crashed" => Some((2, |harm| harm == Harm::Engine)),
         "conversion_failed" => Some((2, |harm| harm == Harm::Browser)),
         _ => None,

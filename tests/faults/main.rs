@@ -3,22 +3,29 @@
 
 mod bed;
 mod dice;
+mod disk;
 mod evidence;
+mod fleet;
+mod jobs;
 mod journal;
 mod judge;
 #[cfg(test)]
 mod judge_tests;
 mod place;
+mod plan;
 // The place of a worker is that of the drain tests.
 #[path = "../drain/site.rs"]
 #[allow(dead_code, reason = "the drain tests need more of it")]
 mod site;
+mod soak;
 mod sweep;
 
 use std::time::Duration;
 
 use anyhow::Result;
 use journal::Harm;
+use plan::Size;
+use soak::{fresh_seed, soak};
 use sweep::{Case, HARMS, PHASES, sweep};
 
 /// For a boot: 5 s on an idle machine, more on a busy one.
@@ -49,4 +56,15 @@ async fn the_whole_sweep() -> Result<()> {
     let cases: Vec<Case> = cases.filter(|case| case.to_string().contains(&only)).collect();
     anyhow::ensure!(!cases.is_empty(), "no case is named like {only}");
     sweep(&cases).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_soak() -> Result<()> {
+    soak(Size { jobs: 40, faults: 8, workers: 2, span: Duration::from_secs(25), seed: fresh_seed() }).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "minutes: scripts/soak runs it"]
+async fn the_whole_soak() -> Result<()> {
+    soak(Size::from_env()?).await
 }

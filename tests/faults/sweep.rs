@@ -3,13 +3,13 @@
 use std::{collections::BTreeSet, fmt, fs, path::PathBuf, time::Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::{Value, json};
-use testbed::{Worker, checkout, wait_for};
+use testbed::{Worker, wait_for};
 
 use super::{
     JOB,
     bed::Bed,
     evidence,
+    jobs::ui_job,
     journal::{Expected, Harm, Record},
     judge::judge,
     place::Place,
@@ -48,7 +48,7 @@ impl fmt::Display for Case {
             Harm::Panic => "panic",
             _ => "cut",
         };
-        write!(f, "{}-{harm}", self.phase)
+        f.pad(&format!("{}-{harm}", self.phase))
     }
 }
 
@@ -130,7 +130,7 @@ impl Run<'_> {
         fs::write(self.armed(), if self.case.harm == Harm::Panic { "panic" } else { "hold" })?;
         let seen = worker.descendants();
         let expected = Expected::Success { says: String::new() };
-        self.bed.publish(&id, &serde_json::to_vec(&job(&id)?)?, &expected).await?;
+        self.bed.publish(&id, &serde_json::to_vec(&ui_job(&id)?)?, &expected).await?;
         let reached = || async { self.marker().exists() };
         wait_for(&format!("the phase {}", self.case.phase), JOB, reached).await?;
         let release = || fs::remove_file(self.marker());
@@ -196,16 +196,6 @@ impl Run<'_> {
         *worker = self.place.site.boot().await.context("no worker for the next case")?;
         Ok(())
     }
-}
-
-/// Staged, converted, run, uploaded: a job that goes through every phase.
-fn job(id: &str) -> Result<Value> {
-    let workflow = checkout().join("tests/fixtures/workflows/invert-ui.json");
-    let mut workflow: Value = serde_json::from_slice(&fs::read(workflow)?)?;
-    let prefix = &mut workflow["nodes"][2]["widgets_values"][0];
-    ensure!(*prefix == "inverted", "another fixture: {prefix}");
-    *prefix = json!(format!("inverted@{id}@"));
-    Ok(json!({"version": 1, "id": id, "workflow": workflow, "inputs": {"1.image": "s3://inputs/cat.png"}}))
 }
 
 fn tail(log: &str) -> String {

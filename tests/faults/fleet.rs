@@ -1,0 +1,131 @@
+//! The soak's workers: each has a keeper, who strikes it and starts it again.
+
+use std::{fs::File, io::Write as _, os::unix::process::ExitStatusExt as _, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use testbed::{Fault, Signal, Worker};
+use tokio::{sync::mpsc, time::sleep};
+
+use super::{
+    bed::Bed,
+    journal::{Harm, Left},
+    place::Place,
+    plan::Act,
+    site::{child, kill},
+};
+
+/// Boots of one worker in a row that may fail.
+const BOOTS: u32 = 3;
+const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
+
+/// Starts a worker, strikes it as told, starts it again whenever it ends.
+pub(super) struct Keeper {
+    pub(super) bed: Arc<Bed>,
+    pub(super) place: Arc<Place>,
+    pub(super) strikes: mpsc::UnboundedReceiver<Act>,
+}
+
+impl Keeper {
+    /// Until nobody strikes any more: the worker, which runs.
+    pub(super) async fn keep(mut self, mut worker: Worker) -> Result<Worker> {
+        loop {
+            tokio::select! {
+                act = self.strikes.recv() => match act {
+                    None => return Ok(worker),
+                    Some(act) => self.strike(&mut worker, act).await?,
+                },
+                ended = worker.wait_exit(FOR_EVER) => {
+                    self.note_end(ended?, &worker);
+                    self.place.bury(&mut worker, &[], &self.bed.journal).await?;
+                    worker = self.boot().await?;
+                }
+            }
+        }
+    }
+
+    /// A worker that ended unstruck.
+    fn note_end(&self, status: std::process::ExitStatus, worker: &Worker) {
+        if status.signal() == Some(Signal::KILL.as_raw()) {
+            self.bed.journal.fault(Harm::Poison, Some(self.place.name), "");
+        } else {
+            let log = worker.log();
+            let words = log.lines().next_back().unwrap_or_default();
+            self.bed.journal.left(Left::Exit, format!("{}: {status} by itself: {words}", self.place.name));
+        }
+    }
+
+    async fn boot(&self) -> Result<Worker> {
+        for _ in 1..BOOTS {
+            match self.place.site.boot().await {
+                Ok(worker) => return Ok(worker),
+                Err(error) => {
+                    self.bed.journal.left(Left::Exit, format!("{} at boot: {error:#}", self.place.name))
+                }
+            }
+        }
+        self.place.site.boot().await
+    }
+
+    async fn strike(&self, worker: &mut Worker, act: Act) -> Result<()> {
+        // What a poison job killed just now is not there to be struck.
+        if worker.exit_status().is_some() {
+            return Ok(());
+        }
+        let (name, journal) = (Some(self.place.name), &self.bed.journal);
+        match act {
+            Act::Kill => {
+                self.place.kill(worker, journal).await?;
+                *worker = self.boot().await?;
+            }
+            Act::Term => {
+                journal.fault(Harm::Term, name, "");
+                self.place.drain(worker, &self.bed, || {}).await?;
+                *worker = self.boot().await?;
+            }
+            Act::Stop(time) => {
+                journal.fault(Harm::Stop, name, format!("{time:?}"));
+                worker.signal(Signal::STOP)?;
+                sleep(time).await;
+                worker.signal(Signal::CONT)?;
+            }
+            Act::Amqp(fault, time) => {
+                journal.fault(Harm::Amqp, name, format!("{fault:?} for {time:?}"));
+                let place = Arc::clone(&self.place);
+                place.gate.set(fault, "");
+                if fault == Fault::Reset {
+                    place.gate.cut();
+                }
+                tokio::spawn(async move {
+                    sleep(time).await;
+                    place.gate.lift();
+                    // A connection that lost bytes in between must not be believed again.
+                    if matches!(fault, Fault::Swallow | Fault::HalfOpen) {
+                        place.gate.cut();
+                    }
+                });
+            }
+            Act::Engine => self.kill_child(worker, "main.py", Harm::Engine),
+            Act::Browser => self.kill_child(worker, "--user-data-dir", Harm::Browser),
+            Act::DiskFull(time) => {
+                let filler = self.place.input_of(worker)?.join("filler");
+                journal.fault(Harm::DiskFull, name, format!("{time:?}"));
+                let mut file = File::create(&filler).context("cannot fill the disk")?;
+                while file.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
+                sleep(time).await;
+                // A worker that was killed meanwhile took its file system along.
+                let _ = std::fs::remove_file(&filler);
+            }
+            Act::Store(..) | Act::Broker => {}
+        }
+        Ok(())
+    }
+
+    fn kill_child(&self, worker: &Worker, part: &str, harm: Harm) {
+        // One that is being started again is not there.
+        if let Ok(pid) = child(worker, part)
+            && kill(pid, Signal::KILL).is_ok()
+        {
+            self.bed.journal.fault(harm, Some(self.place.name), format!("pid {pid}"));
+        }
+    }
+}
