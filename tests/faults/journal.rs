@@ -127,8 +127,11 @@ impl Record {
     }
 }
 
+/// Which harms count.
+pub(super) type Kinds = fn(Harm) -> bool;
+
 /// The harms that may excuse a failure of a job that is all right: code, and how many of which.
-pub(super) fn excuse(code: &str) -> Option<(usize, fn(Harm) -> bool)> {
+pub(super) fn excuse(code: &str) -> Option<(usize, Kinds)> {
     match code {
         "poison" => Some((3, Harm::is_crash)),
         "checksum_mismatch" => Some((2, |harm| harm == Harm::Store)),

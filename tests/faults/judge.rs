@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use super::journal::{Expected, Harm, Left, Manifest, Millis, Record, excuse};
+use super::journal::{Expected, Harm, Kinds, Left, Manifest, Millis, Record, excuse};
 
 /// A poison job runs no oftener.
 const POISON_RUNS: usize = 3;
@@ -150,7 +150,7 @@ impl<'a> Job<'a> {
             }
         }
         let answered = self.answers.iter().map(|(at, _)| *at).min().unwrap_or(Millis::MAX);
-        let hit = |harm: fn(Harm) -> bool| {
+        let hit = |harm: Kinds| {
             let during = |fault: &&Fault<'_>| fault.at + AFTERMATH >= published && fault.at <= answered;
             let here = |fault: &&Fault<'_>| {
                 fault.worker.is_none_or(|worker| manifest.workers.iter().any(|name| name == worker))
