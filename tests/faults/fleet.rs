@@ -3,7 +3,7 @@
 use std::{fs::File, io::Write as _, os::unix::process::ExitStatusExt as _, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use testbed::{Fault, Signal, Worker};
+use testbed::{Fault, Signal, Worker, wait_for};
 use tokio::{sync::mpsc, time::sleep};
 
 use super::{
@@ -14,6 +14,9 @@ use super::{
     site::{child, kill},
 };
 
+/// A worker that has just booted gets so long to take a job before it is struck again: strikes that
+/// came while it booted would otherwise meet nothing but boots.
+const RESPITE: Duration = Duration::from_secs(10);
 /// Boots of one worker in a row that may fail.
 const BOOTS: u32 = 3;
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
@@ -28,16 +31,27 @@ pub(super) struct Keeper {
 impl Keeper {
     /// Until nobody strikes any more: the worker, which runs.
     pub(super) async fn keep(mut self, mut worker: Worker) -> Result<Worker> {
+        let mut since = 0;
         loop {
             tokio::select! {
                 act = self.strikes.recv() => match act {
                     None => return Ok(worker),
-                    Some(act) => self.strike(&mut worker, act).await?,
+                    Some(act) => {
+                        let at_work = || async { self.bed.journal.has_accepted(self.place.name, since) };
+                        // Where no job comes an idle one is struck.
+                        let _ = wait_for("a job in hand", RESPITE, at_work).await;
+                        let pid = worker.pid();
+                        self.strike(&mut worker, act).await?;
+                        if worker.pid() != pid {
+                            since = self.bed.journal.now();
+                        }
+                    }
                 },
                 ended = worker.wait_exit(FOR_EVER) => {
                     self.note_end(ended?, &worker);
                     self.place.bury(&mut worker, &[], &self.bed.journal).await?;
                     worker = self.boot().await?;
+                    since = self.bed.journal.now();
                 }
             }
         }

@@ -187,7 +187,14 @@ impl Journal {
             .count()
     }
 
-    /// How many jobs have been published and neither answered nor rejected.
+    /// Whether that worker has taken a job since then.
+    pub(super) fn has_accepted(&self, name: &str, since: Millis) -> bool {
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let accepted = |record: &Record| matches!(record, Record::Accepted { at, worker, .. } if *at >= since && worker == name);
+        records.iter().rev().any(accepted)
+    }
+
+    /// Jobs that have been published and neither answered nor rejected.
     pub(super) fn outstanding(&self) -> BTreeSet<String> {
         let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let mut open = BTreeSet::new();
