@@ -1,6 +1,6 @@
 //! What the workers of one run share, and the publisher's side of it.
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::StreamExt as _;
@@ -37,7 +37,9 @@ pub(super) struct Bed {
     pub(super) broker: RabbitMq,
     pub(super) front: Front,
     pub(super) s3: S3Server,
-    name: &'static str,
+    pub(super) name: &'static str,
+    /// Where journal and logs lie after the run.
+    pub(super) kept: PathBuf,
     collector: Option<JoinHandle<()>>,
     /// Short, since sockets of Chromium's lie in it.
     pub(super) folder: TempDir,
@@ -57,7 +59,7 @@ impl Bed {
         println!("journal: {}", file.display());
         let journal = Arc::new(Journal::create(&file)?);
         let front = Front::start(s3.address()).await?;
-        Ok(Self { journal, broker, front, s3, name, collector: None, folder })
+        Ok(Self { journal, broker, front, s3, name, kept, collector: None, folder })
     }
 
     pub(super) fn queue(&self) -> String {

@@ -1,6 +1,15 @@
 //! The soak's workers: each has a keeper, who strikes it and starts it again.
 
-use std::{fs::File, io::Write as _, os::unix::process::ExitStatusExt as _, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::Write as _,
+    os::unix::process::ExitStatusExt as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use testbed::{Fault, Signal, Worker, wait_for};
@@ -14,8 +23,8 @@ use super::{
     site::{child, kill},
 };
 
-/// A worker that has just booted gets so long to take a job before it is struck again: strikes that
-/// came while it booted would otherwise meet nothing but boots.
+/// A worker that has just booted gets so long to take a job before it can be struck: a strike that
+/// meets no job shows little.
 const RESPITE: Duration = Duration::from_secs(10);
 /// Boots of one worker in a row that may fail.
 const BOOTS: u32 = 3;
@@ -25,36 +34,56 @@ const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 pub(super) struct Keeper {
     pub(super) bed: Arc<Bed>,
     pub(super) place: Arc<Place>,
-    pub(super) strikes: mpsc::UnboundedReceiver<Act>,
+    pub(super) strikes: mpsc::Receiver<Act>,
+    /// Whether a strike would be carried out now.
+    pub(super) listens: Arc<AtomicBool>,
+}
+
+/// How a keeper is told to strike.
+pub(super) struct Orders {
+    pub(super) sender: mpsc::Sender<Act>,
+    pub(super) listens: Arc<AtomicBool>,
+}
+
+impl Orders {
+    /// Whether the keeper takes it: one who is starting his worker does not.
+    pub(super) fn give(&self, act: &Act) -> bool {
+        self.listens.swap(false, Ordering::SeqCst) && self.sender.try_send(act.clone()).is_ok()
+    }
 }
 
 impl Keeper {
-    /// Until nobody strikes any more: the worker, which runs.
+    /// Until nobody strikes any more: the worker, which runs. Takes no strike while it starts it.
     pub(super) async fn keep(mut self, mut worker: Worker) -> Result<Worker> {
-        let mut since = 0;
         loop {
+            self.listens.store(true, Ordering::SeqCst);
             tokio::select! {
                 act = self.strikes.recv() => match act {
                     None => return Ok(worker),
                     Some(act) => {
-                        let at_work = || async { self.bed.journal.has_accepted(self.place.name, since) };
-                        // Where no job comes an idle one is struck.
-                        let _ = wait_for("a job in hand", RESPITE, at_work).await;
                         let pid = worker.pid();
                         self.strike(&mut worker, act).await?;
                         if worker.pid() != pid {
-                            since = self.bed.journal.now();
+                            self.wait_at_work().await;
                         }
                     }
                 },
                 ended = worker.wait_exit(FOR_EVER) => {
+                    self.listens.store(false, Ordering::SeqCst);
                     self.note_end(ended?, &worker);
                     self.place.bury(&mut worker, &[], &self.bed.journal).await?;
                     worker = self.boot().await?;
-                    since = self.bed.journal.now();
+                    self.wait_at_work().await;
                 }
             }
         }
+    }
+
+    /// Where no job comes an idle one is struck.
+    async fn wait_at_work(&self) {
+        let since = self.bed.journal.now();
+        let at_work = || async { self.bed.journal.has_accepted(self.place.name, since) };
+        let _ = wait_for("a job in hand", RESPITE, at_work).await;
     }
 
     /// A worker that ended unstruck.

@@ -4,7 +4,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use testbed::{Gate, ProcessInfo, Signal, Worker, wait_for};
+use testbed::{Gate, ProcessInfo, Signal, Worker, wait_for, zombies};
 
 use super::{
     SOON,
@@ -118,6 +118,10 @@ impl Place {
 
     /// The last worker's end: what a killed one left is swept by a start that comes late enough.
     pub(super) async fn close(&self, mut worker: Worker, bed: &Bed) -> Result<()> {
+        let reaped = || async { zombies(worker.pid()).is_empty() };
+        if wait_for("the reaping of all children", SOON, reaped).await.is_err() {
+            bed.journal.left(Left::Process, format!("{}: zombies {:?}", self.name, zombies(worker.pid())));
+        }
         self.drain(&mut worker, bed, || {}).await?;
         if self.site.ensure_no_file(&self.before).is_err() {
             let mut sweeper = self.site.boot().await?;
@@ -127,7 +131,9 @@ impl Place {
             bed.journal.left(Left::File, format!("{}: {error:#}", self.name));
         }
         evidence::secrets(&bed.journal, bed, &worker.log());
-        Ok(())
+        // Beside the journal: the run's own folder goes with its end.
+        let log = bed.kept.join(format!("{}-{}.log", bed.name, self.name));
+        fs::write(&log, worker.log()).with_context(|| format!("cannot write {}", log.display()))
     }
 
     /// That no file of a job is left beside a worker that runs and is idle.

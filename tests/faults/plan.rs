@@ -15,12 +15,12 @@ pub(super) struct Size {
     pub(super) jobs: usize,
     pub(super) faults: usize,
     pub(super) workers: usize,
-    /// In which jobs are published and faults happen; the run lasts a little longer.
+    /// In which the jobs are published, where the workers keep up.
     pub(super) span: Duration,
     pub(super) seed: u64,
 }
 
-/// Jobs and faults, each in order of time.
+/// Jobs and faults, each in their order.
 #[derive(Debug, PartialEq)]
 pub(super) struct Plan {
     pub(super) jobs: Vec<Job>,
@@ -40,8 +40,9 @@ pub(super) struct Job {
 /// One fault.
 #[derive(Debug, PartialEq)]
 pub(super) struct Strike {
-    pub(super) at: Duration,
-    /// Whom it meets, where it meets one.
+    /// How many jobs are published before it: on a slow machine faults must not outrun the jobs.
+    pub(super) after: usize,
+    /// Whom it meets, where it meets one; the next one if that is just being started.
     pub(super) worker: usize,
     pub(super) act: Act,
 }
@@ -84,10 +85,10 @@ impl Plan {
             .map(|act| {
                 // Only the first one's disk is small.
                 let worker = if matches!(act, Act::DiskFull(_)) { 0 } else { dice.below(size.workers) };
-                Strike { at: size.span.mul_f64(dice.unit() * 0.95), worker, act }
+                Strike { after: dice.below(size.jobs), worker, act }
             })
             .collect();
-        faults.sort_by_key(|strike| strike.at);
+        faults.sort_by_key(|strike| strike.after);
         Self { jobs, faults }
     }
 

@@ -3,12 +3,16 @@
 use std::{
     collections::BTreeSet,
     env,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use testbed::wait_for;
+use futures_util::future::try_join_all;
+use testbed::{Worker, wait_for};
 use tokio::{
     sync::mpsc,
     time::{sleep, sleep_until},
@@ -17,7 +21,7 @@ use tokio::{
 use super::{
     bed::Bed,
     evidence,
-    fleet::Keeper,
+    fleet::{Keeper, Orders},
     jobs,
     journal::Harm,
     judge::judge,
@@ -28,6 +32,8 @@ use super::{
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 /// Jobs published and not answered, for each worker: so many that none is idle.
 const AHEAD: usize = 4;
+/// For all jobs to be published, however slow the machine.
+const LONGEST: Duration = Duration::from_secs(3600);
 /// From the last fault to the last answer.
 const CATCH_UP: Duration = Duration::from_secs(300);
 
@@ -63,25 +69,29 @@ pub(super) async fn soak(size: Size) -> Result<()> {
     for (index, name) in NAMES.into_iter().take(size.workers).enumerate() {
         places.push(Arc::new(Place::new(&bed, name, index == 0 && plan.fills_a_disk()).await?));
     }
-    let mut workers = Vec::new();
-    for place in &places {
-        workers.push(place.site.boot().await?);
-    }
+    let workers = try_join_all(places.iter().map(|place| place.site.boot())).await?;
     bed.collect().await?;
     let bed = Arc::new(bed);
 
     let mut keepers = Vec::new();
     let mut orders = Vec::new();
     for (place, worker) in places.iter().zip(workers) {
-        let (sender, strikes) = mpsc::unbounded_channel();
-        let keeper = Keeper { bed: Arc::clone(&bed), place: Arc::clone(place), strikes };
+        let (sender, strikes) = mpsc::channel(1);
+        let listens = Arc::new(AtomicBool::new(false));
+        let sender = Orders { sender, listens: Arc::clone(&listens) };
+        let keeper = Keeper { bed: Arc::clone(&bed), place: Arc::clone(place), strikes, listens };
         keepers.push(tokio::spawn(keeper.keep(worker)));
         orders.push(sender);
     }
     let begin = Instant::now();
     let ids: BTreeSet<String> = plan.jobs.iter().map(|job| job.id.clone()).collect();
     let progress = tokio::spawn(tell_progress(Arc::clone(&bed), begin));
-    tokio::try_join!(publish(&bed, &plan, begin, size.workers * AHEAD), strike(&bed, &plan, begin, &orders))?;
+    let published = AtomicUsize::new(0);
+    let ahead = size.workers * AHEAD;
+    tokio::try_join!(
+        publish(&bed, &plan, begin, ahead, &published),
+        strike(&bed, &plan, &published, &orders)
+    )?;
     let answered = || async { bed.journal.outstanding().is_empty() };
     // What is missing is found by the judge.
     let caught_up = wait_for("the last answers", CATCH_UP, answered).await;
@@ -96,11 +106,12 @@ pub(super) async fn soak(size: Size) -> Result<()> {
         last.push(keeper.await??);
     }
     bed.front.lift();
-    for (place, worker) in places.iter().zip(last) {
+    let close = async |(place, worker): (&Arc<Place>, Worker)| {
         place.gate.lift();
         place.wait_idle(&worker).await?;
-        place.close(worker, &bed).await?;
-    }
+        place.close(worker, &bed).await
+    };
+    try_join_all(places.iter().zip(last).map(close)).await?;
     progress.abort();
     evidence::peers(&bed, 0).await?;
     let places: Vec<&Place> = places.iter().map(|place| &**place).collect();
@@ -116,7 +127,13 @@ pub(super) async fn soak(size: Size) -> Result<()> {
     Ok(())
 }
 
-async fn publish(bed: &Bed, plan: &Plan, begin: Instant, ahead: usize) -> Result<()> {
+async fn publish(
+    bed: &Bed,
+    plan: &Plan,
+    begin: Instant,
+    ahead: usize,
+    published: &AtomicUsize,
+) -> Result<()> {
     for job in &plan.jobs {
         sleep_until((begin + job.at).into()).await;
         let room = || async { bed.journal.outstanding().len() < ahead };
@@ -125,13 +142,15 @@ async fn publish(bed: &Bed, plan: &Plan, begin: Instant, ahead: usize) -> Result
         for _ in 0..=usize::from(job.twice) {
             bed.publish(&job.id, &body, &expected).await?;
         }
+        published.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
 }
 
-async fn strike(bed: &Bed, plan: &Plan, begin: Instant, orders: &[mpsc::UnboundedSender<Act>]) -> Result<()> {
+async fn strike(bed: &Bed, plan: &Plan, published: &AtomicUsize, keepers: &[Orders]) -> Result<()> {
     for strike in &plan.faults {
-        sleep_until((begin + strike.at).into()).await;
+        let due = || async { published.load(Ordering::Relaxed) > strike.after };
+        wait_for("the next fault's turn", LONGEST, due).await?;
         match &strike.act {
             Act::Store(says, spoil, count) => {
                 bed.journal.fault(Harm::Store, None, format!("{spoil:?} × {count} of {says:?}"));
@@ -143,8 +162,11 @@ async fn strike(bed: &Bed, plan: &Plan, begin: Instant, orders: &[mpsc::Unbounde
                 bed.broker.restart().await?;
             }
             act => {
-                // One whose keeper failed is noticed when it is joined.
-                let _ = orders.get(strike.worker).map(|order| order.send(act.clone()));
+                let order = (0..keepers.len()).map(|step| &keepers[(strike.worker + step) % keepers.len()]);
+                // Only the first one's disk is small.
+                let whom: Vec<_> = order.take(if matches!(act, Act::DiskFull(_)) { 1 } else { 6 }).collect();
+                let taken = || async { whom.iter().any(|keeper| keeper.give(act)) };
+                wait_for("a worker to strike", CATCH_UP, taken).await?;
             }
         }
     }
