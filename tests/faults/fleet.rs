@@ -11,11 +11,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use testbed::{Fault, Signal, Worker, wait_for};
 use tokio::{sync::mpsc, time::sleep};
 
 use super::{
+    BOOT, SOON,
     bed::Bed,
     journal::{Harm, Left},
     place::Place,
@@ -26,8 +27,8 @@ use super::{
 /// A worker that has just booted gets so long to take a job before it can be struck: a strike that
 /// meets no job shows little.
 const RESPITE: Duration = Duration::from_secs(10);
-/// Boots of one worker in a row that may fail.
-const BOOTS: u32 = 3;
+/// Boots of one worker in a row that may fail: as often as all poison jobs together may kill one.
+const BOOTS: u32 = 10;
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 
 /// Starts a worker, strikes it as told, starts it again whenever it ends.
@@ -97,16 +98,16 @@ impl Keeper {
         }
     }
 
+    /// A poison job can kill a worker before its boot is seen to be over.
     async fn boot(&self) -> Result<Worker> {
-        for _ in 1..BOOTS {
-            match self.place.site.boot().await {
-                Ok(worker) => return Ok(worker),
-                Err(error) => {
-                    self.bed.journal.left(Left::Exit, format!("{} at boot: {error:#}", self.place.name))
-                }
+        for _ in 0..BOOTS {
+            let mut worker = self.place.site.start().await?;
+            match worker.wait_ready(BOOT).await {
+                Ok(()) => return Ok(worker),
+                Err(_) => self.note_end(worker.wait_exit(SOON).await?, &worker),
             }
         }
-        self.place.site.boot().await
+        bail!("worker {} does not boot", self.place.name)
     }
 
     async fn strike(&self, worker: &mut Worker, act: Act) -> Result<()> {
