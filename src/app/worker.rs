@@ -192,6 +192,7 @@ impl Worker<'_> {
                 "the connection that brought the job is gone: it comes again and is answered from its result"
             );
         }
+        crate::phases::reached("acked").await;
         self.board.job_ended();
     }
 
@@ -224,6 +225,7 @@ impl Worker<'_> {
                     tracing::warn!(job = result.job_id, %warning, "the result could not be sent there");
                 }
                 tracing::info!(job = result.job_id, "answered");
+                crate::phases::reached("published").await;
                 Settlement::Ack
             }
             Err(error) => {

@@ -166,6 +166,7 @@ pub async fn execute(
             return Err(ExecuteError::Refused { message: describe_node_errors(&node_errors), node_errors });
         }
         observer.queued(prompt_id);
+        crate::phases::reached("posted").await;
         let history =
             follow(server.client(), prompt_id, &mut subscription.events, &mut run, observer).await?;
         Ok((posted, history))

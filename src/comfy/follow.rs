@@ -70,6 +70,9 @@ pub(super) async fn follow(
     let mut watch = interval(POLL_EVERY);
     watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        if run.started_at.is_some() {
+            crate::phases::reached("running").await;
+        }
         tokio::select! {
             event = events.recv() => match event {
                 // Its history was written before this was sent.

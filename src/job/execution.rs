@@ -112,11 +112,13 @@ impl<'a> Executor<'a> {
         let Prepared { mut prompt, extra_data, mut warnings } = prepared;
         let folder = self.apply(&mut prompt, &staged).at(Stage::Convert)?;
         self.reporter.tell(EventKind::Converted { nodes: prompt.len() });
+        crate::phases::reached("converted").await;
 
         let executed = self.run(&engine, &prompt, extra_data).await?;
         timings.waited_ms = ms(executed.waited);
         timings.executed_ms = ms(executed.executed);
         self.reporter.tell(EventKind::Executed);
+        crate::phases::reached("executed").await;
         if let Some(failure) = executed.history.outcome().failure() {
             *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((prompt, executed.history));
             return Err(failure).at(Stage::Run);
@@ -134,6 +136,7 @@ impl<'a> Executor<'a> {
             why = self.end.called() => return Err(why).at(Stage::Upload),
         };
         timings.uploaded_ms = ms(uploaded_in);
+        crate::phases::reached("uploaded").await;
         let (outputs, records) = outputs;
         Ok(Done { outputs, records, warnings, nodes })
     }
@@ -164,6 +167,7 @@ impl<'a> Executor<'a> {
     }
 
     async fn stage(&self) -> Result<Staged, Met> {
+        crate::phases::reached("staging").await;
         let limit = self.runner.staging_limit;
         let staging = self.runner.connector.stager().stage_inputs(self.job);
         let staged = timeout(limit, staging).await.unwrap_or_else(|_| {
@@ -172,6 +176,7 @@ impl<'a> Executor<'a> {
         });
         let staged = staged.at(Stage::Stage)?;
         self.reporter.tell(EventKind::Staged { files: staged.files, bytes: staged.bytes });
+        crate::phases::reached("staged").await;
         Ok(staged)
     }
 
@@ -197,6 +202,7 @@ impl<'a> Executor<'a> {
             let prompt = apply::prompt_from_value(workflow).at(Stage::Convert)?;
             return Ok(Prepared { prompt, extra_data, warnings: Vec::new() });
         }
+        crate::phases::reached("converting").await;
         let converted = engine.browser().convert(&workflow).await;
         let Conversion { prompt, workflow, warnings } =
             converted.map_err(conversion_failure).at(Stage::Convert)?;
@@ -287,6 +293,7 @@ impl<'a> Executor<'a> {
         let each = |name: &str, bytes, done, of| {
             self.reporter.tell(EventKind::Uploaded { filename: name.to_owned(), bytes, done, of });
         };
+        crate::phases::reached("uploading").await;
         tokio::try_join!(findings.upload(destination, each), self.store_records(destination, prompt, history))
     }
 

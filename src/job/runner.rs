@@ -293,6 +293,7 @@ impl Life<'_> {
         };
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
         reporter.tell(EventKind::Accepted);
+        crate::phases::reached("accepted").await;
         let disowned = disown(self.lost, &records, &attempt);
         let outcome = tokio::select! {
             outcome = Box::pin(self.attempts(job, &attempt, &reporter)) => outcome,
@@ -301,6 +302,7 @@ impl Life<'_> {
         let failure = match outcome {
             Ok(result) => match runner.stops.unless_aborted(records.settle(encode(&result)?)).await {
                 Ok(body) => {
+                    crate::phases::reached("result-stored").await;
                     reporter.tell(EventKind::Finished { status: result.status });
                     return Ok(body);
                 }

@@ -95,6 +95,12 @@ impl Site {
         self
     }
 
+    #[allow(dead_code, reason = "only tests/faults, which includes this file, needs it")]
+    pub(super) fn launcher(mut self, words: impl IntoIterator<Item = String>) -> Self {
+        self.builder = self.builder.launcher(words);
+        self
+    }
+
     pub(super) fn builder(&self) -> WorkerBuilder {
         self.builder.clone()
     }

@@ -5,7 +5,9 @@ then `status`, then `executing` with node null.
 """
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -21,6 +23,8 @@ from graph import Schedule
 from node import KINDS, Call, Interrupted, Ui
 from prompt_queue import Item, PromptQueue
 from validation import is_link, qualified_name
+
+LEDGER = os.environ.get("STANDIN_LEDGER")
 
 OUT_OF_MEMORY_TIPS = (
     "This error means you ran out of memory on your GPU.\n\nTIPS: If the workflow worked before you might have "
@@ -106,6 +110,9 @@ class Executor:
     def _work_on(self, ticket: int, item: Item) -> None:
         started = time.perf_counter()
         self.prompt_ids.append(item.prompt_id)
+        if LEDGER:
+            with open(LEDGER, "a", encoding="utf-8") as ledger:
+                ledger.write(json.dumps(item.prompt) + "\n")
         succeeded = self._execute(item)
         shown = [(node_id, entry) for node_id in self.cache.node_ids()
                  if (entry := self.cache.get(node_id)) is not None and entry.ui is not None]

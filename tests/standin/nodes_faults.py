@@ -100,6 +100,17 @@ class StandinCrash(Node):
 
 
 @standin({}, OUTPUTS, output_node=True, optional=IMAGE_INPUT)
+class StandinKillParent(Node):
+    """Kills the process that started this server, as a job that takes all memory has the kernel do."""
+
+    def run(self, call: Call, image: Optional[Batch] = None, seed: int = 0) -> tuple:
+        if os.getppid() > 1:
+            os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+        return passed(image)
+
+
+@standin({}, OUTPUTS, output_node=True, optional=IMAGE_INPUT)
 class StandinKillPromptThread(Node):
     """Ends the prompt thread: the prompt stays listed as running for ever, HTTP goes on, nothing runs any more."""
 

@@ -7,6 +7,7 @@
 
 mod background;
 mod engine;
+mod front;
 mod gate;
 mod limits;
 mod picture;
@@ -20,11 +21,12 @@ mod wait;
 mod worker;
 
 pub use engine::{Engine, RunningEngine};
+pub use front::{Front, Spoil};
 pub use gate::{Fault, Gate};
 pub use picture::{landscape, png};
 pub use pixels::Pixels;
 pub use ports::free_port;
-pub use processes::{ProcessInfo, alive, descendants, processes_with_env_or_cwd_beneath};
+pub use processes::{ProcessInfo, alive, descendants, processes_with_env_or_cwd_beneath, zombies};
 pub use rabbitmq::{Extras, RabbitMq};
 pub use rustix::process::Signal;
 pub use s3::S3Server;

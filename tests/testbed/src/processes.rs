@@ -29,18 +29,13 @@ impl fmt::Display for ProcessInfo {
 impl ProcessInfo {
     /// `None` when it has ended; a zombie counts as ended: it holds nothing any more.
     fn read(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // pid (name) state parent …; the name may hold blanks and parentheses.
-        let (front, back) = stat.rsplit_once(')')?;
-        let mut fields = back.split_whitespace();
-        if matches!(fields.next()?, "Z" | "X") {
+        let (name, state, parent) = stat(pid)?;
+        if matches!(state, 'Z' | 'X') {
             return None;
         }
-        let parent = fields.next()?.parse().ok()?;
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&arguments).replace('\0', " ").trim().to_owned();
-        let name = front.split_once('(').map_or("?", |(_, name)| name);
-        let command = if command.is_empty() { name.to_owned() } else { command };
+        let command = if command.is_empty() { name } else { command };
         Some(Self { pid, parent, command })
     }
 
@@ -55,6 +50,16 @@ impl ProcessInfo {
     }
 }
 
+/// Name, state and parent of a process.
+fn stat(pid: u32) -> Option<(String, char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // pid (name) state parent …; the name may hold blanks and parentheses.
+    let (front, back) = stat.rsplit_once(')')?;
+    let name = front.split_once('(').map_or("?", |(_, name)| name);
+    let mut fields = back.split_whitespace();
+    Some((name.to_owned(), fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
 /// Whether `text` holds the path `folder`, or one beneath it.
 fn names(text: &[u8], folder: &[u8]) -> bool {
     text.windows(folder.len().max(1)).enumerate().any(|(at, window)| {
@@ -65,11 +70,19 @@ fn names(text: &[u8], folder: &[u8]) -> bool {
     })
 }
 
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
 fn all() -> impl Iterator<Item = ProcessInfo> {
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| ProcessInfo::read(entry.ok()?.file_name().to_str()?.parse().ok()?))
+    pids().filter_map(ProcessInfo::read)
+}
+
+/// The children of `parent` that have ended and that it has not waited for.
+#[must_use]
+pub fn zombies(parent: u32) -> Vec<u32> {
+    pids().filter(|pid| stat(*pid).is_some_and(|(_, state, above)| state == 'Z' && above == parent)).collect()
 }
 
 /// Whether that process is there and no zombie.
@@ -131,8 +144,12 @@ mod tests {
         let mut child = process::Command::new("sleep").arg("60").spawn()?;
         assert!(descendants(process::id()).iter().any(|process| process.pid == child.id()));
         child.kill()?;
+        while alive(child.id()) {
+            std::thread::yield_now();
+        }
+        assert!(zombies(process::id()).contains(&child.id()));
         child.wait()?;
-        assert!(!alive(child.id()));
+        assert!(!zombies(process::id()).contains(&child.id()));
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -11,13 +12,14 @@ use aws_sdk_s3::{
     Client,
     config::{BehaviorVersion, Credentials, Region},
 };
+use hyper::{Request, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto::Builder,
 };
-use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
+use s3s::{Body, auth::SimpleAuth, service::S3ServiceBuilder};
 use s3s_fs::FileSystem;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::Mutex, task::JoinHandle};
 
 use crate::background;
 
@@ -51,10 +53,21 @@ impl S3Server {
             .await?
             .context("no loopback port for the S3 server")?;
         let address = listener.local_addr()?;
+        // s3s-fs looks whether the object exists and then writes it: without a lock between two
+        // requests its If-None-Match lets several of them win.
+        let creating = Arc::new(Mutex::new(()));
         let server = background::spawn(async move {
             loop {
                 let Ok((socket, _)) = listener.accept().await else { continue };
-                let service = service.clone();
+                let (service, creating) = (service.clone(), Arc::clone(&creating));
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (service, creating) = (service.clone(), Arc::clone(&creating));
+                    async move {
+                        let creates = request.headers().contains_key("if-none-match");
+                        let _alone = if creates { Some(creating.lock().await) } else { None };
+                        service.call(request.map(Body::from)).await
+                    }
+                });
                 // Detached: a connection ends with its client.
                 drop(tokio::spawn(async move {
                     let http = Builder::new(TokioExecutor::new());
@@ -118,6 +131,17 @@ impl S3Server {
     #[must_use]
     pub fn path(&self, bucket: &str, key: &str) -> PathBuf {
         self.root.join(bucket).join(key)
+    }
+
+    /// Multipart uploads that were begun and neither completed nor aborted: their files.
+    ///
+    /// # Errors
+    /// When its folder cannot be read.
+    pub fn open_uploads(&self) -> Result<Vec<String>> {
+        let names =
+            fs::read_dir(&self.root)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let names: Vec<String> = names.collect::<Result<_>>()?;
+        Ok(names.into_iter().filter(|name| name.starts_with(".upload")).collect())
     }
 
     /// A client with this server's address and credentials, made new for the caller's runtime.

@@ -20,6 +20,8 @@ use crate::{Engine, ProcessInfo, RabbitMq, S3Server, background, descendants, fr
 /// What a worker is started with: settings by key (`amqp.url`), and variables.
 #[derive(Clone, Debug)]
 pub struct WorkerBuilder {
+    /// Words before the binary.
+    launcher: Vec<String>,
     binary: PathBuf,
     dir: PathBuf,
     settings: BTreeMap<String, String>,
@@ -38,6 +40,13 @@ impl WorkerBuilder {
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// It is started by this command, which must become it (`exec "$@"`): the process id is the worker's.
+    #[must_use]
+    pub fn launcher(mut self, words: impl IntoIterator<Item = String>) -> Self {
+        self.launcher = words.into_iter().collect();
         self
     }
 
@@ -90,7 +99,14 @@ impl WorkerBuilder {
     /// Those of [`WorkerBuilder::write_config`].
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
         let config = self.write_config()?;
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.launcher.split_first() {
+            None => Command::new(&self.binary),
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(&self.binary);
+                command
+            }
+        };
         // Neither the settings nor the AWS identity of whoever runs the tests.
         for (name, _) in env::vars_os() {
             let named = |prefix: &str| name.to_str().is_some_and(|name| name.starts_with(prefix));
@@ -138,8 +154,13 @@ impl Worker {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let dir = dir.canonicalize().with_context(|| format!("cannot read {}", dir.display()))?;
         let state = dir.join("state").display().to_string();
-        let builder =
-            WorkerBuilder { binary: binary.into(), dir, settings: BTreeMap::new(), env: BTreeMap::new() };
+        let builder = WorkerBuilder {
+            launcher: Vec::new(),
+            binary: binary.into(),
+            dir,
+            settings: BTreeMap::new(),
+            env: BTreeMap::new(),
+        };
         Ok(builder
             .set("worker.state_dir", state)
             .set("comfyui.port", free_port()?.to_string())

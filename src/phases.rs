@@ -1,0 +1,31 @@
+//! Named moments of a job's life, at which a test holds a worker or has it panic.
+//!
+//! Only with the feature `phases`, which nothing but the tests turns on: without it [`reached`] is
+//! empty. `COMFY_PHASES` names a folder. A file there that bears a phase's name is taken by the first
+//! worker that comes to it: one that says `panic` panics; any other is renamed to `<phase>.reached`,
+//! and the job goes on once that is removed. Signals and everything else are served meanwhile.
+
+/// The job in hand has come to `phase`.
+#[cfg(not(feature = "phases"))]
+#[inline]
+pub(crate) async fn reached(_phase: &str) {}
+
+/// The job in hand has come to `phase`.
+#[cfg(feature = "phases")]
+pub(crate) async fn reached(phase: &str) {
+    use std::{env, fs, path::PathBuf, time::Duration};
+
+    let Some(folder) = env::var_os("COMFY_PHASES").map(PathBuf::from) else { return };
+    let marker = folder.join(format!("{phase}.reached"));
+    // By renaming: of two workers one takes it.
+    if fs::rename(folder.join(phase), &marker).is_err() {
+        return;
+    }
+    if fs::read(&marker).is_ok_and(|says| says == b"panic") {
+        panic!("told to panic at the phase {phase}");
+    }
+    tracing::warn!(phase, "held by a test");
+    while marker.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

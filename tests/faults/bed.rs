@@ -1,0 +1,252 @@
+//! What the workers of one run share, and the publisher's side of it.
+
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::StreamExt as _;
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer,
+    options::{
+        BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
+        QueueDeclareOptions,
+    },
+    types::FieldTable,
+};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+use testbed::{Front, RabbitMq, S3Server, landscape, wait_for};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use super::{
+    JOB, SOON,
+    journal::{Expected, Journal, Record},
+};
+
+/// Between two looks at a broker that is away.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// A broker that confirms nothing for so long is asked again.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
+
+/// Broker, store and its front, publisher and collector of one run; its end removes the files.
+pub(super) struct Bed {
+    pub(super) journal: Arc<Journal>,
+    pub(super) broker: RabbitMq,
+    pub(super) front: Front,
+    pub(super) s3: S3Server,
+    pub(super) name: &'static str,
+    /// Where journal and logs lie after the run.
+    pub(super) kept: PathBuf,
+    collector: Option<JoinHandle<()>>,
+    /// Short, since sockets of Chromium's lie in it.
+    pub(super) folder: TempDir,
+}
+
+impl Bed {
+    pub(super) async fn new(name: &'static str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let s3 = S3Server::start(&folder.path().join("s3")).await?;
+        s3.create_bucket("inputs")?;
+        s3.create_bucket("results")?;
+        s3.put("inputs", "cat.png", landscape()).await?;
+        let broker = RabbitMq::start(&folder.path().join("rabbitmq")).await?;
+        let kept = testbed::scratch_root()?;
+        fs::create_dir_all(&kept)?;
+        let file = kept.join(format!("{name}-journal.jsonl"));
+        println!("journal: {}", file.display());
+        let journal = Arc::new(Journal::create(&file)?);
+        let front = Front::start(s3.address()).await?;
+        Ok(Self { journal, broker, front, s3, name, kept, collector: None, folder })
+    }
+
+    pub(super) fn queue(&self) -> String {
+        format!("{}.jobs", self.name)
+    }
+
+    fn replies(&self) -> String {
+        format!("{}.replies", self.name)
+    }
+
+    pub(super) fn events(&self) -> String {
+        format!("{}.events", self.name)
+    }
+
+    pub(super) fn control(&self) -> String {
+        format!("{}.control", self.name)
+    }
+
+    pub(super) fn broker_address(&self) -> Result<SocketAddr> {
+        let url = url::Url::parse(&self.broker.url())?;
+        Ok(SocketAddr::from(([127, 0, 0, 1], url.port().context("the broker's port")?)))
+    }
+
+    /// From now on answers, events and dead letters are noted. A worker must have declared its queues.
+    pub(super) async fn collect(&mut self) -> Result<()> {
+        let queues = Queues {
+            url: self.broker.url(),
+            replies: self.replies(),
+            events: self.events(),
+            dead: format!("{}.dead", self.queue()),
+        };
+        let mut first = queues.subscribe().await?;
+        let journal = Arc::clone(&self.journal);
+        self.collector = Some(tokio::spawn(async move {
+            loop {
+                let ended = first.note_all(&journal).await;
+                drop(ended);
+                first = loop {
+                    match timeout(SOON, queues.subscribe()).await {
+                        Ok(Ok(next)) => break next,
+                        _ => sleep(RECONNECT_PAUSE).await,
+                    }
+                };
+            }
+        }));
+        Ok(())
+    }
+
+    /// Publishes until the broker confirms it: after a lost confirm the message may be there twice.
+    pub(super) async fn publish(&self, id: &str, body: &[u8], expected: &Expected) -> Result<()> {
+        let mut properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.into());
+        if *expected != Expected::DeadLetter {
+            properties = properties.with_reply_to(self.replies().into());
+        }
+        let confirmed = || async {
+            timeout(CONFIRM_LIMIT, self.publish_once(body, properties.clone()))
+                .await
+                .is_ok_and(|done| done.is_ok())
+        };
+        wait_for("the broker to take a job", JOB, confirmed).await?;
+        let (at, expected) = (self.journal.now(), expected.clone());
+        self.journal.note(Record::Published { at, id: id.to_owned(), expected });
+        Ok(())
+    }
+
+    async fn publish_once(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
+        let connection = Connection::connect(&self.broker.url(), ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let published =
+            channel.basic_publish("".into(), self.queue().into(), options, body, properties).await?.await?;
+        ensure!(matches!(published, Confirmation::Ack(None)), "the job is in no queue");
+        Ok(())
+    }
+
+    /// Waits until that job has been answered so often.
+    pub(super) async fn wait_answers(&self, id: &str, count: usize) -> Result<()> {
+        let came = || async { self.journal.answers(id) >= count };
+        wait_for(&format!("{count} answers to {id}"), JOB, came).await
+    }
+
+    /// Messages, unacked ones too, and consumers of each queue that is not as it should be.
+    pub(super) async fn full_queues(&self, consumers: usize) -> Result<Vec<String>> {
+        let listed = self.broker.ctl(&["list_queues", "--no-table-headers", "name", "messages", "consumers"]);
+        let listed = listed.await?;
+        let full = |line: &str| {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let own = fields.first() == Some(&self.queue().as_str());
+            fields.get(1) != Some(&"0") || own && fields.get(2) != Some(&consumers.to_string().as_str())
+        };
+        Ok(listed.lines().filter(|line| full(line)).map(str::to_owned).collect())
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if let Some(collector) = &self.collector {
+            collector.abort();
+        }
+    }
+}
+
+struct Queues {
+    url: String,
+    replies: String,
+    events: String,
+    dead: String,
+}
+
+/// What comes to the publisher, as long as one connection lasts.
+struct Subscribed {
+    replies: Consumer,
+    events: Consumer,
+    dead: Consumer,
+    _connection: Connection,
+}
+
+impl Queues {
+    async fn subscribe(&self) -> Result<Subscribed> {
+        let connection = Connection::connect(&self.url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(self.replies.as_str().into(), durable, FieldTable::default()).await?;
+        let own =
+            QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        let listening = channel.queue_declare("".into(), own, FieldTable::default()).await?;
+        let (name, exchange) = (listening.name().clone(), self.events.as_str());
+        let options = QueueBindOptions::default();
+        channel
+            .queue_bind(
+                name.clone(),
+                exchange.into(),
+                "job.*.accepted".into(),
+                options,
+                FieldTable::default(),
+            )
+            .await?;
+        Ok(Subscribed {
+            replies: consume(&channel, &self.replies).await?,
+            events: consume(&channel, name.as_str()).await?,
+            dead: consume(&channel, &self.dead).await?,
+            _connection: connection,
+        })
+    }
+}
+
+async fn consume(channel: &Channel, queue: &str) -> Result<Consumer> {
+    let options = BasicConsumeOptions::default();
+    Ok(channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?)
+}
+
+impl Subscribed {
+    /// Notes what comes; acked once it is noted: a broker that dies must not take it along.
+    async fn note_all(&mut self, journal: &Journal) -> Result<()> {
+        loop {
+            let (from, delivery) = tokio::select! {
+                next = self.replies.next() => ("reply", next),
+                next = self.events.next() => ("event", next),
+                next = self.dead.next() => ("dead", next),
+            };
+            let delivery = delivery.context("the subscription ended")??;
+            let id = delivery.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default();
+            let at = journal.now();
+            match from {
+                "reply" => journal.note(Record::Answered { at, id, sha256: sha256(&delivery.data) }),
+                "dead" => journal.note(Record::DeadLettered { at, id }),
+                _ => {
+                    let event: Value = serde_json::from_slice(&delivery.data)?;
+                    let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+                    journal.note(Record::Accepted { at, id: text("id"), worker: text("worker") });
+                }
+            }
+            delivery.ack(BasicAckOptions::default()).await?;
+        }
+    }
+}
+
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// How often each job stands in the stand-in's ledger: jobs bear `@their id@` somewhere in their prompt.
+pub(super) fn count_executions(ledger: &str) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
+    for id in ledger.lines().filter_map(|prompt| prompt.split('@').nth(1)) {
+        *counts.entry(id).or_default() += 1;
+    }
+    counts
+}

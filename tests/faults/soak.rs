@@ -1,0 +1,188 @@
+//! Thousands of jobs, hundreds of faults, and a journal that is judged afterwards.
+
+use std::{
+    collections::BTreeSet,
+    env,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::future::try_join_all;
+use testbed::{Worker, wait_for};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, sleep_until},
+};
+
+use super::{
+    bed::Bed,
+    evidence,
+    fleet::{Keeper, Orders},
+    jobs,
+    journal::Harm,
+    judge::judge,
+    place::Place,
+    plan::{Act, Plan, Size},
+};
+
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+/// Jobs published and not answered, for each worker: so many that none is idle.
+const AHEAD: usize = 4;
+/// For all jobs to be published, however slow the machine.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// From the last fault to the last answer.
+const CATCH_UP: Duration = Duration::from_secs(300);
+
+impl Size {
+    /// From `SOAK_JOBS`, `SOAK_MINUTES`, `SOAK_WORKERS` and `SOAK_SEED`.
+    pub(super) fn from_env() -> Result<Self> {
+        let number = |name: &str, default: f64| match env::var(name) {
+            Ok(text) if !text.is_empty() => text.parse::<f64>().with_context(|| format!("{name}={text}")),
+            _ => Ok(default),
+        };
+        let jobs = number("SOAK_JOBS", 2000.0)? as usize;
+        let seed = match env::var("SOAK_SEED") {
+            Ok(text) if !text.is_empty() => text.parse().with_context(|| format!("SOAK_SEED={text}"))?,
+            _ => fresh_seed(),
+        };
+        let workers = number("SOAK_WORKERS", 3.0)? as usize;
+        ensure!((1..=NAMES.len()).contains(&workers), "1 to {} workers", NAMES.len());
+        let span = Duration::from_secs_f64(number("SOAK_MINUTES", 10.0)? * 60.0);
+        Ok(Self { jobs, faults: jobs * 3 / 20, workers, span, seed })
+    }
+}
+
+pub(super) fn fresh_seed() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| u64::from(since.subsec_nanos()))
+}
+
+/// Fails on any violation.
+pub(super) async fn soak(size: Size) -> Result<()> {
+    println!("seed {} ({size:?})", size.seed);
+    let plan = Plan::new(&size);
+    let mut bed = Bed::new("soak").await?;
+    let mut places = Vec::new();
+    for (index, name) in NAMES.into_iter().take(size.workers).enumerate() {
+        places.push(Arc::new(Place::new(&bed, name, index == 0 && plan.fills_a_disk()).await?));
+    }
+    let workers = try_join_all(places.iter().map(|place| place.site.boot())).await?;
+    bed.collect().await?;
+    let bed = Arc::new(bed);
+
+    let mut keepers = Vec::new();
+    let mut orders = Vec::new();
+    for (place, worker) in places.iter().zip(workers) {
+        let (sender, strikes) = mpsc::channel(1);
+        let listens = Arc::new(AtomicBool::new(false));
+        let sender = Orders { sender, listens: Arc::clone(&listens) };
+        let keeper = Keeper { bed: Arc::clone(&bed), place: Arc::clone(place), strikes, listens };
+        keepers.push(tokio::spawn(keeper.keep(worker)));
+        orders.push(sender);
+    }
+    let begin = Instant::now();
+    let ids: BTreeSet<String> = plan.jobs.iter().map(|job| job.id.clone()).collect();
+    let progress = tokio::spawn(tell_progress(Arc::clone(&bed), begin));
+    let published = AtomicUsize::new(0);
+    let ahead = size.workers * AHEAD;
+    tokio::try_join!(
+        publish(&bed, &plan, begin, ahead, &published),
+        strike(&bed, &plan, &published, &orders)
+    )?;
+    let answered = || async { bed.journal.outstanding().is_empty() };
+    // What is missing is found by the judge.
+    let caught_up = wait_for("the last answers", CATCH_UP, answered).await;
+    println!(
+        "{} after {:.0} s",
+        if caught_up.is_ok() { "all answered" } else { "NOT all answered" },
+        begin.elapsed().as_secs_f32()
+    );
+    drop(orders);
+    let mut last = Vec::new();
+    for keeper in keepers {
+        last.push(keeper.await??);
+    }
+    bed.front.lift();
+    let close = async |(place, worker): (&Arc<Place>, Worker)| {
+        place.gate.lift();
+        place.wait_idle(&worker).await?;
+        place.close(worker, &bed).await
+    };
+    try_join_all(places.iter().zip(last).map(close)).await?;
+    progress.abort();
+    evidence::peers(&bed, 0).await?;
+    let places: Vec<&Place> = places.iter().map(|place| &**place).collect();
+    evidence::manifests(&bed, &places, &ids).await?;
+    let report = judge(&bed.journal.records());
+    for violation in &report.violations {
+        println!("VIOLATION {violation}");
+    }
+    println!("seed {}: {report}", size.seed);
+    bed.broker.stop().await?;
+    ensure!(report.violations.is_empty(), "{} violations (seed {})", report.violations.len(), size.seed);
+    ensure!(report.jobs == size.jobs, "{} jobs of {} were published", report.jobs, size.jobs);
+    Ok(())
+}
+
+async fn publish(
+    bed: &Bed,
+    plan: &Plan,
+    begin: Instant,
+    ahead: usize,
+    published: &AtomicUsize,
+) -> Result<()> {
+    for job in &plan.jobs {
+        sleep_until((begin + job.at).into()).await;
+        let room = || async { bed.journal.outstanding().len() < ahead };
+        wait_for("workers that keep up", CATCH_UP, room).await?;
+        let (body, expected) = jobs::body(job.kind, &job.id, &bed.s3)?;
+        for _ in 0..=usize::from(job.twice) {
+            bed.publish(&job.id, &body, &expected).await?;
+        }
+        published.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+async fn strike(bed: &Bed, plan: &Plan, published: &AtomicUsize, keepers: &[Orders]) -> Result<()> {
+    for strike in &plan.faults {
+        let due = || async { published.load(Ordering::Relaxed) > strike.after };
+        wait_for("the next fault's turn", LONGEST, due).await?;
+        match &strike.act {
+            Act::Store(says, spoil, count) => {
+                bed.journal.fault(Harm::Store, None, format!("{spoil:?} × {count} of {says:?}"));
+                bed.front.spoil(*says, *spoil, *count);
+            }
+            Act::Broker => {
+                bed.journal.fault(Harm::Broker, None, "kill -9");
+                bed.broker.kill().await?;
+                bed.broker.restart().await?;
+            }
+            act => {
+                let order = (0..keepers.len()).map(|step| &keepers[(strike.worker + step) % keepers.len()]);
+                // Only the first one's disk is small.
+                let whom: Vec<_> = order.take(if matches!(act, Act::DiskFull(_)) { 1 } else { 6 }).collect();
+                let taken = || async { whom.iter().any(|keeper| keeper.give(act)) };
+                wait_for("a worker to strike", CATCH_UP, taken).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn tell_progress(bed: Arc<Bed>, begin: Instant) {
+    loop {
+        sleep(Duration::from_secs(15)).await;
+        let report = judge(&bed.journal.records());
+        let open = bed.journal.outstanding().len();
+        println!(
+            "{:4.0} s: {} jobs published, {open} open, {} faults",
+            begin.elapsed().as_secs_f32(),
+            report.jobs,
+            report.faults
+        );
+    }
+}
