@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::job::runner::Stops;
+use crate::job::end::Stops;
 
 /// From the interrupt of what runs to the end of a drain that is stuck in spite of every limit of
 /// its own: an orchestrator's KILL would come anyway, and a worker that hangs helps nobody.

@@ -20,8 +20,8 @@ use crate::{
     config::{Config, Mistake, Mistakes},
     connector::ComfyConnector,
     job::{
-        end::InHand,
-        runner::{Runner, Stops},
+        end::{InHand, Stops},
+        runner::Runner,
     },
     store::{ObjectUri, Stores},
 };

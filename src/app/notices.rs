@@ -8,7 +8,7 @@ use super::{
     worker::{HAND_BACK_PAUSE, Worker},
 };
 use crate::{
-    job::{failure::Failure, runner::Ending},
+    job::{failure::Failure, incoming::Ending},
     queue::{Delivery, Message, Settlement},
 };
 

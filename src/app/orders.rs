@@ -8,8 +8,8 @@ use crate::{
     job::{
         JobId,
         cancel::{self, Cancelling},
-        end::InHand,
-        runner::{Runner, Stops},
+        end::{InHand, Stops},
+        runner::Runner,
     },
     queue::{Order, Orders},
     store::{ObjectStore, ObjectUri},

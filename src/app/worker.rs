@@ -17,7 +17,10 @@ use super::{ServeError, boot::boot_error, last_words, sinks::Sinks};
 use crate::{
     admin::{Board, Phase},
     config::Config,
-    job::runner::{Ending, Fault, Incoming, Runner},
+    job::{
+        incoming::{Ending, Fault, Incoming},
+        runner::Runner,
+    },
     queue::{self, Broker, Consumer, Delivery, Message, ResultMessage, Settled, Settlement},
 };
 

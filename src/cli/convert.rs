@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Context, Failed, display::Display, print, workflow};
 use crate::{
     connector::ComfyConnector,
-    job::{apply::is_ui_workflow, runner::Stops},
+    job::{apply::is_ui_workflow, end::Stops},
     lifecycle,
     store::Stores,
     text::one_line,

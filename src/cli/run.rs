@@ -15,10 +15,11 @@ use super::{
 use crate::{
     connector::{ComfyConnector, ConnectorError},
     job::{
-        end::InHand,
+        end::{InHand, Stops},
+        incoming::{Ending, Incoming},
         request::JobRequest,
         result::JobResult,
-        runner::{Ending, Incoming, Runner, Stops},
+        runner::Runner,
     },
     lifecycle,
     store::{ObjectUri, Stores},

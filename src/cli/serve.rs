@@ -3,7 +3,7 @@
 use super::{Context, Failed};
 use crate::{
     app::{self, ServeError},
-    job::runner::Stops,
+    job::end::Stops,
     lifecycle,
 };
 

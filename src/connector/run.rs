@@ -1,6 +1,6 @@
 //! What is run, and how: conversion, execution, history.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -109,21 +109,6 @@ impl ComfyConnector {
             }
             return outcome;
         }
-    }
-
-    /// Stops that ComfyUI and its browser, unless others run by now; the next call starts new ones.
-    pub(super) async fn discard(&self, engine: &Arc<Engine>) {
-        let (connector, engine) = (self.clone(), Arc::clone(engine));
-        // In a task of its own, as the start is; one that has begun ends.
-        let discarding = tokio::spawn(async move {
-            let _turn = connector.0.turn.lock().await;
-            if connector.running().is_some_and(|running| Arc::ptr_eq(&running, &engine)) {
-                connector.0.standing.enter(State::Initializing);
-                connector.take_engine();
-                engine.stop().await;
-            }
-        });
-        let _ = discarding.await;
     }
 }
 

@@ -14,6 +14,7 @@ pub mod event;
 mod execution;
 pub mod failure;
 mod id;
+pub mod incoming;
 pub mod report;
 pub mod request;
 pub mod result;

@@ -6,7 +6,7 @@
 use std::{
     convert::Infallible,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -14,13 +14,13 @@ use tokio::time::{sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    JobId,
     answer::{encode, failed},
     attempt::{OpenAttempt, Opened, Records},
-    end::{End, InHand},
+    end::{End, InHand, Stops},
     event::EventKind,
     execution::{Done, Executor},
     failure::Failure,
+    incoming::{Ending, Fault, Incoming},
     report::{EventSink, Reporter},
     request::{JobRequest, Refused},
     result::{JobResult, Stage, Status, Timings, WorkerInfo},
@@ -58,96 +58,6 @@ pub struct Runner {
     pub stops: Stops,
     /// The jobs in hand, for whoever cancels one.
     pub in_hand: InHand,
-}
-
-/// Stop is not abort: stop ends what has not begun to run, abort ends what runs.
-#[derive(Clone, Debug, Default)]
-pub struct Stops {
-    /// Nothing new starts.
-    pub stop: CancellationToken,
-    /// What runs is interrupted.
-    pub abort: CancellationToken,
-}
-
-impl Stops {
-    /// `work`, given up when what runs must end.
-    pub(super) async fn unless_aborted<T>(
-        &self,
-        work: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, Failure> {
-        tokio::select! {
-            biased;
-            done = work => done,
-            () = self.abort.cancelled() => Err(Failure::Draining),
-        }
-    }
-}
-
-/// A message to be run.
-#[derive(Clone, Debug)]
-pub struct Incoming {
-    /// The body.
-    pub body: Bytes,
-    /// AMQP `message_id`.
-    pub message_id: Option<String>,
-    /// When it was published.
-    pub published_at: Option<SystemTime>,
-    /// How long after that its answer is worth anything.
-    pub expiration: Option<Duration>,
-    /// Cancelled when the broker has taken the message back, and may give it to others.
-    pub lost: CancellationToken,
-    /// Whether somebody gets the answer.
-    pub answerable: bool,
-}
-
-impl Incoming {
-    /// A job of this machine's own: nothing but its body and a name.
-    #[must_use]
-    pub fn local(body: Bytes, id: String) -> Self {
-        Self {
-            body,
-            message_id: Some(id),
-            published_at: None,
-            expiration: None,
-            lost: CancellationToken::new(),
-            answerable: true,
-        }
-    }
-}
-
-/// What becomes of a message.
-#[derive(Debug)]
-pub enum Ending {
-    /// Publish this result, then ack.
-    Answered {
-        /// The job.
-        id: JobId,
-        /// The result, byte for byte.
-        body: Bytes,
-    },
-    /// Give it back to the queue.
-    HandBack {
-        /// Why.
-        reason: String,
-        /// Whether the fault may last.
-        fault: Fault,
-    },
-    /// No job, and nobody to tell: to the dead letters.
-    Reject {
-        /// Why.
-        reason: String,
-    },
-}
-
-/// What a hand-back says of this worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// It is told to end.
-    None,
-    /// Something is away: not at once again, or the job would come back in a hot loop.
-    Passing,
-    /// Its disk is full: other jobs are better off elsewhere, too.
-    DiskFull,
 }
 
 /// A failure and where it was met.

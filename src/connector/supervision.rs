@@ -1,0 +1,152 @@
+//! Keeps ComfyUI running: started when it is needed, started again when it is lost, stopped when it is
+//! beyond words.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use backon::{ExponentialBuilder, Retryable};
+use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{ComfyConnector, ConnectorError, Engine, Inner, State, engine, locked};
+
+/// Boots before giving up.
+const BOOTS: usize = 3;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+impl ComfyConnector {
+    /// The running parts, started again when ComfyUI has died or, idle, does not answer within 10 s. It
+    /// is asked only when its last answer is 5 s old or was none. A browser that died is replaced by
+    /// the next conversion.
+    ///
+    /// # Errors
+    /// As [`ComfyConnector::create`]; [`ConnectorError::Killed`] after a shutdown,
+    /// [`ConnectorError::Unusable`] after a start that failed.
+    pub async fn engine(&self) -> Result<Arc<Engine>, ConnectorError> {
+        if let Some(running) = self.running().filter(|engine| engine.is_proven()) {
+            return Ok(running);
+        }
+        let connector = self.clone();
+        // In a task of its own: a caller that holds this future and does not poll it would hold the
+        // turn, and a shutdown would wait for ever. Ends with the future.
+        let starting = tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = connector.0.killed.cancelled() => Err(ConnectorError::Killed),
+                engine = connector.proven_engine() => engine,
+            }
+        });
+        AbortOnDropHandle::new(starting).await.unwrap_or(Err(ConnectorError::Killed))
+    }
+
+    async fn proven_engine(&self) -> Result<Arc<Engine>, ConnectorError> {
+        let _turn = self.0.turn.lock().await;
+        if let Some(reason) = self.0.failure.get() {
+            return Err(ConnectorError::Unusable(reason.clone()));
+        }
+        if let Some(running) = self.running() {
+            if running.is_proven() {
+                return Ok(running);
+            }
+            match running.prove(engine::PATIENCE).await {
+                Ok(()) => return Ok(running),
+                Err(ill) => tracing::warn!(%ill, "ComfyUI is lost, starting it again"),
+            }
+        }
+        self.0.standing.enter(State::Initializing);
+        if let Some(old) = self.take_engine() {
+            old.stop().await;
+        }
+        let most = self.0.config.comfyui.max_restarts;
+        if !locked(&self.0.restarts).may_start(Instant::now(), most) {
+            return Err(self.fail(ConnectorError::Unstable { most }));
+        }
+        // Boxed: a future of its size on every caller's stack would be large for nothing.
+        let Inner { config, stager, on_boot_line, .. } = &*self.0;
+        let boot = || Box::pin(Engine::boot(config, stager.journal(), Arc::clone(on_boot_line)));
+        let pauses =
+            ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_times(BOOTS - 1).with_jitter();
+        let booted = boot
+            .retry(pauses)
+            .when(ConnectorError::is_worth_another_boot)
+            .notify(|error, pause| tracing::warn!(%error, ?pause, "the start failed, trying again"))
+            .await;
+        match booted {
+            Ok(booted) => {
+                let booted = Arc::new(booted);
+                *locked(&self.0.engine) = Some(Arc::clone(&booted));
+                self.0.standing.enter(State::Ready);
+                Ok(booted)
+            }
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Starts no more: `error` is why.
+    fn fail(&self, error: ConnectorError) -> ConnectorError {
+        self.0.failure.get_or_init(|| error.to_string());
+        self.0.standing.enter(State::Error);
+        error
+    }
+
+    /// The running parts, if there are any, well or ill.
+    #[must_use]
+    pub fn running(&self) -> Option<Arc<Engine>> {
+        locked(&self.0.engine).clone()
+    }
+
+    pub(super) fn take_engine(&self) -> Option<Arc<Engine>> {
+        locked(&self.0.engine).take()
+    }
+
+    /// Kills ComfyUI, which did not let go of a prompt or is otherwise beyond words; the next call
+    /// starts it again.
+    pub async fn kill_engine(&self) {
+        if let Some(engine) = self.running() {
+            engine.server().kill();
+            self.discard(&engine).await;
+        }
+    }
+
+    /// Stops ComfyUI in good order; the next call starts it again, which is no loss.
+    pub async fn recycle(&self) {
+        locked(&self.0.restarts).plan();
+        if let Some(engine) = self.running() {
+            self.discard(&engine).await;
+        }
+    }
+
+    /// Waits until ComfyUI has ended, was stopped or, while it runs no prompt, does not answer within
+    /// 10 s: why. The next call starts it again.
+    pub async fn lost(&self) -> String {
+        loop {
+            let Some(engine) = self.running() else { return "it was stopped".to_owned() };
+            tokio::select! {
+                exit = engine.server().exited() => return exit,
+                () = sleep(engine::PROOF_LASTS) => {}
+            }
+            if !engine.is_proven()
+                && let Err(ill) = engine.prove(engine::PATIENCE).await
+            {
+                return ill.to_string();
+            }
+        }
+    }
+
+    /// Stops that ComfyUI and its browser, unless others run by now; the next call starts new ones.
+    pub(super) async fn discard(&self, engine: &Arc<Engine>) {
+        let (connector, engine) = (self.clone(), Arc::clone(engine));
+        // In a task of its own, as the start is; one that has begun ends.
+        let discarding = tokio::spawn(async move {
+            let _turn = connector.0.turn.lock().await;
+            if connector.running().is_some_and(|running| Arc::ptr_eq(&running, &engine)) {
+                connector.0.standing.enter(State::Initializing);
+                connector.take_engine();
+                engine.stop().await;
+            }
+        });
+        let _ = discarding.await;
+    }
+}
