@@ -3,8 +3,11 @@
 //! A marker that was never closed is an attempt that ended without a word: a crash. The broker's
 //! own count cannot tell those from orderly hand-backs (FAULTS, "measured on RabbitMQ 3.10.8").
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::failure::Failure;
@@ -14,6 +17,9 @@ use crate::store::{Creation, ObjectStore, ObjectUri, StoreError};
 const LARGEST_RECORD: u64 = 64 << 20;
 /// More hand-backs than any orderly life has.
 const MOST_MARKERS: u32 = 1000;
+
+/// What a worker that lost its connection may take to notice and to note it in its marker.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// The records of one job.
 #[derive(Clone, Debug)]
@@ -87,6 +93,32 @@ impl<'a> Records<'a> {
 
     /// Begins an attempt, or finds that there is nothing to run.
     pub(super) async fn open(&self, digest: &str, worker: &str, max_crashes: u32) -> Result<Opened, Failure> {
+        let opened = self.count_and_begin(digest, worker, max_crashes).await?;
+        let Opened::Poison { attempt, crashes } = opened else { return Ok(opened) };
+        // The last of them may live: a worker whose connection broke goes on, and says so in its marker.
+        sleep(LAST_WORD).await;
+        if let Some(result) = self.result().await? {
+            return Ok(Opened::Finished(result));
+        }
+        let still_open = self.open_before(attempt.number).await?;
+        if still_open < max_crashes {
+            Ok(Opened::Attempt(attempt))
+        } else {
+            Ok(Opened::Poison { attempt, crashes })
+        }
+    }
+
+    /// How many attempts before that one ended without a word, or have not ended.
+    async fn open_before(&self, number: u32) -> Result<u32, Failure> {
+        let mut open = 0;
+        for earlier in 1..number {
+            let marker = self.marker(&self.at(&format!("attempts/{earlier}.json"))?).await?;
+            open += u32::from(marker.closed.is_none());
+        }
+        Ok(open)
+    }
+
+    async fn count_and_begin(&self, digest: &str, worker: &str, max_crashes: u32) -> Result<Opened, Failure> {
         let mut crashes = 0;
         for number in 1..=MOST_MARKERS {
             let marker = Marker::new(number, worker, digest);

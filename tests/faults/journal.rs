@@ -52,7 +52,7 @@ pub(super) enum Harm {
 impl Harm {
     /// Whether the attempt in hand ends without a word: it counts towards poison.
     fn is_crash(self) -> bool {
-        matches!(self, Self::Kill | Self::Panic | Self::Amqp | Self::Broker | Self::Poison | Self::Stop)
+        matches!(self, Self::Kill | Self::Panic | Self::Poison | Self::Stop)
     }
 }
 
