@@ -24,7 +24,9 @@ async fn a_queued_job_is_cancelled_in_the_store_and_never_run() -> Result<()> {
     let bed = Bed::new("cancel-queued").await?;
     let site = Site::new(&bed, "a")?;
     let worker = site.boot().await?;
-    bed.publish(&slow_job("first", 4.0)).await?;
+    bed.publish(&slow_job("over", 0.01)).await?;
+    ensure!(bed.answer("over").await?["status"] == "succeeded");
+    bed.publish(&slow_job("first", 600.0)).await?;
     wait_running(&worker, "first").await?;
     bed.publish(&slow_job("second", 600.0)).await?;
     let (code, out, err) = site.command(&["cancel", "second"]).await?;
@@ -34,11 +36,14 @@ async fn a_queued_job_is_cancelled_in_the_store_and_never_run() -> Result<()> {
     ensure!(
         code == 0 && serde_json::from_str::<Value>(&out)? == json!({"id": "second", "status": "cancelled"})
     );
-    let results = bed.answers(&["first", "second"]).await?;
-    ensure!(results["first"]["status"] == "succeeded" && is_cancelled(&results["second"]), "{results:#?}");
-    ensure!(bed.attempts("second").await? == 1, "no worker began it");
-
     let (code, out, err) = site.command(&["cancel", "first"]).await?;
+    ensure!((code, out.as_str()) == (0, "first: cancelled"), "{code} {out} {err}");
+    let results = bed.answers(&["first", "second"]).await?;
+    ensure!(results.values().all(is_cancelled), "{results:#?}");
+    ensure!(results["first"]["error"]["stage"] == "run", "{results:#?}");
+    ensure!(results["second"]["error"]["stage"] == "accept", "a worker began it: {results:#?}");
+
+    let (code, out, err) = site.command(&["cancel", "over"]).await?;
     ensure!(code == 1 && out.is_empty() && err.contains("over before it was cancelled (succeeded)"), "{err}");
     let (code, _, err) = site.command(&["cancel", "../first"]).await?;
     ensure!(code == 2 && err.contains("../first"), "{err}");

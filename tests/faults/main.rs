@@ -33,7 +33,7 @@ const BOOT: Duration = Duration::from_secs(300);
 /// For what takes milliseconds on an idle machine.
 const SOON: Duration = Duration::from_secs(60);
 /// For a job with everything around it.
-const JOB: Duration = Duration::from_secs(90);
+const JOB: Duration = Duration::from_secs(240);
 /// After the grace: interrupting, handing back, stopping ComfyUI and the browser.
 const ENDING: Duration = Duration::from_secs(8);
 
