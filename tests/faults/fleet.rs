@@ -63,7 +63,12 @@ impl Keeper {
                     None => return Ok(worker),
                     Some(act) => {
                         let pid = worker.pid();
-                        self.strike(&mut worker, act).await?;
+                        if let Err(error) = self.strike(&mut worker, act).await {
+                            // A poison job may kill it in the very moment in which it is struck.
+                            let Some(status) = worker.exit_status() else { return Err(error) };
+                            self.note_end(status, &worker);
+                            worker = self.boot().await?;
+                        }
                         if worker.pid() != pid {
                             self.wait_at_work().await;
                         }

@@ -1,7 +1,7 @@
 //! Where a worker lives through a run: its gate to the broker, its canaries, its lives one after
 //! the other, and what each of them must not leave.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, os::unix::process::ExitStatusExt as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use testbed::{Gate, ProcessInfo, Signal, Worker, wait_for, zombies};
@@ -108,7 +108,10 @@ impl Place {
         wait_for("the drain", SOON, draining).await?;
         meanwhile();
         let (status, _) = end(worker, Duration::from_secs(10)).await?;
-        if status.code() != Some(0) {
+        if status.signal() == Some(Signal::KILL.as_raw()) {
+            // The job that it was to finish was poison.
+            journal.fault(Harm::Poison, Some(self.name), "after TERM");
+        } else if status.code() != Some(0) {
             journal.left(Left::Exit, format!("{}: {status} after TERM", self.name));
         }
         self.note_orphans(&seen, journal).await;

@@ -88,10 +88,17 @@ pub(super) async fn soak(size: Size) -> Result<()> {
     let progress = tokio::spawn(tell_progress(Arc::clone(&bed), begin));
     let published = AtomicUsize::new(0);
     let ahead = size.workers * AHEAD;
-    tokio::try_join!(
+    let ran = tokio::try_join!(
         publish(&bed, &plan, begin, ahead, &published),
         strike(&bed, &plan, &published, &orders)
-    )?;
+    );
+    if ran.is_err() {
+        // What ended a keeper says more than that nobody keeps his worker any more.
+        for keeper in keepers.iter_mut().filter(|keeper| keeper.is_finished()) {
+            keeper.await??;
+        }
+    }
+    ran?;
     let answered = || async { bed.journal.outstanding().is_empty() };
     // What is missing is found by the judge.
     let caught_up = wait_for("the last answers", CATCH_UP, answered).await;
@@ -165,8 +172,10 @@ async fn strike(bed: &Bed, plan: &Plan, published: &AtomicUsize, keepers: &[Orde
                 let order = (0..keepers.len()).map(|step| &keepers[(strike.worker + step) % keepers.len()]);
                 // Only the first one's disk is small.
                 let whom: Vec<_> = order.take(if matches!(act, Act::DiskFull(_)) { 1 } else { 6 }).collect();
-                let taken = || async { whom.iter().any(|keeper| keeper.give(act)) };
+                let taken =
+                    || async { whom.iter().any(|keeper| keeper.sender.is_closed() || keeper.give(act)) };
                 wait_for("a worker to strike", CATCH_UP, taken).await?;
+                ensure!(!whom.iter().any(|keeper| keeper.sender.is_closed()), "a worker's keeper has ended");
             }
         }
     }
