@@ -19,10 +19,7 @@ use crate::{
     admin::{self, Board, Phase},
     config::{Config, Mistake, Mistakes},
     connector::ComfyConnector,
-    job::{
-        end::{InHand, Stops},
-        runner::Runner,
-    },
+    job::{end::Stops, runner::Runner},
     store::{ObjectUri, Stores},
 };
 
@@ -67,17 +64,7 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
             let running = connector.running();
             let version = running.map_or("unknown".to_owned(), |engine| engine.server().version().to_owned());
             board.connected(&version, broker.health());
-            let runner = Runner {
-                connector,
-                store: stores.clone(),
-                base,
-                outputs: config.outputs.clone(),
-                limits: config.job.clone(),
-                staging_limit: config.inputs.timeout,
-                worker_id: config.worker.id.clone(),
-                stops: stops.clone(),
-                in_hand: InHand::default(),
-            };
+            let runner = Runner::new(connector, stores.clone(), base, &config, stops.clone());
             let obeying = Obedience::of(&runner).obey(broker.orders());
             let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
             let worker = Worker {

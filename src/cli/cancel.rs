@@ -11,7 +11,7 @@ use crate::{
         cancel::{self, Cancelling},
         result::JobResult,
     },
-    queue::{Broker, Order, QueueError},
+    queue::{Broker, Order},
     store::Stores,
 };
 
@@ -32,10 +32,7 @@ pub(super) async fn cancel(context: Context, args: Args) -> Result<(), Failed> {
     let Context { config, json } = context;
     let (base, id) = (store_uri(&config)?, args.job);
     let stores = Stores::new(&config.store).await;
-    let broker = Broker::connect(&config.amqp, &config.worker.id).await.map_err(|error| match error {
-        QueueError::Misconfigured(reason) => Failed::Usage(reason),
-        error => Failed::Environment(error.to_string()),
-    })?;
+    let broker = Broker::connect(&config.amqp, &config.worker.id).await?;
     let told = broker.order(&Order::Cancel(id.to_string()), Instant::now() + TELL_LIMIT).await;
     broker.close().await;
     told.map_err(|error| Failed::Environment(format!("the workers could not be told: {error}")))?;

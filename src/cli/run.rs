@@ -15,7 +15,7 @@ use super::{
 use crate::{
     connector::{ComfyConnector, ConnectorError},
     job::{
-        end::{InHand, Stops},
+        end::Stops,
         incoming::{Ending, Incoming},
         request::JobRequest,
         result::JobResult,
@@ -81,17 +81,13 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
     };
     let ending = match connector {
         Ok(connector) => {
-            let runner = Runner {
+            let runner = Runner::new(
                 connector,
-                store: stores.clone(),
-                base: ObjectUri::File(scratch_path.join("store")),
-                outputs: config.outputs.clone(),
-                limits: config.job.clone(),
-                staging_limit: config.inputs.timeout,
-                worker_id: config.worker.id.clone(),
-                stops: stops.clone(),
-                in_hand: InHand::default(),
-            };
+                stores.clone(),
+                ObjectUri::File(scratch_path.join("store")),
+                &config,
+                stops.clone(),
+            );
             let id = format!("{}-{}", workflow::stem(&args.workflow), Uuid::new_v4().simple());
             let incoming = Incoming::local(body.into(), id);
             Ok(runner.run(incoming, Arc::new(display.clone())).await)

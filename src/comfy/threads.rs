@@ -47,7 +47,11 @@ fn now(process: u32) -> BTreeSet<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, thread};
+    use std::{
+        sync::mpsc,
+        thread,
+        time::{Duration, Instant},
+    };
 
     use super::*;
 
@@ -67,7 +71,9 @@ mod tests {
         drop(end);
         let _ = thread.join();
         // The kernel takes it off the list a moment after the join.
+        let begin = Instant::now();
         while mine.ended() == 0 {
+            assert!(begin.elapsed() < Duration::from_secs(30), "its end is not seen");
             thread::yield_now();
         }
         assert!(mine.living().known.is_empty());

@@ -27,7 +27,7 @@ use super::{
     verdict::{Remedy, Verdict, verdict},
 };
 use crate::{
-    config::{JobConfig, OutputsConfig},
+    config::{Config, JobConfig, OutputsConfig},
     connector::ComfyConnector,
     store::{ObjectStore, ObjectUri},
 };
@@ -79,6 +79,28 @@ impl<T> At<T> for Result<T, Failure> {
 }
 
 impl Runner {
+    /// With the limits, allowances and name of `config`.
+    #[must_use]
+    pub fn new(
+        connector: ComfyConnector,
+        store: Arc<dyn ObjectStore>,
+        base: ObjectUri,
+        config: &Config,
+        stops: Stops,
+    ) -> Self {
+        Self {
+            connector,
+            store,
+            base,
+            outputs: config.outputs.clone(),
+            limits: config.job.clone(),
+            staging_limit: config.inputs.timeout,
+            worker_id: config.worker.id.clone(),
+            stops,
+            in_hand: InHand::default(),
+        }
+    }
+
     /// Takes a message from acceptance to its durable result, or back to the queue.
     pub async fn run(&self, incoming: Incoming, sink: Arc<dyn EventSink>) -> Ending {
         let accepted_at = Instant::now();
@@ -128,26 +150,19 @@ impl Runner {
             return Ending::Reject { reason: failure.to_string() };
         };
         let met = Met { stage: Stage::Accept, failure };
+        let answer = |attempt| {
+            encode(&failed(&self.worker_id, &id, attempt, Timings::default(), metadata.clone(), &met))
+        };
         let settled = async {
             let records = Records::new(&*self.store, &self.base, id.as_str())?;
-            let opened = records.open(&digest, &self.worker_id, self.limits.max_attempts).await?;
-            let attempt = match opened {
-                Opened::Finished(body) => return Ok(body),
-                Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => attempt.number,
-                // The manifest beneath this id is another job's, and not for this publisher's eyes.
-                Opened::Conflict => {
-                    return encode(&failed(
-                        &self.worker_id,
-                        &id,
-                        1,
-                        Timings::default(),
-                        metadata.clone(),
-                        &met,
-                    ));
+            match records.open(&digest, &self.worker_id, self.limits.max_attempts).await? {
+                Opened::Finished(body) => Ok(body),
+                Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => {
+                    records.settle(answer(attempt.number)?).await
                 }
-            };
-            let result = failed(&self.worker_id, &id, attempt, Timings::default(), metadata.clone(), &met);
-            records.settle(encode(&result)?).await
+                // The manifest beneath this id is another job's, and not for this publisher's eyes.
+                Opened::Conflict => answer(1),
+            }
         };
         match self.stops.unless_aborted(settled).await {
             Ok(body) => Ending::Answered { id, body },
