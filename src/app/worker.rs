@@ -1,14 +1,6 @@
 //! Takes jobs while ComfyUI runs, and starts it again when it is lost or worn.
 
-use std::{
-    convert::Infallible,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +28,6 @@ pub(super) struct Worker<'a> {
     pub(super) broker: Broker,
     pub(super) board: Board,
     pub(super) config: &'a Config,
-    pub(super) disk_full: AtomicBool,
 }
 
 /// Why no more jobs are taken.
@@ -115,8 +106,8 @@ impl Worker<'_> {
         let stops = &self.runner.stops;
         let mut job = pin!(self.handle(delivery));
         tokio::select! {
-            settlement = &mut job => {
-                let leave = self.leave();
+            (settlement, leave) = &mut job => {
+                let leave = leave.or_else(|| self.leave());
                 if leave.is_some() {
                     last_words(stops, consumer.stop()).await;
                 }
@@ -124,7 +115,7 @@ impl Worker<'_> {
             }
             () = stops.stop.cancelled() => {
                 self.board.enter(Phase::Draining);
-                let ((), settlement) = tokio::join!(last_words(stops, consumer.stop()), job);
+                let ((), (settlement, _)) = tokio::join!(last_words(stops, consumer.stop()), job);
                 (settlement, Some(Leave::Drain))
             }
         }
@@ -132,9 +123,6 @@ impl Worker<'_> {
 
     /// Whether ComfyUI is fit for another job.
     fn leave(&self) -> Option<Leave> {
-        if self.disk_full.swap(false, Ordering::Relaxed) {
-            return Some(Leave::DiskFull);
-        }
         let Some(engine) = self.runner.connector.running() else {
             return Some(Leave::Lost("it was stopped".to_owned()));
         };
@@ -144,8 +132,8 @@ impl Worker<'_> {
         engine.worn(&self.config.comfyui).map(Leave::Worn)
     }
 
-    /// From the message to what becomes of it.
-    async fn handle(&self, delivery: &Delivery) -> Settlement {
+    /// From the message to what becomes of it, and why no other should be taken, if that showed.
+    async fn handle(&self, delivery: &Delivery) -> (Settlement, Option<Leave>) {
         let incoming = self.incoming(&delivery.message);
         let lost = incoming.lost.clone();
         let sink = Arc::new(Sinks { board: self.board.clone(), events: self.broker.events() });
@@ -158,7 +146,7 @@ impl Worker<'_> {
             ending = self.runner.run(incoming, sink) => ending,
             never = disowned => match never {},
         };
-        match ending {
+        let settlement = match ending {
             Ending::Answered { id, body } => self.publish(delivery, id.to_string(), body).await,
             Ending::Reject { reason } => {
                 tracing::warn!(reason, "no job, and nobody to tell: to the dead letters");
@@ -169,11 +157,12 @@ impl Worker<'_> {
                 match fault {
                     Fault::None => {}
                     Fault::Passing => self.pause(HAND_BACK_PAUSE).await,
-                    Fault::DiskFull => self.disk_full.store(true, Ordering::Relaxed),
+                    Fault::DiskFull => return (Settlement::HandBack, Some(Leave::DiskFull)),
                 }
                 Settlement::HandBack
             }
-        }
+        };
+        (settlement, None)
     }
 
     pub(super) fn incoming(&self, message: &Message) -> Incoming {
