@@ -22,11 +22,12 @@ const LIMIT: Duration = Duration::from_secs(90);
 
 pub(crate) struct Bare {
     page: Page,
-    // In this order: DevTools, then the processes, then their folder.
+    // In this order: DevTools, then the processes, then their folders.
     _cdp: Cdp,
     _tasks: [AbortOnDropHandle<()>; 2],
     _group: Group,
     _profile: TempDir,
+    _temporary: TempDir,
 }
 
 impl Bare {
@@ -37,7 +38,10 @@ impl Bare {
 
     async fn start(program: &Path, server: &RunningEngine) -> Self {
         let profile = tempfile::tempdir_in(scratch_root().unwrap()).unwrap();
+        // A killed Chromium leaves its socket's folder. Beside the profile its path would be too long for one.
+        let temporary = tempfile::tempdir().unwrap();
         let mut command = Command::new(program);
+        command.env("TMPDIR", temporary.path());
         command
             .args([
                 "--headless",
@@ -64,7 +68,14 @@ impl Bare {
         let handler =
             AbortOnDropHandle::new(tokio::spawn(async move { while handler.next().await.is_some() {} }));
         let page = cdp.new_page(server.url()).await.unwrap();
-        let bare = Self { page, _cdp: cdp, _tasks: [stderr, handler], _group: group, _profile: profile };
+        let bare = Self {
+            page,
+            _cdp: cdp,
+            _tasks: [stderr, handler],
+            _group: group,
+            _profile: profile,
+            _temporary: temporary,
+        };
 
         let count = get::<Map<String, Value>>(server, "/object_info").await.len();
         wait_for("the bare page", LIMIT, || async { bare.is_ready(count).await }).await.unwrap();
