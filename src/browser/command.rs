@@ -46,7 +46,11 @@ pub(super) fn command(
             "--disable-background-timer-throttling",
             "--disable-backgrounding-occluded-windows",
             "--disable-renderer-backgrounding",
-            "--disable-features=Translate,MediaRouter,OptimizationHints,HttpsUpgrades",
+            // The last two keep processes and pages ready for navigations that never come.
+            "--disable-features=Translate,MediaRouter,OptimizationHints,HttpsUpgrades,\
+             SpareRendererForSitePerProcess,BackForwardCache",
+            // Every page is opened by DevTools: a window's own would only cost a process.
+            "--no-startup-window",
         ])
         .arg(format!("--host-resolver-rules={}", resolver_rules(server)))
         .arg(format!("--user-data-dir={}", profile.display()));
@@ -55,7 +59,6 @@ pub(super) fn command(
     }
     command
         .args(&config.args)
-        .arg("about:blank")
         // The worker's credentials must not be readable in /proc/<pid>/environ of a browser.
         .env_clear()
         .envs(

@@ -81,6 +81,7 @@ async (text) => {
   // seeds that custom nodes draw, others upload what they show (3D views) and name that file; what
   // else an extension does shows in a second call.
   let varies = false;
+  window.comfyWorkerFrames(true);
   try {
     const loaded = await load(source, true, false, null, {
       showMissingNodesDialog: false,
@@ -114,6 +115,7 @@ async (text) => {
     return JSON.stringify({ refused: String(error?.message || error) });
   } finally {
     for (const step of undo) step();
+    window.comfyWorkerFrames(false);
   }
 
   // Judged by what was emitted: that a muted node or an unused subgraph has an unknown type is

@@ -46,8 +46,9 @@ use crate::config::BrowserConfig;
 
 /// Tries for one workflow, each in a fresh context.
 const ATTEMPTS: u32 = 3;
-/// A spare page is prepared this long after the start: 4–5 s of work that must not delay the first job.
-const SPARE_AFTER: Duration = Duration::from_secs(3);
+/// A spare page is prepared this long after the one in use: 4–5 s of work that must not delay the first
+/// jobs. After an error it is prepared at once.
+const SPARE_AFTER: Duration = Duration::from_secs(15);
 /// The frontend keeps a tab for every workflow that it loads: a page's memory grows until it is replaced.
 const CONVERSIONS_PER_PAGE: u32 = 100;
 
@@ -194,7 +195,7 @@ impl Browser {
                             // One that has grown closes in the background, by its drop.
                             *in_use = Some(page).filter(|page| page.conversions() < CONVERSIONS_PER_PAGE);
                             if fresh {
-                                self.keep_spare(Duration::ZERO);
+                                self.keep_spare(SPARE_AFTER);
                             }
                             return Ok(conversion);
                         }

@@ -30,11 +30,9 @@ use crate::text::one_line;
 
 /// From nothing to ready. 4–5 s measured on two cores; thousands of node types take longer.
 const PREPARE_LIMIT: Duration = Duration::from_secs(90);
-/// A dialog would stop the page until somebody answers it.
-const ON_NEW_DOCUMENT: &str =
-    "window.alert = () => {}; window.confirm = () => false; window.prompt = () => null;";
 /// What a call of [`Page::convert`] is called in errors.
 pub(super) const CONVERSION: &str = "the conversion";
+const DOCUMENT: &str = include_str!("document.js");
 const READY: &str = include_str!("ready.js");
 const CONVERT: &str = include_str!("convert.js");
 
@@ -83,7 +81,7 @@ impl Page {
         blank.browser_context_id = Some(context.id.clone());
         let page = chromium.call("a new page", left(), chromium.cdp().new_page(blank)).await?;
         let (crashed, watch) = watch_for_crash(chromium, &page).await?;
-        chromium.call("a script", left(), page.evaluate_on_new_document(ON_NEW_DOCUMENT)).await?;
+        chromium.call("a script", left(), page.evaluate_on_new_document(DOCUMENT)).await?;
         chromium.call("opening ComfyUI's page", left(), page.goto(server.as_str())).await?;
 
         let limit = left();

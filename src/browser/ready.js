@@ -51,6 +51,7 @@ async (limit) => {
   // one between our two calls would have its own graph converted.
   const load = app.loadGraphData.bind(app);
   app.loadGraphData = async () => {};
+  window.comfyWorkerFrames(false);
   window.comfyWorker = { load, served: new Set(served) };
   return {
     ready: true,
