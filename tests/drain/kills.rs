@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use testbed::{Signal, wait_for};
+use testbed::{Signal, Worker, wait_for};
 
 use super::{
     SOON,
@@ -13,6 +13,8 @@ use super::{
 };
 
 const DEATH: Duration = Duration::from_secs(2);
+/// From the SIGKILL to the redelivery to a worker that is idle.
+const REDELIVERY: Duration = Duration::from_secs(2);
 
 #[tokio::test]
 async fn a_killed_workers_job_is_run_by_another_and_only_its_files_are_swept() -> Result<()> {
@@ -56,6 +58,31 @@ async fn a_killed_workers_job_is_run_by_another_and_only_its_files_are_swept() -
     bed.publish(&staged_job("k", 0.1)).await?;
     ensure!(bed.answer("k").await?["status"] == "succeeded");
     site.finish(third, &before).await
+}
+
+/// The broker learns of the end by the closed connection, not by a heartbeat.
+#[tokio::test]
+async fn an_idle_worker_has_a_killed_ones_job_within_two_seconds() -> Result<()> {
+    let bed = Bed::new("redelivered").await?;
+    let sites = [Site::new(&bed, "a")?, Site::new(&bed, "b")?];
+    let [mut killed, mut other] = [sites[0].boot().await?, sites[1].boot().await?];
+    bed.publish(&staged_job("j", 3.0)).await?;
+    let has_it = async |worker: &Worker| status(worker).await.is_ok_and(|status| status["job"]["id"] == "j");
+    wait_for("a worker to take the job", SOON, || async { has_it(&killed).await || has_it(&other).await })
+        .await?;
+    let mut idle = 1;
+    if has_it(&other).await {
+        std::mem::swap(&mut killed, &mut other);
+        idle = 0;
+    }
+    wait_running(&killed, "j").await?;
+    killed.signal(Signal::KILL)?;
+    wait_for("the redelivery", REDELIVERY, || has_it(&other)).await?;
+    end(&mut killed, Duration::ZERO).await?;
+    let result = bed.answer("j").await?;
+    ensure!(result["status"] == "succeeded" && result["attempt"] == 2, "{result:#}");
+    sites[idle].finish(other, sites[idle].initial()).await?;
+    bed.wait_queued(0).await
 }
 
 /// What a node starts does not get the parent-death signal: neither a child, nor one with a session
@@ -126,7 +153,7 @@ async fn a_job_whose_workers_are_killed_is_answered_as_poison() -> Result<()> {
     bed.wait_queued(0).await
 }
 
-async fn worker_done(site: &Site, mut worker: testbed::Worker, before: &super::site::Snapshot) -> Result<()> {
+async fn worker_done(site: &Site, mut worker: Worker, before: &super::site::Snapshot) -> Result<()> {
     worker.signal(Signal::TERM)?;
     let (status, _) = end(&mut worker, Duration::ZERO).await?;
     ensure!(status.code() == Some(0), "{status}");

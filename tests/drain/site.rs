@@ -62,6 +62,13 @@ impl Site {
         Self::with(bed, name, engine)
     }
 
+    /// The stand-in with a small frontend.
+    #[allow(dead_code, reason = "only tests/faults, which includes this file, needs it")]
+    pub(super) fn light(bed: &Bed, name: &str) -> Result<Self> {
+        let engine = Engine::standin(&bed.folder.path().join(name).join("comfy"))?;
+        Self::with(bed, name, engine.with_small_frontend())
+    }
+
     fn with(bed: &Bed, name: &str, engine: Engine) -> Result<Self> {
         let dir = bed.folder.path().join(name).canonicalize()?;
         fs::create_dir_all(dir.join("t"))?;

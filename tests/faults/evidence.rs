@@ -1,6 +1,6 @@
 //! What is to be found after a run, noted for the judge.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -11,6 +11,10 @@ use super::{
     journal::{Journal, Left, Manifest, Record, StoredOutput},
     place::Place,
 };
+
+/// An idle worker holds about 40 descriptors and 50 MB in an optimized build.
+const DESCRIPTORS: usize = 80;
+const MEGABYTES: usize = 120;
 
 /// Notes the manifests of these jobs, with their outputs, attempts and executions.
 pub(super) async fn manifests(bed: &Bed, places: &[&Place], ids: &BTreeSet<String>) -> Result<()> {
@@ -82,6 +86,20 @@ pub(super) fn secrets(journal: &Journal, bed: &Bed, log: &str) {
             journal.left(Left::Secret, line);
         }
     }
+}
+
+/// Notes a worker that holds more than an idle one may, whatever it has been through.
+pub(super) fn resources(journal: &Journal, name: &str, worker: &Worker) -> Result<()> {
+    let proc = PathBuf::from(format!("/proc/{}", worker.pid()));
+    let descriptors = fs::read_dir(proc.join("fd"))?.count();
+    let status = fs::read_to_string(proc.join("status"))?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+    let kilobytes: usize = resident.context("no VmRSS")?.parse()?;
+    println!("{name}: {descriptors} descriptors, {} MB", kilobytes / 1024);
+    if descriptors > DESCRIPTORS || kilobytes / 1024 > MEGABYTES {
+        journal.left(Left::Resource, format!("{name}: {descriptors} descriptors, {kilobytes} kB"));
+    }
+    Ok(())
 }
 
 /// The ports that a worker and its ComfyUI listen at.

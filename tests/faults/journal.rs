@@ -109,6 +109,8 @@ pub(super) enum Left {
     Message,
     Upload,
     Secret,
+    /// Memory or descriptors.
+    Resource,
     /// A worker ended otherwise than it should.
     Exit,
 }

@@ -74,7 +74,7 @@ pub(super) fn judge(records: &[Record]) -> Report {
             Record::Left { kind, detail } => {
                 match kind {
                     Left::Process | Left::Listener => report.orphans += 1,
-                    Left::File | Left::Upload | Left::Message => report.leftovers += 1,
+                    Left::File | Left::Upload | Left::Message | Left::Resource => report.leftovers += 1,
                     Left::Secret | Left::Exit => {}
                 }
                 report.violations.push(format!("{kind:?} left: {detail}"));

@@ -73,6 +73,15 @@ impl Engine {
         Ok(Self { command, workdir: path.clone(), path, real: false })
     }
 
+    /// The stand-in serves a page that converts simple workflows and loads in no time, in place of
+    /// ComfyUI's own.
+    #[must_use]
+    pub fn with_small_frontend(mut self) -> Self {
+        let folder = checkout().join("tests/standin/small-frontend");
+        self.command.extend(["--front-end-root".to_owned(), folder.display().to_string()]);
+        self
+    }
+
     fn real(folder: &Path, dir: &Path) -> Result<Self> {
         let path = base_folder(dir)?;
         let workdir = folder
