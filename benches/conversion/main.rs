@@ -17,10 +17,11 @@ use std::{
 
 use comfy_worker::{browser::Browser, config::BrowserConfig};
 use page::LonePage;
-use resources::Resources;
+use resources::{Resources, processor_time};
 use serde_json::Value;
 use templates::Template;
-use testbed::{Engine, folder_of_process};
+use testbed::{Engine, folder_of_process, wait_for};
+use tokio::time::sleep;
 
 /// How often the original's way is gone: each takes seconds.
 const ORIGINALS: usize = 5;
@@ -45,6 +46,7 @@ async fn main() {
     let browser = Browser::start(config, url.parse().unwrap()).await.unwrap();
     println!("{}, frontend {}", browser.version().await, browser.frontend_version().unwrap_or_default());
 
+    idle(&browser).await;
     let templates = first_sight(&browser, &url).await;
     known(&browser, &templates).await;
     side_by_side(&browser, &templates).await;
@@ -72,6 +74,17 @@ fn median(times: &mut [f64]) -> f64 {
 
 fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
+}
+
+/// What two pages that wait for workflows cost.
+async fn idle(browser: &Browser) {
+    wait_for("the spare page", Duration::from_secs(120), || async { browser.has_spare() }).await.unwrap();
+    // What its set-up leaves to be done.
+    sleep(Duration::from_secs(3)).await;
+    let (clock, before) = (Instant::now(), processor_time());
+    sleep(Duration::from_secs(20)).await;
+    let share = (processor_time() - before).as_secs_f64() / clock.elapsed().as_secs_f64();
+    row("two idle pages", &format!("{:.1} % of a core", share * 100.0), "≤ 5 %", share <= 0.05);
 }
 
 /// Every template once here and once in a page of its own, in turn; those that convert.

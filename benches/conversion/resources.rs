@@ -1,8 +1,8 @@
 //! What this process and its browser hold, as the kernel tells it.
 
-use std::{fmt, fs, path::Path, process};
+use std::{fmt, fs, path::Path, process, time::Duration};
 
-use testbed::descendants;
+use testbed::{ProcessInfo, descendants};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Resources {
@@ -17,8 +17,7 @@ pub(crate) struct Resources {
 
 impl Resources {
     pub(crate) fn now() -> Self {
-        let chromium: Vec<_> =
-            descendants(process::id()).into_iter().filter(|found| found.command.contains("chrom")).collect();
+        let chromium = chromium();
         let memory = chromium.iter().filter_map(|found| proportional_size(found.pid)).sum();
         let count = |folder: &Path, prefix: &str| {
             let entries = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -59,6 +58,23 @@ impl fmt::Display for Resources {
         let memory = memory >> 20;
         write!(f, "{memory} MiB, {processes} processes, {files} descriptors, {temporary} temporary")
     }
+}
+
+/// Chromium's processes.
+fn chromium() -> Vec<ProcessInfo> {
+    descendants(process::id()).into_iter().filter(|found| found.command.contains("chrom")).collect()
+}
+
+/// What Chromium's processes have used of the processors so far.
+pub(crate) fn processor_time() -> Duration {
+    let ticks = |found: &ProcessInfo| {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", found.pid)).ok()?;
+        // pid (name) state …: user and system time are the 12th and 13th field behind the name.
+        let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+    };
+    let ticks: u64 = chromium().iter().filter_map(ticks).sum();
+    Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
 fn proportional_size(pid: u32) -> Option<usize> {

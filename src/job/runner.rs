@@ -4,7 +4,9 @@
 //! acks, in that order.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
+    mem::discriminant,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -247,7 +249,7 @@ impl Life<'_> {
         attempt: &OpenAttempt,
         reporter: &Reporter,
     ) -> Result<JobResult, Failure> {
-        let mut tries = 1;
+        let mut seen = HashMap::<_, u32>::new();
         let mut executor = Executor::new(self.runner, job, attempt.number, reporter, self.end);
         loop {
             let met = match executor.execute(&mut self.timings).await {
@@ -255,7 +257,9 @@ impl Life<'_> {
                 Err(met) => met,
             };
             let log = &met.failure;
-            match verdict(&met.failure, tries) {
+            let times = seen.entry(discriminant(&met.failure)).or_default();
+            *times += 1;
+            match verdict(&met.failure, *times) {
                 Verdict::Answer => {
                     tracing::info!(job = %job.id, stage = ?met.stage, error = %log, "job failed");
                     let stops = self.runner.stops.clone();
@@ -272,7 +276,6 @@ impl Life<'_> {
                         executor.rerun = nodes;
                     }
                     self.mend(remedy).await;
-                    tries += 1;
                 }
             }
         }

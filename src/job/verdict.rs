@@ -26,11 +26,13 @@ pub enum Remedy {
     Restart,
 }
 
-/// The table. `tries` counts the attempts that this worker has made at the job, this one included.
+/// The table. `times`: how often this attempt at the job has met a failure of this kind, now included. A
+/// failure of another kind leaves it its own try: an input that was spoilt on the way says nothing about
+/// a ComfyUI that is killed later.
 #[must_use]
-pub fn verdict(failure: &Failure, tries: u32) -> Verdict {
+pub fn verdict(failure: &Failure, times: u32) -> Verdict {
     use Failure as F;
-    let once_more = |remedy| if tries < 2 { Verdict::RetryHere(remedy) } else { Verdict::Answer };
+    let once_more = |remedy| if times < 2 { Verdict::RetryHere(remedy) } else { Verdict::Answer };
     match failure {
         F::Malformed(_)
         | F::Invalid(_)
@@ -73,7 +75,7 @@ mod tests {
         verdict,
     };
 
-    /// One failure of each kind with its code, its verdict at the first try and at the next.
+    /// One failure of each kind with its code, its verdict at the first time and at the next.
     #[test]
     fn the_whole_table() {
         let text = String::new;
@@ -117,8 +119,8 @@ mod tests {
         for (failure, code, first, next) in &table {
             assert_eq!(serde_json::to_value(failure.code()).unwrap(), *code, "{failure:?}");
             assert_eq!(verdict(failure, 1), *first, "{failure:?}");
-            for tries in [2, 3, u32::MAX] {
-                assert_eq!(verdict(failure, tries), *next, "{failure:?}");
+            for times in [2, 3, u32::MAX] {
+                assert_eq!(verdict(failure, times), *next, "{failure:?}");
             }
         }
         // A new variant belongs into the table: each is in it once.

@@ -83,6 +83,23 @@ pub(crate) async fn crashes(suite: &Suite) -> Result<()> {
     next_job_works(&bench).await
 }
 
+/// A failure of another kind has its own try here: the first one says nothing about it.
+pub(crate) async fn failures_of_two_kinds(suite: &Suite) -> Result<()> {
+    let bench = suite.standin().await?;
+    let workflow = json!({
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+        "2": {"class_type": "StandinOutOfMemory", "inputs": {"image": ["1", 0], "mode": "once", "seed": seed()}},
+        "3": {"class_type": "StandinCrash", "inputs": {
+            "image": ["2", 0], "how": "exit", "exit_code": 1, "after_seconds": 0.0, "seed": seed()}},
+    });
+    let answer = ask(&bench, json!({"workflow": workflow, "timeout_seconds": 60.0})).await?;
+    // Out of memory, a crash, and a new process that has forgotten the first.
+    answer.failed("out_of_memory", "run")?;
+    let queued = answer.event_names().iter().filter(|name| **name == "queued").count();
+    ensure!(queued == 3, "{:?}", answer.event_names());
+    next_job_works(&bench).await
+}
+
 /// After a CUDA error every node of that process fails: only another process helps.
 pub(crate) async fn lost_devices(suite: &Suite) -> Result<()> {
     let bench = suite.standin().await?;

@@ -62,7 +62,8 @@ fn main() -> ExitCode {
         refusals: malformed_bodies, malformed_and_nobody_to_tell, fields, addresses, missing_objects,
             foreign_places, checksums, sizes, schemes;
         errors: refused_prompts, dropped_outputs, node_exceptions, unknown_nodes, deadlines;
-        faults: out_of_memory, hanging_nodes, nodes_that_ignore_an_interrupt, crashes, lost_devices;
+        faults: out_of_memory, hanging_nodes, nodes_that_ignore_an_interrupt, crashes, lost_devices,
+            failures_of_two_kinds;
         hostile: names, places, bodies, urls;
         misdeeds: files_that_are_not_there, files_that_lead_out, strange_names;
         commands: submit_and_wait, submit_a_job_that_fails, run_without_services, pictures_open_again, convert_many, check_all;

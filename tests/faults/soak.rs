@@ -51,7 +51,7 @@ impl Size {
         };
         let workers = number("SOAK_WORKERS", 3.0)? as usize;
         ensure!((1..=NAMES.len()).contains(&workers), "1 to {} workers", NAMES.len());
-        let span = Duration::from_secs_f64(number("SOAK_MINUTES", 10.0)? * 60.0);
+        let span = Duration::from_secs_f64(number("SOAK_MINUTES", 9.0)? * 60.0);
         Ok(Self { jobs, faults: jobs * 3 / 20, workers, span, seed })
     }
 }
