@@ -1,10 +1,12 @@
 //! An S3 server in this process, its objects plain files.
 
 use std::{
+    collections::HashMap,
     fs,
     net::{Ipv4Addr, SocketAddr},
+    panic::resume_unwind,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError},
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -12,7 +14,7 @@ use aws_sdk_s3::{
     Client,
     config::{BehaviorVersion, Credentials, Region},
 };
-use hyper::{Request, body::Incoming, service::service_fn};
+use hyper::{Method, Request, Uri, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto::Builder,
@@ -53,19 +55,23 @@ impl S3Server {
             .await?
             .context("no loopback port for the S3 server")?;
         let address = listener.local_addr()?;
-        // s3s-fs looks whether the object exists and then writes it: without a lock between two
-        // requests its If-None-Match lets several of them win.
-        let creating = Arc::new(Mutex::new(()));
+        let writing = Writing::default();
         let server = background::spawn(async move {
             loop {
                 let Ok((socket, _)) = listener.accept().await else { continue };
-                let (service, creating) = (service.clone(), Arc::clone(&creating));
+                let (service, writing) = (service.clone(), writing.clone());
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let (service, creating) = (service.clone(), Arc::clone(&creating));
+                    let (service, writing) = (service.clone(), writing.clone());
                     async move {
-                        let creates = request.headers().contains_key("if-none-match");
-                        let _alone = if creates { Some(creating.lock().await) } else { None };
-                        service.call(request.map(Body::from)).await
+                        if request.method() != Method::PUT {
+                            return service.call(request.map(Body::from)).await;
+                        }
+                        let turn = writing.turn(request.uri());
+                        let put = tokio::spawn(async move {
+                            let _turn = turn.lock_owned().await;
+                            service.call(request.map(Body::from)).await
+                        });
+                        put.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))
                     }
                 });
                 // Detached: a connection ends with its client.
@@ -188,6 +194,19 @@ impl S3Server {
             Some((object.key()?.to_owned(), u64::try_from(object.size().unwrap_or(0)).unwrap_or(0)))
         });
         Ok(objects.collect())
+    }
+}
+
+/// One PUT of an object after the other, and none cut off by its client in the middle. s3s-fs looks
+/// whether the object exists, writes it, and then its checksum: two writers at once would both win an
+/// If-None-Match, or leave an object that does not match its checksum and cannot be read.
+#[derive(Clone, Default)]
+struct Writing(Arc<std::sync::Mutex<HashMap<Uri, Arc<Mutex<()>>>>>);
+
+impl Writing {
+    fn turn(&self, object: &Uri) -> Arc<Mutex<()>> {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(object.clone()).or_default())
     }
 }
 
