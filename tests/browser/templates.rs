@@ -94,6 +94,9 @@ fn missing(workflow: &Value, prompt: &Value, known: &Map<String, Value>) -> BTre
     kinds.filter(|kind| !known.contains_key(kind)).collect()
 }
 
+/// What a page shows in a list that the server fills, until it has: it may save that.
+const PLACEHOLDER: &str = "Loading...";
+
 /// Where the prompt or the saved workflow is another one than theirs.
 fn differences(source: &Value, theirs: &Value, ours: Conversion) -> Option<String> {
     let prompt = Value::Object(ours.prompt);
@@ -108,6 +111,15 @@ fn differences(source: &Value, theirs: &Value, ours: Conversion) -> Option<Strin
             workflow["id"].take();
         }
         workflow["extra"]["ds"].take();
+        for node in workflow["nodes"].as_array_mut().unwrap() {
+            let original =
+                source["nodes"].as_array().unwrap().iter().find(|original| original["id"] == node["id"]);
+            for (at, value) in node["widgets_values"].as_array_mut().into_iter().flatten().enumerate() {
+                if *value == PLACEHOLDER {
+                    *value = original.unwrap()["widgets_values"][at].clone();
+                }
+            }
+        }
         workflow
     };
     let (one, other) = (plain(&ours.workflow), plain(&theirs["workflow"]));

@@ -3,15 +3,21 @@
 use std::{
     convert::Infallible,
     fs,
+    future::poll_fn,
     net::SocketAddr,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
-use hyper::{Method, Request, StatusCode, body::Incoming, service::service_fn};
+use hyper::{
+    Method, Request, StatusCode,
+    body::{Body as _, Incoming},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto::Builder,
@@ -75,7 +81,16 @@ impl S3Server {
                         if request.method() == Method::PUT && query.contains("partNumber=2") {
                             match fault {
                                 PartFault::None => {}
-                                PartFault::Refuse => return Ok::<_, Infallible>(refusal()),
+                                PartFault::Refuse => {
+                                    // Unread, its connection would be closed, which the client may
+                                    // meet before the answer.
+                                    let mut body = request.into_body();
+                                    while let Some(Ok(_)) =
+                                        poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
+                                    {
+                                    }
+                                    return Ok::<_, Infallible>(refusal());
+                                }
                                 PartFault::Hang => {
                                     state.1.notify_one();
                                     std::future::pending::<()>().await;
