@@ -4,12 +4,13 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use testbed::Worker;
+use testbed::{Worker, wait_for};
+use tokio::net::TcpStream;
 
 use super::{
     bed::{Bed, count_executions, sha256},
     journal::{Journal, Left, Manifest, Record, StoredOutput},
-    place::Place,
+    place::{DEATH, Place},
 };
 
 /// An idle worker holds about 40 descriptors and 50 MB in an optimized build.
@@ -71,7 +72,7 @@ pub(super) async fn peers(bed: &Bed, consumers: usize) -> Result<()> {
     }
     // The broker's figures come a moment late.
     let empty = || async { bed.full_queues(consumers).await.is_ok_and(|full| full.is_empty()) };
-    if testbed::wait_for("empty queues", super::SOON, empty).await.is_err() {
+    if wait_for("empty queues", super::SOON, empty).await.is_err() {
         for queue in bed.full_queues(consumers).await? {
             bed.journal.left(Left::Message, queue);
         }
@@ -114,10 +115,12 @@ pub(super) fn ports(worker: &Worker) -> Vec<u16> {
     admin.into_iter().chain(comfyui).collect()
 }
 
-/// Notes each port that somebody still listens at.
-pub(super) fn listeners(journal: &Journal, ports: &[u16]) {
+/// Notes each port that somebody goes on listening at. A child that the worker forked in the moment of
+/// its death holds the worker's listeners until it execs or dies.
+pub(super) async fn listeners(journal: &Journal, ports: &[u16]) {
     for port in ports {
-        if std::net::TcpStream::connect(("127.0.0.1", *port)).is_ok() {
+        let free = || async { TcpStream::connect(("127.0.0.1", *port)).await.is_err() };
+        if wait_for("a free port", DEATH, free).await.is_err() {
             journal.left(Left::Listener, format!("port {port}"));
         }
     }

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// The children of a killed worker die with it.
-const DEATH: Duration = Duration::from_secs(5);
+pub(super) const DEATH: Duration = Duration::from_secs(5);
 
 /// A worker's place.
 pub(super) struct Place {
@@ -85,7 +85,7 @@ impl Place {
         let ports = evidence::ports(worker);
         end(worker, Duration::ZERO).await?;
         self.note_orphans(seen, journal).await;
-        evidence::listeners(journal, &ports);
+        evidence::listeners(journal, &ports).await;
         Ok(())
     }
 
@@ -102,7 +102,7 @@ impl Place {
         journal.fault(Harm::Kill, Some(self.name), "");
         end(worker, Duration::ZERO).await?;
         self.note_orphans(&seen, journal).await;
-        evidence::listeners(journal, &ports);
+        evidence::listeners(journal, &ports).await;
         Ok(())
     }
 
@@ -124,7 +124,7 @@ impl Place {
             journal.left(Left::Exit, format!("{}: {status} after TERM", self.name));
         }
         self.note_orphans(&seen, journal).await;
-        evidence::listeners(journal, &ports);
+        evidence::listeners(journal, &ports).await;
         Ok(())
     }
 
