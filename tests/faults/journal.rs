@@ -50,6 +50,11 @@ pub(super) enum Harm {
 }
 
 impl Harm {
+    /// Whether workers lose their connection to the broker.
+    pub(super) fn cuts(self) -> bool {
+        matches!(self, Self::Amqp | Self::Broker)
+    }
+
     /// Whether the attempt in hand ends without a word: it counts towards poison.
     fn is_crash(self) -> bool {
         matches!(self, Self::Kill | Self::Panic | Self::Poison | Self::Stop)

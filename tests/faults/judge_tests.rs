@@ -136,6 +136,10 @@ fn too_many_executions_are_found() {
     let mut records = with(Expected::Poison, poison);
     records.extend((0..9).map(|at| fault(100 + at, Harm::Poison, "a")));
     one_violation(&records, "executed 4 times, at most 3");
+    records.push(fault(300, Harm::Amqp, "other"));
+    one_violation(&records, "executed 4 times, at most 3");
+    records.push(fault(300, Harm::Amqp, "a"));
+    no_violation(&records);
 }
 
 #[test]
