@@ -45,6 +45,8 @@ impl Place {
             .set("amqp.url", format!("amqp://guest:guest@{}/%2f", gate.address()))
             .set("store.endpoint", format!("http://{}", bed.front.address()))
             .set("worker.grace", "10s")
+            // The plan kills more ComfyUIs than a machine ever loses.
+            .set("comfyui.max_restarts", "1000")
             .env("STANDIN_LEDGER", text(folder.join("ledger")))
             .env("COMFY_PHASES", text(bed.folder.path().join("phases")));
         fs::create_dir_all(bed.folder.path().join("phases"))?;
