@@ -1,7 +1,7 @@
 //! What the worker is doing, for `/readyz` and `/status`: written from events, read at any time.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -45,7 +45,9 @@ struct Contents {
     worker: String,
     comfyui_version: Option<String>,
     broker: Option<watch::Receiver<Health>>,
-    job: Option<JobEvent>,
+    /// The jobs in hand in the order in which they came; none until something is known of it.
+    jobs: BTreeMap<u64, Option<JobEvent>>,
+    taken: u64,
     last: VecDeque<JobEvent>,
 }
 
@@ -58,8 +60,10 @@ pub struct Status {
     worker: String,
     version: &'static str,
     comfyui_version: Option<String>,
-    /// The last event of the job in hand.
+    /// The last event of the job in hand, of several the one that came first.
     job: Option<JobEvent>,
+    /// The last event of each job that came after it.
+    next_jobs: Vec<JobEvent>,
     /// The last event of each job that has ended here, the newest first.
     last_jobs: Vec<JobEvent>,
 }
@@ -74,7 +78,8 @@ impl Board {
             worker,
             comfyui_version: None,
             broker: None,
-            job: None,
+            jobs: BTreeMap::new(),
+            taken: 0,
             last: VecDeque::new(),
         })))
     }
@@ -105,6 +110,7 @@ impl Board {
     #[must_use]
     pub fn status(&self) -> Status {
         let contents = self.contents();
+        let mut jobs = contents.jobs.values().flatten().cloned();
         Status {
             state: contents.phase,
             unready: contents.unready_reason(),
@@ -112,15 +118,34 @@ impl Board {
             worker: contents.worker.clone(),
             version: env!("CARGO_PKG_VERSION"),
             comfyui_version: contents.comfyui_version.clone(),
-            job: contents.job.clone(),
+            job: jobs.next(),
+            next_jobs: jobs.collect(),
             last_jobs: contents.last.iter().cloned().collect(),
         }
     }
 
-    /// The job in hand is no longer in hand.
-    pub fn job_ended(&self) {
+    /// A place for a job in hand.
+    #[must_use]
+    pub fn take_job(&self) -> JobPlace {
         let mut contents = self.contents();
-        if let Some(job) = contents.job.take() {
+        contents.taken += 1;
+        let number = contents.taken;
+        contents.jobs.insert(number, None);
+        JobPlace { board: self.clone(), number }
+    }
+}
+
+/// Where a job in hand is told of; dropped, the job is in hand no longer.
+#[derive(Debug)]
+pub struct JobPlace {
+    board: Board,
+    number: u64,
+}
+
+impl Drop for JobPlace {
+    fn drop(&mut self) {
+        let mut contents = self.board.contents();
+        if let Some(job) = contents.jobs.remove(&self.number).flatten() {
             contents.last.push_front(job);
             contents.last.truncate(LAST_JOBS);
         }
@@ -140,12 +165,12 @@ impl Contents {
     }
 }
 
-impl EventSink for Board {
+impl EventSink for JobPlace {
     fn event(&self, event: &JobEvent) {
-        let mut contents = self.contents();
+        let mut contents = self.board.contents();
         // Uploads go on side by side: the last stage stands, not its last file.
         if !matches!(event.kind, EventKind::Uploaded { .. }) {
-            contents.job = Some(event.clone());
+            contents.jobs.insert(self.number, Some(event.clone()));
         }
     }
 

@@ -8,7 +8,7 @@ use axum::{Json, Router, extract::State, http::StatusCode, response::IntoRespons
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use board::{Board, Phase};
+pub use board::{Board, JobPlace, Phase};
 
 /// The endpoint; ends with its drop.
 #[derive(Debug)]

@@ -64,7 +64,7 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
             let runner = Runner::new(connector, stores.clone(), base, &config, stops.clone());
             let obeying = Obedience::of(&runner).obey(broker.orders());
             let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
-            let worker = Worker { runner, broker: broker.clone(), board: board.clone(), config: &config };
+            let worker = Worker::new(runner, broker.clone(), board.clone(), &config);
             let outcome = Box::pin(notices::beside(&worker, worker.consume())).await;
             board.enter(Phase::Draining);
             tokio::join!(last_words(&stops, broker.close()), ComfyConnector::shutdown_live());

@@ -1,7 +1,9 @@
 //! Where a job's events go.
 
+use std::sync::Arc;
+
 use crate::{
-    admin::Board,
+    admin::JobPlace,
     job::{
         event::JobEvent,
         report::{EventSink, Preview},
@@ -11,13 +13,13 @@ use crate::{
 
 /// Events for the broker's followers and for the status.
 pub(super) struct Sinks {
-    pub(super) board: Board,
+    pub(super) place: Arc<JobPlace>,
     pub(super) events: queue::EventSender,
 }
 
 impl EventSink for Sinks {
     fn event(&self, event: &JobEvent) {
-        self.board.event(event);
+        self.place.event(event);
         if let Ok(body) = serde_json::to_value(event) {
             self.events.send(queue::Event::Json {
                 job_id: event.id.to_string(),

@@ -1,16 +1,19 @@
 //! Takes jobs while ComfyUI runs, and starts it again when it is lost or worn.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{ServeError, boot::boot_error, last_words, sinks::Sinks};
 use crate::{
-    admin::{Board, Phase},
+    admin::{Board, JobPlace, Phase},
     config::Config,
     job::{
+        end::Stops,
         incoming::{Ending, Fault, Incoming},
+        lane::{Turn, Wanted},
         runner::Runner,
     },
     queue::{self, Broker, Consumer, Delivery, Message, ResultMessage, Settled, Settlement},
@@ -20,6 +23,8 @@ use crate::{
 pub(super) const HAND_BACK_PAUSE: Duration = Duration::from_secs(5);
 /// A disk that is full is given this long until the next job is tried.
 const DISK_PAUSE: Duration = Duration::from_secs(30);
+/// How often a job is asked for while one in hand nears its end.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Longest publishing of a result before the job is handed back; its manifest stands.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(60);
 
@@ -28,6 +33,9 @@ pub(super) struct Worker<'a> {
     pub(super) broker: Broker,
     pub(super) board: Board,
     pub(super) config: &'a Config,
+    /// The subscription of a worker that has no job in hand. It stays for that job's ack, on whose heels
+    /// the broker sends the next one; with others in hand it would be one too many, and is ended before.
+    subscription: tokio::sync::Mutex<Option<Consumer>>,
 }
 
 /// Why no more jobs are taken.
@@ -42,7 +50,11 @@ enum Leave {
     Worn(String),
 }
 
-impl Worker<'_> {
+impl<'a> Worker<'a> {
+    pub(super) fn new(runner: Runner, broker: Broker, board: Board, config: &'a Config) -> Self {
+        Self { runner, broker, board, config, subscription: tokio::sync::Mutex::default() }
+    }
+
     /// Takes jobs until told to stop, or until ComfyUI cannot be started again.
     pub(super) async fn consume(&self) -> Result<(), ServeError> {
         let (stop, connector) = (&self.runner.stops.stop, &self.runner.connector);
@@ -72,53 +84,86 @@ impl Worker<'_> {
         }
     }
 
-    /// Takes one job after the other; the subscription has ended when this returns.
+    /// Takes jobs as they are wanted; neither a subscription nor a job in hand is left when this
+    /// returns.
     async fn take_jobs(&self) -> Leave {
-        let (stops, connector) = (&self.runner.stops, &self.runner.connector);
-        let mut consumer = self.broker.consume(1);
+        let (stop, connector) = (&self.runner.stops.stop, &self.runner.connector);
+        let mut lives = FuturesUnordered::new();
         self.board.enter(Phase::Ready);
         tracing::info!(worker = self.config.worker.id, "ready");
-        loop {
-            let delivery = tokio::select! {
-                biased;
-                () = stops.stop.cancelled() => None,
-                why = connector.lost() => {
-                    last_words(stops, consumer.stop()).await;
-                    return Leave::Lost(why);
+        let leave = {
+            let mut next = Box::pin(self.next());
+            loop {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => break Leave::Drain,
+                    Some(leave) = lives.next() => if let Some(leave) = leave {
+                        break leave;
+                    },
+                    why = connector.lost(), if lives.is_empty() => break Leave::Lost(why),
+                    delivery = &mut next => {
+                        let Some(delivery) = delivery else { break Leave::Drain };
+                        lives.push(self.live(delivery, self.runner.lane.join()));
+                        next = Box::pin(self.next());
+                    }
                 }
-                delivery = consumer.next() => delivery,
-            };
-            let Some(delivery) = delivery else {
-                last_words(stops, consumer.stop()).await;
-                return Leave::Drain;
-            };
-            let (settlement, leave) = self.take(&delivery, &mut consumer).await;
-            self.settle(delivery, settlement).await;
-            if let Some(leave) = leave {
-                return leave;
+            }
+        };
+        let told = async {
+            stop.cancelled().await;
+            self.board.enter(Phase::Draining);
+            std::future::pending::<Infallible>().await
+        };
+        let finished = async {
+            let rest = async { while lives.next().await.is_some() {} };
+            tokio::join!(self.unsubscribe(), rest);
+        };
+        tokio::select! {
+            biased;
+            never = told => match never {},
+            () = finished => if stop.is_cancelled() { Leave::Drain } else { leave },
+        }
+    }
+
+    /// The next job, once one is wanted; `None` once the broker handle is closed. Cancel safe.
+    async fn next(&self) -> Option<Delivery> {
+        loop {
+            match self.runner.lane.wanted().await {
+                Wanted::First => {
+                    let mut subscription = self.subscription.lock().await;
+                    return subscription.get_or_insert_with(|| self.broker.consume(1)).next().await;
+                }
+                Wanted::Ahead if self.leave().is_none() => {
+                    let mut subscription = self.subscription.lock().await;
+                    if let Some(delivery) = self.broker.take().await.filter(|taken| !taken.is_stale()) {
+                        stop_consuming(&self.runner.stops, &mut subscription).await;
+                        return Some(delivery);
+                    }
+                }
+                Wanted::Ahead => {}
+            }
+            tokio::select! {
+                () = sleep(LOOK_EVERY) => {}
+                () = self.runner.lane.emptied() => {}
             }
         }
     }
 
-    /// One job. Why no other is taken, if none is: then the subscription has ended, before the ack, on
-    /// whose heels the broker would send the next.
-    async fn take(&self, delivery: &Delivery, consumer: &mut Consumer) -> (Settlement, Option<Leave>) {
-        let stops = &self.runner.stops;
-        let mut job = pin!(self.handle(delivery));
-        tokio::select! {
-            (settlement, leave) = &mut job => {
-                let leave = leave.or_else(|| self.leave());
-                if leave.is_some() {
-                    last_words(stops, consumer.stop()).await;
-                }
-                (settlement, leave)
-            }
-            () = stops.stop.cancelled() => {
-                self.board.enter(Phase::Draining);
-                let ((), (settlement, _)) = tokio::join!(last_words(stops, consumer.stop()), job);
-                (settlement, Some(Leave::Drain))
-            }
+    async fn unsubscribe(&self) {
+        stop_consuming(&self.runner.stops, &mut *self.subscription.lock().await).await;
+    }
+
+    /// One job from its delivery to its settlement. Why no other is taken, if none is.
+    async fn live(&self, delivery: Delivery, turn: Turn) -> Option<Leave> {
+        let place = Arc::new(self.board.take_job());
+        let (settlement, leave) = self.handle(&delivery, &turn, &place).await;
+        let leave = leave.or_else(|| self.leave());
+        if leave.is_some() {
+            // Before the ack: the broker would send another on its heels.
+            self.unsubscribe().await;
         }
+        self.settle(delivery, settlement).await;
+        leave
     }
 
     /// Whether ComfyUI is fit for another job.
@@ -133,17 +178,22 @@ impl Worker<'_> {
     }
 
     /// From the message to what becomes of it, and why no other should be taken, if that showed.
-    async fn handle(&self, delivery: &Delivery) -> (Settlement, Option<Leave>) {
+    async fn handle(
+        &self,
+        delivery: &Delivery,
+        turn: &Turn,
+        place: &Arc<JobPlace>,
+    ) -> (Settlement, Option<Leave>) {
         let incoming = self.incoming(&delivery.message);
         let lost = incoming.lost.clone();
-        let sink = Arc::new(Sinks { board: self.board.clone(), events: self.broker.events() });
+        let sink = Arc::new(Sinks { place: Arc::clone(place), events: self.broker.events() });
         let disowned = async {
             delivery.lost().await;
             lost.cancel();
             std::future::pending::<Infallible>().await
         };
         let ending = tokio::select! {
-            ending = self.runner.run(incoming, sink) => ending,
+            ending = self.runner.run(incoming, turn, sink) => ending,
             never = disowned => match never {},
         };
         let settlement = match ending {
@@ -179,13 +229,14 @@ impl Worker<'_> {
     }
 
     async fn settle(&self, delivery: Delivery, settlement: Settlement) {
+        // While a job is asked for it is not known whether the subscription must be ended first.
+        let _subscription = self.subscription.lock().await;
         if delivery.settle(settlement).await == Settled::Stale {
             tracing::info!(
                 "the connection that brought the job is gone: it comes again and is answered from its result"
             );
         }
         crate::phases::reached("acked").await;
-        self.board.job_ended();
     }
 
     /// Order: the manifest is durable, then the confirm, then the ack.
@@ -233,5 +284,11 @@ impl Worker<'_> {
             () = sleep(pause) => {}
             () = self.runner.stops.stop.cancelled() => {}
         }
+    }
+}
+
+async fn stop_consuming(stops: &Stops, subscription: &mut Option<Consumer>) {
+    if let Some(mut consumer) = subscription.take() {
+        last_words(stops, consumer.stop()).await;
     }
 }

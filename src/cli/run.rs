@@ -90,7 +90,8 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
             );
             let id = format!("{}-{}", workflow::stem(&args.workflow), Uuid::new_v4().simple());
             let incoming = Incoming::local(body.into(), id);
-            Ok(runner.run(incoming, Arc::new(display.clone())).await)
+            let turn = runner.lane.join();
+            Ok(runner.run(incoming, &turn, Arc::new(display.clone())).await)
         }
         Err(error) => Err(error),
     };

@@ -1,6 +1,6 @@
 //! One prompt from POST to history. The websocket says how far it is; the history is the truth.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -10,6 +10,7 @@ use super::{
     client::{PromptPost, RequestError, describe_node_errors},
     events::Image,
     follow::{Run, follow},
+    forecast::NodeTimes,
     history::History,
     socket::Subscription,
     tracker::{OutputImage, Progress},
@@ -37,6 +38,19 @@ pub struct Execution<'a> {
     pub abort: &'a CancellationToken,
     /// Ends the execution alone: ComfyUI is asked for 10 s, as when the limit has passed.
     pub cancel: &'a CancellationToken,
+    /// Set when another prompt is in ComfyUI still.
+    pub behind: Option<Behind<'a>>,
+    /// What such nodes took.
+    pub known: Arc<NodeTimes>,
+}
+
+/// What a prompt that waits behind another one waits for.
+#[derive(Clone, Copy, Debug)]
+pub struct Behind<'a> {
+    /// Cancelled once the other is out of ComfyUI: from then on the limit counts.
+    pub turn: &'a CancellationToken,
+    /// Takes the prompt back, if ComfyUI has not begun it.
+    pub stop: &'a CancellationToken,
 }
 
 /// Told how an execution goes, from the task that tracks it: must not block.
@@ -109,6 +123,9 @@ pub enum ExecuteError {
     /// HTTP answers and nothing runs: the thread that runs prompts is gone.
     #[error("ComfyUI runs no prompts any more: {0}")]
     Stalled(String),
+    /// ComfyUI was lost before it came to this prompt, which waited behind another one.
+    #[error("ComfyUI was lost before it began the prompt: {0}")]
+    NotBegun(String),
     /// Neither in the queue nor in the history: somebody removed it.
     #[error("ComfyUI forgot the prompt: somebody cleared its queue or history")]
     Vanished,
@@ -125,6 +142,7 @@ impl ExecuteError {
             self,
             Self::Died(_)
                 | Self::Stalled(_)
+                | Self::NotBegun(_)
                 | Self::Unreachable(_)
                 | Self::TimedOut { stuck: true, .. }
                 | Self::Aborted { stuck: true }
@@ -156,7 +174,9 @@ pub async fn execute(
         execution.limit.min(LONGEST),
         client_id.is_none(),
         server.threads().living(),
-    );
+    )
+    .knowing(execution.known)
+    .behind(execution.behind.is_some());
     // On the heap: callers hold this future inside theirs.
     let work = Box::pin(async {
         let posted = run.within_limit(post_once(server.client(), &post)).await??;
@@ -167,8 +187,15 @@ pub async fn execute(
         }
         observer.queued(prompt_id);
         crate::phases::reached("posted").await;
-        let history =
-            follow(server.client(), prompt_id, &mut subscription.events, &mut run, observer).await?;
+        let history = follow(
+            server.client(),
+            prompt_id,
+            &mut subscription.events,
+            &mut run,
+            observer,
+            execution.behind,
+        )
+        .await?;
         Ok((posted, history))
     });
     let outcome = tokio::select! {
@@ -179,6 +206,13 @@ pub async fn execute(
         () = execution.cancel.cancelled() => Err(ExecuteError::Cancelled { stuck: true }),
         outcome = work => outcome,
     };
+    let outcome =
+        match outcome {
+            Err(
+                error @ (ExecuteError::Died(_) | ExecuteError::Stalled(_) | ExecuteError::Unreachable(_)),
+            ) if run.waits() => Err(ExecuteError::NotBegun(error.to_string())),
+            outcome => outcome,
+        };
     // Its events would pile up while nobody reads them.
     drop(subscription);
     let let_go = async |limit| {

@@ -1,7 +1,9 @@
 //! Follows a posted prompt to its history: by the websocket while it speaks, else by looking.
 
 use std::{
+    future::pending,
     pin::pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,7 +17,8 @@ use super::{
     PromptId,
     client::{Client, Posted},
     events::Event,
-    execute::{ExecuteError, Executed, Observer},
+    execute::{Behind, ExecuteError, Executed, Observer},
+    forecast::NodeTimes,
     history::History,
     socket::SocketEvent,
     threads::Threads,
@@ -37,6 +40,8 @@ const SILENCE: Duration = Duration::from_secs(15);
 const IDLENESS: Duration = Duration::from_secs(20);
 /// How long a process may be stopped: whoever looks at it with a debugger has no jobs.
 const STOPPED_LIMIT: Duration = Duration::from_secs(10);
+/// Where there is no limit yet.
+const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long frames may be behind a history that was found by looking.
 const LATE_FRAMES: Duration = Duration::from_secs(3);
 
@@ -48,6 +53,8 @@ pub(super) struct Run {
     images_lost: bool,
     limit: Duration,
     posted_at: Instant,
+    /// When nothing was before it any more.
+    turn_at: Option<Instant>,
     started_at: Option<Instant>,
     heard_at: Instant,
     threads: Threads,
@@ -62,8 +69,11 @@ pub(super) async fn follow(
     events: &mut UnboundedReceiver<SocketEvent>,
     run: &mut Run,
     observer: &mut dyn Observer,
+    behind: Option<Behind<'_>>,
 ) -> Result<History, ExecuteError> {
     let mut looking = pin!(Fuse::terminated());
+    let mut turn = pin!(turn(behind).fuse());
+    let mut taking_back = pin!(take_back(client, prompt_id, behind).fuse());
     let mut poll = interval(POLL_EVERY);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut missing, mut answered_at, mut next_since, mut stopped_since) = (0, Instant::now(), None, None);
@@ -125,9 +135,28 @@ pub(super) async fn follow(
                     return Err(ExecuteError::Stalled("its process is stopped".to_owned()));
                 }
             }
+            () = &mut turn => run.come_to_turn(),
+            taken_back = &mut taking_back, if run.waits() => if taken_back {
+                return Err(ExecuteError::Aborted { stuck: false });
+            },
             () = sleep_until(run.deadline().into()) => return Err(run.timed_out()),
         }
     }
+}
+
+async fn turn(behind: Option<Behind<'_>>) {
+    match behind {
+        Some(behind) => behind.turn.cancelled().await,
+        None => pending().await,
+    }
+}
+
+/// Once told to stop: whether ComfyUI gave the prompt back before it began it.
+async fn take_back(client: &Client, prompt_id: PromptId, behind: Option<Behind<'_>>) -> bool {
+    let Some(behind) = behind else { return pending().await };
+    behind.stop.cancelled().await;
+    client.delete_pending(prompt_id).await.is_ok()
+        && matches!(look(client, prompt_id).await, Ok(Look::Nowhere))
 }
 
 impl Run {
@@ -141,15 +170,39 @@ impl Run {
             images_lost,
             limit,
             posted_at: now,
+            turn_at: Some(now),
             started_at: None,
             heard_at: now,
             threads,
         }
     }
 
+    /// Tells what is left by what such nodes took.
+    pub(super) fn knowing(self, known: Arc<NodeTimes>) -> Self {
+        Self { tracker: self.tracker.knowing(known), ..self }
+    }
+
+    /// Posted while another prompt is there still, if `behind`.
+    pub(super) fn behind(self, behind: bool) -> Self {
+        Self { turn_at: self.turn_at.filter(|_| !behind), ..self }
+    }
+
+    /// Whether another prompt is known to be before it.
+    pub(super) fn waits(&self) -> bool {
+        self.turn_at.is_none() && self.started_at.is_none()
+    }
+
+    fn come_to_turn(&mut self) {
+        if self.turn_at.is_none() {
+            self.turn_at = Some(Instant::now());
+            // The one before may have ended some.
+            self.threads = self.threads.living();
+        }
+    }
+
     fn deadline(&self) -> Instant {
-        // Nothing else runs here: until its start is seen, the limit counts from the post.
-        self.started_at.unwrap_or(self.posted_at) + self.limit
+        // Until its start is seen, the limit counts from the moment when nothing else ran here.
+        self.started_at.or(self.turn_at).map_or(self.posted_at + FAR, |since| since + self.limit)
     }
 
     fn timed_out(&self) -> ExecuteError {
@@ -187,6 +240,7 @@ impl Run {
 
     fn start(&mut self, observer: &mut dyn Observer) {
         if self.started_at.is_none() {
+            self.come_to_turn();
             self.started_at = Some(Instant::now());
             observer.started();
         }

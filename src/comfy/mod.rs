@@ -7,6 +7,7 @@ mod client;
 pub mod events;
 mod execute;
 mod follow;
+pub mod forecast;
 pub mod history;
 mod json;
 mod port;
@@ -17,7 +18,7 @@ pub mod tracker;
 mod whereabouts;
 
 pub use client::{Client, PostError, Posted, PromptPost, RequestError};
-pub use execute::{ExecuteError, Executed, Execution, Observer, execute};
+pub use execute::{Behind, ExecuteError, Executed, Execution, Observer, execute};
 pub use process::{BootError, Server};
 pub use socket::Socket;
 

@@ -2,10 +2,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
-use super::events::{Event, Image, NodeProgress};
+use super::{
+    events::{Event, Image, NodeProgress},
+    forecast::NodeTimes,
+};
 use crate::job::{
     apply::{Prompt, node_title},
     result::NodeTiming,
@@ -41,6 +45,8 @@ pub struct Progress {
     pub max: f64,
     /// Of the whole prompt, 0 to 1: nodes weigh the same. Never goes back.
     pub fraction: f64,
+    /// What is left of the whole prompt, where its node's steps and past prompts tell.
+    pub left: Option<Duration>,
 }
 
 /// A picture that a node sent over the websocket as its output.
@@ -58,6 +64,7 @@ pub struct OutputImage {
 #[derive(Debug)]
 pub struct Tracker {
     titles: HashMap<String, String>,
+    known: Arc<NodeTimes>,
     socket_outputs: HashSet<String>,
     sent: HashMap<String, usize>,
     running: Option<(String, Duration)>,
@@ -78,6 +85,7 @@ impl Tracker {
         };
         Self {
             titles: prompt.keys().map(|id| (id.clone(), node_title(prompt, id))).collect(),
+            known: Arc::default(),
             socket_outputs: prompt.keys().filter(sends_outputs).cloned().collect(),
             sent: HashMap::new(),
             running: None,
@@ -87,6 +95,12 @@ impl Tracker {
             ended: false,
             furthest: 0.0,
         }
+    }
+
+    /// Tells what is left by what such nodes took.
+    #[must_use]
+    pub fn knowing(self, known: Arc<NodeTimes>) -> Self {
+        Self { known, ..self }
     }
 
     /// Takes an event of this prompt.
@@ -106,13 +120,13 @@ impl Tracker {
             }
             Event::Executing(Some(node)) => {
                 self.enter_node(node, now);
-                return self.progress();
+                return self.progress(now);
             }
             Event::Progress { node, value, max } if self.is_running(&node) => {
                 self.steps = (value, max);
-                return self.progress();
+                return self.progress(now);
             }
-            Event::ProgressState(nodes) => return self.take_state(&nodes),
+            Event::ProgressState(nodes) => return self.take_state(&nodes, now),
             Event::Image(image) => return self.take_image(image),
             Event::Failed(_) | Event::Interrupted | Event::Succeeded => self.leave_node(now),
             Event::Progress { .. } | Event::Status { .. } | Event::Executed { .. } | Event::Other(_) => {}
@@ -166,12 +180,12 @@ impl Tracker {
         }
     }
 
-    fn take_state(&mut self, nodes: &BTreeMap<String, NodeProgress>) -> Step {
+    fn take_state(&mut self, nodes: &BTreeMap<String, NodeProgress>, now: Duration) -> Step {
         let running = self.running.as_ref().and_then(|(node, _)| nodes.get(node));
         match running.filter(|state| state.state == "running" && state.max > 1.0) {
             Some(state) if self.steps != (state.value, state.max) => {
                 self.steps = (state.value, state.max);
-                self.progress()
+                self.progress(now)
             }
             _ => Step::Nothing,
         }
@@ -191,7 +205,7 @@ impl Tracker {
         }
     }
 
-    fn progress(&mut self) -> Step {
+    fn progress(&mut self, now: Duration) -> Step {
         let Some((node, _)) = &self.running else { return Step::Nothing };
         let (value, max) = self.steps;
         let within = if max > 0.0 { (value / max).clamp(0.0, 1.0) } else { 0.0 };
@@ -202,6 +216,81 @@ impl Tracker {
         // A node that waits for others (lazy inputs) is entered twice: a bar must not go back.
         self.furthest = self.furthest.max(fraction);
         let title = self.titles.get(node).unwrap_or(node).clone();
-        Step::Progress(Progress { node: node.clone(), title, value, max, fraction: self.furthest })
+        let (node, fraction, left) = (node.clone(), self.furthest, self.left(now));
+        Step::Progress(Progress { node, title, value, max, fraction, left })
+    }
+
+    /// The rest of the node that runs, by its steps or by what it took before, and of those that have
+    /// not run; `None` when one of them is unknown.
+    fn left(&self, now: Duration) -> Option<Duration> {
+        let (running, since) = self.running.as_ref()?;
+        let (spent, (value, max)) = (now.saturating_sub(*since), self.steps);
+        let mut left = if value >= 1.0 && max > 1.0 {
+            Duration::try_from_secs_f64(spent.as_secs_f64() * (max - value).max(0.0) / value).ok()?
+        } else {
+            self.known.get(running)?.saturating_sub(spent)
+        };
+        let waits = |id: &&String| *id != running && !self.timings.contains_key(*id);
+        for node in self.titles.keys().filter(waits) {
+            left = left.checked_add(*self.known.get(node)?)?;
+        }
+        Some(left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn tracker(known: &[(&str, u64)]) -> Tracker {
+        let prompt = json!({"1": {"class_type": "A"}, "2": {"class_type": "B"}, "3": {"class_type": "C"}});
+        let known = known.iter().map(|(node, took)| ((*node).to_owned(), seconds(*took))).collect();
+        Tracker::new(prompt.as_object().unwrap()).knowing(Arc::new(known))
+    }
+
+    fn left(step: Step) -> Option<Duration> {
+        let Step::Progress(progress) = step else { panic!("no progress: {step:?}") };
+        progress.left
+    }
+
+    fn enters(node: &str) -> Event {
+        Event::Executing(Some(node.to_owned()))
+    }
+
+    #[test]
+    fn what_is_left_is_what_such_nodes_took() {
+        let mut tracker = tracker(&[("1", 10), ("2", 20), ("3", 30)]);
+        assert_eq!(left(tracker.step(enters("1"), seconds(0))), Some(seconds(60)));
+        assert_eq!(left(tracker.step(enters("2"), seconds(2))), Some(seconds(50)));
+        assert_eq!(left(tracker.step(enters("3"), seconds(90))), Some(seconds(30)));
+    }
+
+    #[test]
+    fn a_cached_node_takes_nothing_and_steps_tell_more_than_the_past() {
+        let mut tracker = tracker(&[("1", 10), ("2", 20)]);
+        tracker.step(Event::Cached(vec!["3".to_owned()]), seconds(0));
+        assert_eq!(left(tracker.step(enters("1"), seconds(0))), Some(seconds(30)));
+        let steps = Event::Progress { node: "1".to_owned(), value: 1.0, max: 5.0 };
+        assert_eq!(left(tracker.step(steps, seconds(30))), Some(seconds(120 + 20)));
+    }
+
+    #[test]
+    fn nobody_knows_what_has_never_run() {
+        let mut unknown = tracker(&[("1", 10), ("2", 20)]);
+        assert_eq!(left(unknown.step(enters("1"), seconds(0))), None, "node 3");
+        // The last one's own steps are enough.
+        let mut unknown = tracker(&[]);
+        unknown.step(Event::Cached(vec!["1".to_owned(), "2".to_owned()]), seconds(0));
+        assert_eq!(left(unknown.step(enters("3"), seconds(0))), None);
+        let steps = Event::Progress { node: "3".to_owned(), value: 3.0, max: 4.0 };
+        assert_eq!(left(unknown.step(steps, seconds(30))), Some(seconds(10)));
     }
 }

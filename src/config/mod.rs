@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, path::Path};
 pub use reader::{Mistake, Mistakes};
 pub use sections::{
     AdminConfig, AmqpConfig, BrowserConfig, ComfyUiConfig, InputsConfig, InstallConfig, JobConfig, LogConfig,
-    LogFormat, OutputsConfig, StoreConfig, Variables, WorkerConfig,
+    LogFormat, Lookahead, OutputsConfig, StoreConfig, Variables, WorkerConfig,
 };
 
 use reader::Reader;

@@ -88,6 +88,8 @@ pub struct AmqpConfig {
     pub declare: bool,
     /// The quorum queue's `x-delivery-limit`.
     pub delivery_limit: u32,
+    /// Whether the next job is taken while one runs.
+    pub lookahead: Lookahead,
     /// Exchange for results, beside `reply_to`.
     pub results_exchange: Option<String>,
     /// Topic exchange for events.
@@ -96,6 +98,18 @@ pub struct AmqpConfig {
     pub control_exchange: String,
     /// Patterns (with `*`) of the queues that `reply_to` may name.
     pub reply_to_allow: Vec<String>,
+}
+
+/// Whether the next job is taken while one runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lookahead {
+    /// Near the end of the one that runs.
+    #[default]
+    Auto,
+    /// Not before the one in hand is settled.
+    Never,
+    /// At once.
+    Always,
 }
 
 impl AmqpConfig {
@@ -252,6 +266,12 @@ impl AmqpConfig {
             queue: reader.required("amqp.queue", broker_name),
             declare: reader.required("amqp.declare", boolean),
             delivery_limit: reader.required("amqp.delivery_limit", at_least_one),
+            lookahead: reader.required("amqp.lookahead", |text| match text {
+                "auto" => Ok(Lookahead::Auto),
+                "0" => Ok(Lookahead::Never),
+                "1" => Ok(Lookahead::Always),
+                other => Err(format!("{other:?} is none of auto, 0, 1")),
+            }),
             results_exchange: reader.optional("amqp.results_exchange", broker_name),
             events_exchange: reader.required("amqp.events_exchange", broker_name),
             control_exchange: reader.required("amqp.control_exchange", broker_name),

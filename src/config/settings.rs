@@ -160,6 +160,12 @@ pub const SETTINGS: &[Setting] = &[
         "deliveries after which the broker dead-letters a job (backstop; see job.max_attempts)",
     ),
     setting(
+        "amqp.lookahead",
+        "auto",
+        "auto",
+        "whether the next job is taken, staged and posted while one runs: `auto` near the end of that one, `0` not before it is settled, `1` at once",
+    ),
+    setting(
         "amqp.results_exchange",
         "",
         "comfy.results",

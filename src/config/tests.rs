@@ -50,6 +50,7 @@ fn nothing_given_is_the_defaults() {
     assert_eq!(config.amqp.address(), "amqp://127.0.0.1:5672/%2f");
     assert_eq!((config.amqp.queue.as_str(), config.amqp.declare), ("comfy.jobs", true));
     assert_eq!((config.amqp.delivery_limit, &config.amqp.results_exchange), (20, &None));
+    assert_eq!(config.amqp.lookahead, Lookahead::Auto);
     assert_eq!(config.amqp.reply_to_allow, ["*"]);
     assert_eq!((&config.store.uri, config.store.path_style), (&None, false));
     assert_eq!(

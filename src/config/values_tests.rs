@@ -92,6 +92,7 @@ fn other_values() {
         ("browser.executable", "no/such/chromium", "there is no file \"no/such/chromium\""),
         ("admin.listen", "9188", "\"9188\" is no ADDRESS:PORT"),
         ("amqp.delivery_limit", "0", "must be at least 1"),
+        ("amqp.lookahead", "2", "is none of auto, 0, 1"),
         ("amqp.delivery_limit", "-1", "is no whole number"),
         ("amqp.url", "amqp:///vhost", "is no amqp:// or amqps:// URL"),
         ("job.max_attempts", "0", "must be at least 1"),

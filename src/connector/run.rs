@@ -1,6 +1,6 @@
 //! What is run, and how: conversion, execution, history.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -144,6 +144,8 @@ impl Engine {
             allow_partial: false,
             abort: &CancellationToken::new(),
             cancel: &CancellationToken::new(),
+            behind: None,
+            known: Arc::default(),
         };
         let executed = self.execute(execution, observer).await?;
         match executed.history.outcome().failure() {

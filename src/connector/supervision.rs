@@ -101,13 +101,11 @@ impl ComfyConnector {
         locked(&self.0.engine).take()
     }
 
-    /// Kills ComfyUI, which did not let go of a prompt or is otherwise beyond words; the next call
-    /// starts it again.
-    pub async fn kill_engine(&self) {
-        if let Some(engine) = self.running() {
-            engine.server().kill();
-            self.discard(&engine).await;
-        }
+    /// Kills that ComfyUI, which did not let go of a prompt or is otherwise beyond words; the next call
+    /// starts another.
+    pub async fn kill_engine(&self, engine: &Arc<Engine>) {
+        engine.server().kill();
+        self.discard(engine).await;
     }
 
     /// Stops ComfyUI in good order; the next call starts it again, which is no loss.

@@ -45,6 +45,8 @@ pub(super) enum Opened {
 #[derive(Clone, Debug)]
 pub(super) struct OpenAttempt {
     pub(super) number: u32,
+    /// How many before it ended without a word.
+    pub(super) crashes: u32,
     marker: Marker,
 }
 
@@ -123,7 +125,7 @@ impl<'a> Records<'a> {
         for number in 1..=MOST_MARKERS {
             let marker = Marker::new(number, worker, digest);
             let Some(earlier) = self.begin(&marker).await? else {
-                let attempt = OpenAttempt { number, marker };
+                let attempt = OpenAttempt { number, crashes, marker };
                 return Ok(if crashes >= max_crashes {
                     Opened::Poison { attempt, crashes }
                 } else {

@@ -2,10 +2,11 @@
 //! expiration.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{JobId, failure::Failure};
@@ -67,7 +68,13 @@ impl End {
 
 /// The jobs that this worker has in hand.
 #[derive(Clone, Debug, Default)]
-pub struct InHand(Arc<Mutex<HashMap<JobId, End>>>);
+pub struct InHand(Arc<Jobs>);
+
+#[derive(Debug, Default)]
+struct Jobs {
+    held: Mutex<HashMap<JobId, End>>,
+    freed: Notify,
+}
 
 impl InHand {
     /// Cancels the job if it is in hand; whether it is.
@@ -77,15 +84,30 @@ impl InHand {
         held.as_ref().inspect(|end| end.call(Failure::Cancelled)).is_some()
     }
 
-    /// Takes a job in hand, until the guard is dropped.
-    pub(super) fn hold(&self, id: &JobId) -> Held {
-        let end = End::default();
-        self.held().insert(id.clone(), end.clone());
-        Held { id: id.clone(), end, jobs: self.clone() }
+    /// Takes a job in hand, until the guard is dropped; waits while another copy of it is.
+    pub(super) async fn hold(&self, id: &JobId) -> Held {
+        loop {
+            // Before the look, so that no end is missed.
+            let freed = self.0.freed.notified();
+            if let Some(held) = self.try_hold(id) {
+                return held;
+            }
+            freed.await;
+        }
+    }
+
+    fn try_hold(&self, id: &JobId) -> Option<Held> {
+        match self.held().entry(id.clone()) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(free) => {
+                let end = free.insert(End::default()).clone();
+                Some(Held { id: id.clone(), end, jobs: self.clone() })
+            }
+        }
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<JobId, End>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,6 +122,7 @@ pub(super) struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.jobs.held().remove(&self.id);
+        self.jobs.0.freed.notify_waiters();
     }
 }
 
@@ -107,14 +130,18 @@ impl Drop for Held {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use futures_util::FutureExt;
+
     use super::*;
 
-    #[test]
-    fn a_job_is_cancelled_while_it_is_in_hand_and_for_the_first_reason() {
+    #[tokio::test]
+    async fn a_job_is_cancelled_while_it_is_in_hand_and_for_the_first_reason() {
         let jobs = InHand::default();
         let id: JobId = "a".parse().unwrap();
         assert!(!jobs.cancel(&id));
-        let held = jobs.hold(&id);
+        let held = jobs.hold(&id).await;
+        let mut copy = std::pin::pin!(jobs.hold(&id));
+        assert!(copy.as_mut().now_or_never().is_none(), "a copy waits");
         assert!(!held.end.token().is_cancelled());
         assert!(!jobs.cancel(&"b".parse().unwrap()) && jobs.cancel(&id));
         held.end.call(Failure::Expired { seconds: 1.0 });
@@ -122,5 +149,7 @@ mod tests {
         assert_eq!(held.end.why(), Failure::Cancelled);
         drop(held);
         assert!(!jobs.cancel(&id));
+        let copy = copy.await;
+        assert!(!copy.end.token().is_cancelled());
     }
 }

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, OnceLock, PoisonError},
+    convert::Infallible,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,7 @@ use super::{
     end::End,
     event::EventKind,
     failure::Failure,
+    lane::{Place, Turn},
     report::Reporter,
     request::{FolderType, JobRequest, WorkflowSource},
     result::{NodeTiming, Output, Stage, Timings},
@@ -25,7 +27,10 @@ use super::{
 };
 use crate::{
     browser::{Conversion, ConvertError},
-    comfy::{ExecuteError, Executed, Execution, history::History},
+    comfy::{
+        Behind, ExecuteError, Executed, Execution, Observer, PromptId, events::Image, history::History,
+        tracker::Progress,
+    },
     connector::{ConnectorError, Engine},
     deliver::{self, Destination, Findings, upload_failure},
     stage::{Owned, Staged},
@@ -38,6 +43,7 @@ const LARGEST_WORKFLOW: u64 = 64 << 20;
 /// One try.
 pub(super) struct Executor<'a> {
     pub(super) runner: &'a Runner,
+    pub(super) turn: &'a Turn,
     pub(super) job: &'a JobRequest,
     pub(super) attempt: u32,
     pub(super) reporter: &'a Reporter,
@@ -73,6 +79,7 @@ struct Prepared {
 impl<'a> Executor<'a> {
     pub(super) fn new(
         runner: &'a Runner,
+        turn: &'a Turn,
         job: &'a JobRequest,
         attempt: u32,
         reporter: &'a Reporter,
@@ -80,6 +87,7 @@ impl<'a> Executor<'a> {
     ) -> Self {
         Self {
             runner,
+            turn,
             job,
             attempt,
             reporter,
@@ -92,15 +100,16 @@ impl<'a> Executor<'a> {
 
     pub(super) async fn execute(&self, timings: &mut Timings) -> Result<Done, Met> {
         let stop = &self.runner.stops.stop;
+        self.turn.prepare();
+        let begun = Instant::now();
         let destination = self.destination().at(Stage::Accept)?;
         // Until the prompt is posted nothing is lost by handing the job back at once.
         let before_post = async {
-            let engine = self.runner.connector.engine().await.map_err(engine_failure).at(Stage::Run)?;
+            let engine = self.engine().await?;
             self.comfyui_version.get_or_init(|| engine.server().version().to_owned());
-            let (staged, prepared) = tokio::try_join!(timed(self.stage()), timed(self.prepare(&engine)))?;
-            Ok::<_, Met>((engine, staged, prepared))
+            tokio::try_join!(timed(self.stage()), timed(self.prepare(&engine)))
         };
-        let (engine, (staged, staged_in), (prepared, converted_in)) = tokio::select! {
+        let ((staged, staged_in), (prepared, converted_in)) = tokio::select! {
             // First: what needs neither files nor conversion would be ready at once.
             biased;
             () = stop.cancelled() => return Err(Failure::Draining).at(Stage::Stage),
@@ -113,16 +122,29 @@ impl<'a> Executor<'a> {
         let folder = self.apply(&mut prompt, &staged).at(Stage::Convert)?;
         self.reporter.tell(EventKind::Converted { nodes: prompt.len() });
         crate::phases::reached("converted").await;
+        self.turn.lane().prepared_in(begun.elapsed());
 
-        let executed = self.run(&engine, &prompt, extra_data).await?;
+        let place = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Err(Failure::Draining).at(Stage::Post),
+            why = self.end.called() => return Err(why).at(Stage::Post),
+            place = self.turn.post() => place,
+        };
+        let (engine, executed) = self.run(&prompt, extra_data, &place).await?;
+        drop(place);
         timings.waited_ms = ms(executed.waited);
         timings.executed_ms = ms(executed.executed);
         self.reporter.tell(EventKind::Executed);
         crate::phases::reached("executed").await;
         if let Some(failure) = executed.history.outcome().failure() {
+            if matches!(failure, Failure::EngineCrashed(_)) {
+                // Its device is broken: the process lives and is of no use.
+                self.runner.connector.kill_engine(&engine).await;
+            }
             *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((prompt, executed.history));
             return Err(failure).at(Stage::Run);
         }
+        self.runner.forecasts.learn(&prompt, &executed.nodes);
         if let Some(node_errors) = &executed.node_errors {
             warnings.push(format!("ComfyUI dropped outputs that failed validation: {node_errors}"));
         }
@@ -224,11 +246,14 @@ impl<'a> Executor<'a> {
 
     async fn run(
         &self,
-        engine: &Engine,
         prompt: &Prompt,
         extra_data: Map<String, Value>,
-    ) -> Result<Executed, Met> {
+        place: &Place<'_>,
+    ) -> Result<(Arc<Engine>, Executed), Met> {
+        // Another one, if that of the conversion was lost meanwhile.
+        let engine = self.engine().await?;
         let limit = self.job.timeout.unwrap_or(self.runner.limits.timeout);
+        let back = self.runner.stops.stop.child_token();
         let execution = Execution {
             prompt,
             extra_data: Value::Object(extra_data),
@@ -236,13 +261,25 @@ impl<'a> Executor<'a> {
             allow_partial: self.job.allow_partial,
             abort: &self.runner.stops.abort,
             cancel: self.end.token(),
+            behind: place.ahead.as_ref().map(|turn| Behind { turn, stop: &back }),
+            known: self.runner.forecasts.of(prompt),
         };
-        let error = match engine.execute(execution, &mut self.reporter.clone()).await {
-            Ok(executed) => return Ok(executed),
+        let mut observer = Watched { reporter: self.reporter.clone(), place };
+        let give_back = async {
+            place.is_held_up().await;
+            back.cancel();
+            std::future::pending::<Infallible>().await
+        };
+        let outcome = tokio::select! {
+            outcome = engine.execute(execution, &mut observer) => outcome,
+            never = give_back => match never {},
+        };
+        let error = match outcome {
+            Ok(executed) => return Ok((engine, executed)),
             Err(error) => error,
         };
         if error.needs_restart() {
-            self.runner.connector.kill_engine().await;
+            self.runner.connector.kill_engine(&engine).await;
         }
         let message = error.to_string();
         Err(match error {
@@ -253,13 +290,21 @@ impl<'a> Executor<'a> {
             ExecuteError::TimedOut { limit, .. } => {
                 Met { stage: Stage::Run, failure: Failure::TimedOut { seconds: limit.as_secs_f64() } }
             }
+            ExecuteError::Aborted { .. } if !self.runner.stops.stop.is_cancelled() => {
+                Met { stage: Stage::Run, failure: Failure::HeldUp }
+            }
             ExecuteError::Aborted { .. } => Met { stage: Stage::Run, failure: Failure::Draining },
             ExecuteError::Cancelled { .. } => Met { stage: Stage::Run, failure: self.end.why() },
+            ExecuteError::NotBegun(_) => Met { stage: Stage::Run, failure: Failure::EngineLost(message) },
             ExecuteError::Vanished => Met { stage: Stage::Run, failure: Failure::Interrupted },
             ExecuteError::Died(_) | ExecuteError::Stalled(_) | ExecuteError::Unreachable(_) => {
                 Met { stage: Stage::Run, failure: Failure::EngineCrashed(message) }
             }
         })
+    }
+
+    async fn engine(&self) -> Result<Arc<Engine>, Met> {
+        self.runner.connector.engine().await.map_err(engine_failure).at(Stage::Run)
     }
 
     async fn find(
@@ -322,6 +367,31 @@ impl<'a> Executor<'a> {
         let destination = self.destination().ok()?;
         let stored = self.store_records(&destination, &prompt, &history).await;
         stored.inspect_err(|error| tracing::warn!(job = %self.job.id, %error, "history not stored")).ok()
+    }
+}
+
+/// Tells the lane how near the end a prompt is, and everybody else the rest.
+struct Watched<'a> {
+    reporter: Reporter,
+    place: &'a Place<'a>,
+}
+
+impl Observer for Watched<'_> {
+    fn queued(&mut self, prompt_id: PromptId) {
+        self.reporter.queued(prompt_id);
+    }
+
+    fn started(&mut self) {
+        self.reporter.started();
+    }
+
+    fn progress(&mut self, progress: &Progress) {
+        self.place.expect(progress.left);
+        self.reporter.progress(progress);
+    }
+
+    fn preview(&mut self, image: &Image) {
+        self.reporter.preview(image);
     }
 }
 

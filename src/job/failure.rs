@@ -95,6 +95,9 @@ pub enum Failure {
     /// ComfyUI died while it ran.
     #[error("{0}")]
     EngineCrashed(String),
+    /// ComfyUI was lost with another job's prompt, before it came to this one's.
+    #[error("{0}")]
+    EngineLost(String),
     /// ComfyUI cannot be reached or started.
     #[error("{0}")]
     EngineUnavailable(String),
@@ -124,6 +127,9 @@ pub enum Failure {
     /// The worker is draining: nobody's fault.
     #[error("the worker is shutting down")]
     Draining,
+    /// Behind another job, which takes longer than such jobs took: an idle worker may have it.
+    #[error("the job before it takes longer than such jobs took")]
+    HeldUp,
     /// A bug of ours.
     #[error("{0}")]
     Internal(String),
@@ -191,9 +197,9 @@ impl Failure {
             Self::OutOfMemory(_) => Code::OutOfMemory,
             Self::TimedOut { .. } | Self::Expired { .. } => Code::Timeout,
             Self::Cancelled => Code::Cancelled,
-            Self::Interrupted | Self::Draining => Code::Interrupted,
+            Self::Interrupted | Self::Draining | Self::HeldUp => Code::Interrupted,
             Self::OutputMissing { .. } => Code::OutputMissing,
-            Self::EngineCrashed(_) => Code::EngineCrashed,
+            Self::EngineCrashed(_) | Self::EngineLost(_) => Code::EngineCrashed,
             Self::Poison { .. } => Code::Poison,
             Self::DeadLettered { code, .. } => *code,
             Self::EngineUnavailable(_)

@@ -66,7 +66,7 @@ pub enum Ending {
 /// What a hand-back says of this worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It is told to end.
+    /// Nothing bad: it is told to end, or another can have the job earlier.
     None,
     /// Something is away: not at once again, or the job would come back in a hot loop.
     Passing,

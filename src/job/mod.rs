@@ -15,6 +15,7 @@ mod execution;
 pub mod failure;
 mod id;
 pub mod incoming;
+pub mod lane;
 pub mod report;
 pub mod request;
 pub mod result;

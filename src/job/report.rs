@@ -114,7 +114,7 @@ impl Observer for Reporter {
             }
             limits.progress = Some((Instant::now(), progress.node.clone()));
         }
-        let Progress { node, title, value, max, fraction } = progress.clone();
+        let Progress { node, title, value, max, fraction, .. } = progress.clone();
         self.tell(EventKind::Progress { node, title, value, max, fraction });
     }
 
@@ -166,7 +166,14 @@ mod tests {
     }
 
     fn step(node: &str, value: f64) -> Progress {
-        Progress { node: node.into(), title: "T".into(), value, max: 20.0, fraction: value / 20.0 }
+        Progress {
+            node: node.into(),
+            title: "T".into(),
+            value,
+            max: 20.0,
+            fraction: value / 20.0,
+            left: None,
+        }
     }
 
     #[test]

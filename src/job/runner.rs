@@ -23,12 +23,14 @@ use super::{
     execution::{Done, Executor},
     failure::Failure,
     incoming::{Ending, Fault, Incoming},
+    lane::{Lane, Turn},
     report::{EventSink, Reporter},
     request::{JobRequest, Refused},
     result::{JobResult, Stage, Status, Timings, WorkerInfo},
     verdict::{Remedy, Verdict, verdict},
 };
 use crate::{
+    comfy::forecast::Forecasts,
     config::{Config, JobConfig, OutputsConfig},
     connector::ComfyConnector,
     store::{ObjectStore, ObjectUri},
@@ -40,7 +42,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// From asking ComfyUI to free memory to the next prompt. It tells nobody when it has.
 const FREE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs jobs, one at a time or several: it holds no state of any.
+/// Runs jobs side by side, each in its turn; of past ones it knows how long they took.
 pub struct Runner {
     /// ComfyUI and the browser.
     pub connector: ComfyConnector,
@@ -60,6 +62,10 @@ pub struct Runner {
     pub stops: Stops,
     /// The jobs in hand, for whoever cancels one.
     pub in_hand: InHand,
+    /// Their order in ComfyUI.
+    pub lane: Lane,
+    /// How long prompts took.
+    pub forecasts: Forecasts,
 }
 
 /// A failure and where it was met.
@@ -100,11 +106,14 @@ impl Runner {
             worker_id: config.worker.id.clone(),
             stops,
             in_hand: InHand::default(),
+            lane: Lane::new(config.amqp.lookahead),
+            forecasts: Forecasts::default(),
         }
     }
 
-    /// Takes a message from acceptance to its durable result, or back to the queue.
-    pub async fn run(&self, incoming: Incoming, sink: Arc<dyn EventSink>) -> Ending {
+    /// Takes a message from acceptance to its durable result, or back to the queue; `turn`: its place
+    /// among the others.
+    pub async fn run(&self, incoming: Incoming, turn: &Turn, sink: Arc<dyn EventSink>) -> Ending {
         let accepted_at = Instant::now();
         let job = match self.accept(&incoming) {
             Ok(job) => job,
@@ -113,19 +122,16 @@ impl Runner {
         // Clocks that disagree give zero.
         let queued = incoming.published_at.and_then(|then| then.elapsed().ok()).unwrap_or_default();
         let timings = Timings { queued_ms: ms(queued), ..Timings::default() };
-        let held = self.in_hand.hold(&job.id);
+        let held = tokio::select! {
+            biased;
+            held = self.in_hand.hold(&job.id) => held,
+            () = self.stops.stop.cancelled() => return hand_back(&Failure::Draining),
+        };
         let _expiry = incoming.expiration.map(|whole| expire(held.end.clone(), whole, queued));
-        let life = Life { runner: self, end: &held.end, lost: &incoming.lost, accepted_at, timings };
+        let life = Life { runner: self, turn, end: &held.end, lost: &incoming.lost, accepted_at, timings };
         match Box::pin(life.live(&job, sink)).await {
             Ok(body) => Ending::Answered { id: job.id, body },
-            Err(failure) => {
-                let fault = match failure {
-                    Failure::Draining => Fault::None,
-                    Failure::DiskFull(_) => Fault::DiskFull,
-                    _ => Fault::Passing,
-                };
-                Ending::HandBack { reason: failure.to_string(), fault }
-            }
+            Err(failure) => hand_back(&failure),
         }
     }
 
@@ -173,9 +179,19 @@ impl Runner {
     }
 }
 
+fn hand_back(failure: &Failure) -> Ending {
+    let fault = match failure {
+        Failure::Draining | Failure::HeldUp => Fault::None,
+        Failure::DiskFull(_) => Fault::DiskFull,
+        _ => Fault::Passing,
+    };
+    Ending::HandBack { reason: failure.to_string(), fault }
+}
+
 /// One accepted message's way.
 struct Life<'a> {
     runner: &'a Runner,
+    turn: &'a Turn,
     end: &'a End,
     lost: &'a CancellationToken,
     accepted_at: Instant,
@@ -249,8 +265,15 @@ impl Life<'_> {
         attempt: &OpenAttempt,
         reporter: &Reporter,
     ) -> Result<JobResult, Failure> {
+        if attempt.crashes > 0 {
+            tokio::select! {
+                biased;
+                () = self.runner.stops.stop.cancelled() => return Err(Failure::Draining),
+                () = self.turn.alone() => {}
+            }
+        }
         let mut seen = HashMap::<_, u32>::new();
-        let mut executor = Executor::new(self.runner, job, attempt.number, reporter, self.end);
+        let mut executor = Executor::new(self.runner, self.turn, job, attempt.number, reporter, self.end);
         loop {
             let met = match executor.execute(&mut self.timings).await {
                 Ok(done) => return Ok(self.succeeded(job, attempt.number, done, &executor)),
@@ -284,8 +307,6 @@ impl Life<'_> {
     async fn mend(&self, remedy: Remedy) {
         match remedy {
             Remedy::Nothing | Remedy::RunAgain => {}
-            // The next call starts it again.
-            Remedy::Restart => self.runner.connector.kill_engine().await,
             Remedy::FreeMemory => {
                 // One that is started again has nothing to free.
                 let Some(engine) = self.runner.connector.running() else { return };

@@ -22,9 +22,10 @@ pub enum Remedy {
     FreeMemory,
     /// Make ComfyUI run the nodes whose files are gone, whatever its execution cache holds.
     RunAgain,
-    /// Start ComfyUI anew: after a broken device its process lives and is of no use.
-    Restart,
 }
+
+/// ComfyUIs that one job may lose to others' prompts.
+const NEIGHBOURS: u32 = 3;
 
 /// The table. `times`: how often this attempt at the job has met a failure of this kind, now included. A
 /// failure of another kind leaves it its own try: an input that was spoilt on the way says nothing about
@@ -57,10 +58,16 @@ pub fn verdict(failure: &Failure, times: u32) -> Verdict {
         F::ConversionTimedOut(_) | F::BrowserDown(_) => once_more(Remedy::Nothing),
         F::OutputMissing { .. } => once_more(Remedy::RunAgain),
         F::OutOfMemory(_) => once_more(Remedy::FreeMemory),
-        F::EngineCrashed(_) => once_more(Remedy::Restart),
-        F::EngineUnavailable(_) | F::StoreUnavailable(_) | F::DiskFull(_) | F::Local(_) | F::Draining => {
-            Verdict::HandBack
-        }
+        // Killed where it was met; the next try starts another.
+        F::EngineCrashed(_) => once_more(Remedy::Nothing),
+        F::EngineLost(_) if times <= NEIGHBOURS => Verdict::RetryHere(Remedy::Nothing),
+        F::EngineLost(_) => Verdict::HandBack,
+        F::EngineUnavailable(_)
+        | F::StoreUnavailable(_)
+        | F::DiskFull(_)
+        | F::Local(_)
+        | F::Draining
+        | F::HeldUp => Verdict::HandBack,
     }
 }
 
@@ -69,8 +76,8 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::{
-        Failure as F,
-        Remedy::{FreeMemory, Nothing, Restart, RunAgain},
+        Failure as F, NEIGHBOURS,
+        Remedy::{FreeMemory, Nothing, RunAgain},
         Verdict::{Answer, HandBack, RetryHere},
         verdict,
     };
@@ -106,7 +113,8 @@ mod tests {
                 RetryHere(RunAgain),
                 Answer,
             ),
-            (F::EngineCrashed(text()), "engine_crashed", RetryHere(Restart), Answer),
+            (F::EngineCrashed(text()), "engine_crashed", RetryHere(Nothing), Answer),
+            (F::EngineLost(text()), "engine_crashed", RetryHere(Nothing), HandBack),
             (F::EngineUnavailable(text()), "internal", HandBack, HandBack),
             (F::StoreUnavailable(text()), "internal", HandBack, HandBack),
             (F::DiskFull(text()), "internal", HandBack, HandBack),
@@ -114,12 +122,14 @@ mod tests {
             (F::Poison { crashes: 3 }, "poison", Answer, Answer),
             (F::dead_lettered("delivery_limit", "q").unwrap(), "poison", Answer, Answer),
             (F::Draining, "interrupted", HandBack, HandBack),
+            (F::HeldUp, "interrupted", HandBack, HandBack),
             (F::Internal(text()), "internal", Answer, Answer),
         ];
         for (failure, code, first, next) in &table {
             assert_eq!(serde_json::to_value(failure.code()).unwrap(), *code, "{failure:?}");
             assert_eq!(verdict(failure, 1), *first, "{failure:?}");
-            for times in [2, 3, u32::MAX] {
+            let later = if matches!(failure, F::EngineLost(_)) { NEIGHBOURS + 1 } else { 2 };
+            for times in [later, later + 1, u32::MAX] {
                 assert_eq!(verdict(failure, times), *next, "{failure:?}");
             }
         }

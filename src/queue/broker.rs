@@ -13,8 +13,11 @@ use super::{
     Consumer, DeadLetters, EventSender, Follow, Health, JobProperties, Order, Orders, PublishError,
     QueueError, ReplyWarning, ResultMessage,
     consumer::Source,
-    control, events, results,
+    control,
+    delivery::Delivery,
+    events, results,
     session::{Session, pauses},
+    take,
 };
 use crate::config::AmqpConfig;
 
@@ -76,6 +79,12 @@ impl Broker {
     #[must_use]
     pub fn consume(&self, prefetch: u16) -> Consumer {
         Consumer::start(&self.session, Source::Jobs, prefetch)
+    }
+
+    /// One job, if one waits and no idle worker wants it; `None` without a connection, too. Cancel safe:
+    /// a job that comes too late is handed back.
+    pub async fn take(&self) -> Option<Delivery> {
+        take::take(&self.session).await
     }
 
     /// Subscribes to the notices of dead letters: a copy of each message that the broker moved there,

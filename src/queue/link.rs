@@ -27,6 +27,8 @@ pub(super) struct Link {
     lost: CancellationToken,
     why: Mutex<Option<String>>,
     publishers: Mutex<Vec<Channel>>,
+    /// The one that single jobs are asked for on.
+    taker: tokio::sync::Mutex<Option<Channel>>,
 }
 
 impl Link {
@@ -38,6 +40,7 @@ impl Link {
             lost: CancellationToken::new(),
             why: Mutex::default(),
             publishers: Mutex::default(),
+            taker: tokio::sync::Mutex::default(),
         })
     }
 
@@ -76,6 +79,15 @@ impl Link {
         let confirms = channel.confirm_select(ConfirmSelectOptions::default());
         within(ANSWER_LIMIT, "confirm.select", confirms).await?;
         Ok(channel)
+    }
+
+    /// The channel that single jobs are asked for on.
+    pub(super) async fn taker(&self) -> Result<Channel, Trouble> {
+        let mut taker = self.taker.lock().await;
+        if let Some(channel) = taker.as_ref().filter(|channel| channel.status().connected()) {
+            return Ok(channel.clone());
+        }
+        Ok(taker.insert(self.channel().await?).clone())
     }
 
     /// Takes a channel of [`Link::publisher`] back after a publish that was settled.

@@ -27,6 +27,7 @@ mod refusal;
 mod reply;
 mod results;
 mod session;
+mod take;
 mod topology;
 
 pub use broker::Broker;

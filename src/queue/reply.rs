@@ -37,6 +37,7 @@ mod tests {
             queue: "jobs".into(),
             declare: true,
             delivery_limit: 20,
+            lookahead: crate::config::Lookahead::Auto,
             results_exchange: None,
             events_exchange: "events".into(),
             control_exchange: "control".into(),

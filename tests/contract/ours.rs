@@ -1,6 +1,6 @@
 //! Our own socket and `execute` against the same server.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use comfy_worker::{
@@ -83,6 +83,8 @@ impl Try {
             allow_partial: self.allow_partial,
             abort: &self.abort,
             cancel: &CancellationToken::new(),
+            behind: None,
+            known: Arc::default(),
         };
         let mut observer = Notes(sender);
         let execution = execute(server, socket, execution, &mut observer);

@@ -8,6 +8,7 @@ mod dead;
 mod deadlines;
 mod engine;
 mod kills;
+mod lookahead;
 mod outages;
 mod refusals;
 mod second;

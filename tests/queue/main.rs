@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use comfy_worker::{
-    config::AmqpConfig,
+    config::{AmqpConfig, Lookahead},
     queue::{Broker, Consumer, Delivery, JobProperties, QueueError},
 };
 use testbed::RabbitMq;
@@ -31,6 +31,7 @@ fn config(url: String, name: &str) -> AmqpConfig {
         queue: format!("{name}.jobs"),
         declare: true,
         delivery_limit: 20,
+        lookahead: Lookahead::Auto,
         results_exchange: None,
         events_exchange: format!("{name}.events"),
         control_exchange: format!("{name}.control"),

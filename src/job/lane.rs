@@ -1,0 +1,303 @@
+//! Whose turn it is in ComfyUI: the jobs in hand in their order, and when another one is wanted.
+//!
+//! At most one prompt waits behind the one that runs, and a worker takes that one only when the running
+//! one is near its end: until then an idle worker may have it.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::watch, time::sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Lookahead;
+
+/// Jobs in hand, those that upload included: each holds files on the disk.
+const MOST_IN_HAND: usize = 4;
+/// Prompts in ComfyUI: the one that runs and the one behind it.
+const MOST_POSTED: usize = 2;
+/// How long before the end of the running job the next one is taken, at least and at most.
+const LEAD: std::ops::RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(30);
+
+/// How long a job may go on after its expected end until the one behind it is given back: an idle
+/// worker may have it.
+const OVERDUE: Duration = Duration::from_secs(10);
+
+/// The jobs in hand. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Lane(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    lookahead: Lookahead,
+    state: watch::Sender<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    jobs: BTreeMap<u64, Job>,
+    joined: u64,
+    /// What the preparation of a job takes, lately and rather more than less.
+    lead: Duration,
+}
+
+#[derive(Debug)]
+struct Job {
+    at: At,
+    alone: bool,
+}
+
+#[derive(Debug)]
+enum At {
+    /// Accepted, its prompt not posted.
+    Preparing,
+    /// Its prompt is in ComfyUI.
+    Posted { over: CancellationToken, ends_at: Option<Instant> },
+    /// It needs ComfyUI no more.
+    Executed,
+}
+
+/// Why another job is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// None is in hand.
+    First,
+    /// What is in hand leaves ComfyUI idle soon, or has left it so.
+    Ahead,
+}
+
+impl Lane {
+    /// An empty one.
+    #[must_use]
+    pub fn new(lookahead: Lookahead) -> Self {
+        let state = State { jobs: BTreeMap::new(), joined: 0, lead: *LEAD.start() };
+        Self(Arc::new(Shared { lookahead, state: watch::Sender::new(state) }))
+    }
+
+    /// Takes a job in hand, behind the others, until the turn is dropped.
+    #[must_use]
+    pub fn join(&self) -> Turn {
+        let mut number = 0;
+        self.0.state.send_modify(|state| {
+            state.joined += 1;
+            number = state.joined;
+            state.jobs.insert(number, Job { at: At::Preparing, alone: false });
+        });
+        Turn { lane: self.clone(), number }
+    }
+
+    /// Waits until another job is wanted.
+    pub async fn wanted(&self) -> Wanted {
+        let mut state = self.0.state.subscribe();
+        loop {
+            let look = state.borrow_and_update().look(self.0.lookahead, Instant::now());
+            let from = match look {
+                Look::Now(wanted) => return wanted,
+                Look::From(at) => Some(at),
+                Look::Later => None,
+            };
+            tokio::select! {
+                () = due(from) => {}
+                _ = state.changed() => {}
+            }
+        }
+    }
+
+    /// Waits until no job is in hand.
+    pub async fn emptied(&self) {
+        let _ = self.0.state.subscribe().wait_for(|state| state.jobs.is_empty()).await;
+    }
+
+    /// Notes how long the preparation of a job took.
+    pub(super) fn prepared_in(&self, took: Duration) {
+        self.0.state.send_modify(|state| {
+            let lead = (took * 3 / 2).max(state.lead * 9 / 10);
+            state.lead = lead.clamp(*LEAD.start(), *LEAD.end());
+        });
+    }
+}
+
+/// Waits for a moment; without one for ever.
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+enum Look {
+    Now(Wanted),
+    From(Instant),
+    Later,
+}
+
+impl State {
+    fn look(&self, lookahead: Lookahead, now: Instant) -> Look {
+        if self.jobs.is_empty() {
+            return Look::Now(Wanted::First);
+        }
+        let closed = lookahead == Lookahead::Never
+            || self.jobs.len() >= MOST_IN_HAND
+            || self.jobs.values().any(|job| job.alone);
+        if closed {
+            return Look::Later;
+        }
+        let mut before = self.jobs.values().filter(|job| !matches!(job.at, At::Executed));
+        match (before.next(), before.next()) {
+            (None, _) => Look::Now(Wanted::Ahead),
+            (Some(_), Some(_)) => Look::Later,
+            (Some(_), None) if lookahead == Lookahead::Always => Look::Now(Wanted::Ahead),
+            (Some(Job { at: At::Posted { ends_at: Some(ends_at), .. }, .. }), None) => {
+                let from = ends_at.checked_sub(self.lead).unwrap_or(now);
+                if now > *ends_at + OVERDUE {
+                    Look::Later
+                } else if from <= now {
+                    Look::Now(Wanted::Ahead)
+                } else {
+                    Look::From(from)
+                }
+            }
+            (Some(_), None) => Look::Later,
+        }
+    }
+
+    /// When another job's prompt is overdue.
+    fn late(&self, number: u64) -> Option<Instant> {
+        self.jobs.iter().filter(|(other, _)| **other != number).find_map(|(_, job)| match &job.at {
+            At::Posted { ends_at, .. } => ends_at.map(|ends_at| ends_at + OVERDUE),
+            _ => None,
+        })
+    }
+
+    /// The place of that job's prompt, if there is one now.
+    fn post(&mut self, number: u64) -> Option<(Option<CancellationToken>, CancellationToken)> {
+        let mut posted = Vec::new();
+        for (other, job) in self.jobs.iter().filter(|(other, _)| **other != number) {
+            if *other < number && job.alone {
+                return None;
+            }
+            if let At::Posted { over, .. } = &job.at {
+                posted.push(over.clone());
+            }
+        }
+        let job = self.jobs.get_mut(&number)?;
+        if posted.len() >= MOST_POSTED {
+            return None;
+        }
+        let over = CancellationToken::new();
+        job.at = At::Posted { over: over.clone(), ends_at: None };
+        Some((posted.pop(), over))
+    }
+}
+
+/// A job in hand.
+#[derive(Debug)]
+pub struct Turn {
+    lane: Lane,
+    number: u64,
+}
+
+impl Turn {
+    pub(super) fn lane(&self) -> &Lane {
+        &self.lane
+    }
+
+    fn set(&self, at: At) {
+        self.lane.0.state.send_modify(|state| {
+            if let Some(job) = state.jobs.get_mut(&self.number) {
+                job.at = at;
+            }
+        });
+    }
+
+    /// Another try begins.
+    pub(super) fn prepare(&self) {
+        self.set(At::Preparing);
+    }
+
+    /// Keeps other jobs out and waits until those before it are gone: it may crash this worker, and
+    /// they would be taken for what did.
+    pub(super) async fn alone(&self) {
+        let mut state = self.lane.0.state.subscribe();
+        self.lane.0.state.send_modify(|state| {
+            if let Some(job) = state.jobs.get_mut(&self.number) {
+                job.alone = true;
+            }
+        });
+        let first = |state: &State| state.jobs.keys().next().is_none_or(|first| *first >= self.number);
+        let _ = state.wait_for(first).await;
+    }
+
+    /// Waits until ComfyUI may have its prompt.
+    pub(super) async fn post(&self) -> Place<'_> {
+        let mut state = self.lane.0.state.subscribe();
+        loop {
+            state.mark_unchanged();
+            let mut place = None;
+            self.lane.0.state.send_if_modified(|state| {
+                place = state.post(self.number);
+                place.is_some()
+            });
+            if let Some((ahead, over)) = place {
+                return Place { turn: self, ahead, over };
+            }
+            let _ = state.changed().await;
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.lane.0.state.send_modify(|state| drop(state.jobs.remove(&self.number)));
+    }
+}
+
+/// A prompt's place in ComfyUI; dropped once it is out of there.
+#[derive(Debug)]
+pub(super) struct Place<'a> {
+    turn: &'a Turn,
+    /// Cancelled once the prompt before it is out.
+    pub(super) ahead: Option<CancellationToken>,
+    over: CancellationToken,
+}
+
+impl Place<'_> {
+    /// Notes that the prompt ends in so long; `None`: nobody knows.
+    pub(super) fn expect(&self, left: Option<Duration>) {
+        let ends_at = left.and_then(|left| Instant::now().checked_add(left));
+        self.turn.set(At::Posted { over: self.over.clone(), ends_at });
+    }
+}
+
+impl Place<'_> {
+    /// Waits until the prompt before this one goes on far longer than expected. What another worker
+    /// could run is not held here then; `amqp.lookahead = 1` holds it all the same.
+    pub(super) async fn is_held_up(&self) {
+        let shared = &self.turn.lane.0;
+        let mut state = shared.state.subscribe();
+        loop {
+            let late = state.borrow_and_update().late(self.turn.number);
+            let at = late.filter(|_| shared.lookahead == Lookahead::Auto);
+            if at.is_some_and(|at| at <= Instant::now()) {
+                return;
+            }
+            tokio::select! {
+                () = due(at) => {}
+                _ = state.changed() => {}
+            }
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.over.cancel();
+        self.turn.set(At::Executed);
+    }
+}
+
+#[cfg(test)]
+#[path = "lane_tests.rs"]
+mod tests;

@@ -1,0 +1,132 @@
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use futures_util::FutureExt;
+
+use super::*;
+
+fn wanted(lane: &Lane) -> Option<Wanted> {
+    lane.wanted().now_or_never()
+}
+
+fn place(turn: &Turn) -> Place<'_> {
+    turn.post().now_or_never().unwrap()
+}
+
+#[tokio::test]
+async fn another_job_is_wanted_near_the_end_of_the_one_that_runs() {
+    let lane = Lane::new(Lookahead::Auto);
+    assert_eq!(wanted(&lane), Some(Wanted::First));
+    let first = lane.join();
+    assert_eq!(wanted(&lane), None, "its end is not in sight");
+    let running = place(&first);
+    assert_eq!(wanted(&lane), None, "nobody knows how long it takes");
+    running.expect(Some(Duration::from_secs(3600)));
+    assert_eq!(wanted(&lane), None);
+    running.expect(Some(*LEAD.start() / 2));
+    assert_eq!(wanted(&lane), Some(Wanted::Ahead));
+    let second = lane.join();
+    assert_eq!(wanted(&lane), None, "one is ahead already");
+    let waiting = place(&second);
+    assert!(!waiting.ahead.as_ref().unwrap().is_cancelled());
+    drop(running);
+    assert!(waiting.ahead.as_ref().unwrap().is_cancelled());
+    assert_eq!(wanted(&lane), None);
+    drop(waiting);
+    assert_eq!(wanted(&lane), Some(Wanted::Ahead), "both upload, and ComfyUI is idle");
+    drop((first, second));
+    assert_eq!(wanted(&lane), Some(Wanted::First));
+}
+
+#[tokio::test]
+async fn the_wait_for_the_end_ends_by_itself() {
+    let lane = Lane::new(Lookahead::Auto);
+    let first = lane.join();
+    let running = place(&first);
+    running.expect(Some(*LEAD.start() + Duration::from_millis(50)));
+    assert_eq!(wanted(&lane), None);
+    assert_eq!(lane.wanted().await, Wanted::Ahead);
+}
+
+#[tokio::test]
+async fn without_lookahead_one_job_is_in_hand_and_with_it_always_two() {
+    let lane = Lane::new(Lookahead::Never);
+    let turn = lane.join();
+    drop(place(&turn));
+    assert_eq!(wanted(&lane), None, "it uploads still");
+    drop(turn);
+    assert_eq!(wanted(&lane), Some(Wanted::First));
+
+    let lane = Lane::new(Lookahead::Always);
+    let _first = lane.join();
+    assert_eq!(wanted(&lane), Some(Wanted::Ahead));
+    let _second = lane.join();
+    assert_eq!(wanted(&lane), None);
+}
+
+#[tokio::test]
+async fn two_prompts_are_in_comfyui_at_most_and_four_jobs_in_hand() {
+    let lane = Lane::new(Lookahead::Auto);
+    let turns = [lane.join(), lane.join(), lane.join()];
+    let (first, second) = (place(&turns[0]), place(&turns[1]));
+    assert!(turns[2].post().now_or_never().is_none());
+    drop(first);
+    let third = place(&turns[2]);
+    drop((second, third));
+    let _fourth = lane.join();
+    assert_eq!(wanted(&lane), None, "as many as the disk should hold");
+}
+
+#[tokio::test]
+async fn a_job_that_may_crash_the_worker_has_it_alone() {
+    let lane = Lane::new(Lookahead::Always);
+    let (first, suspect, after) = (lane.join(), lane.join(), lane.join());
+    let running = place(&first);
+    assert!(suspect.alone().now_or_never().is_none());
+    assert!(after.post().now_or_never().is_none(), "not before it");
+    drop(running);
+    assert!(suspect.alone().now_or_never().is_none(), "what uploads would be suspected, too");
+    drop(first);
+    assert!(suspect.alone().now_or_never().is_some());
+    drop(place(&suspect));
+    assert!(after.post().now_or_never().is_none());
+    drop(after);
+    assert_eq!(wanted(&lane), None);
+    drop(suspect);
+    assert_eq!(wanted(&lane), Some(Wanted::First));
+}
+
+#[tokio::test]
+async fn the_lead_follows_what_preparations_take() {
+    let lane = Lane::new(Lookahead::Auto);
+    let lead = || lane.0.state.borrow().lead;
+    lane.prepared_in(Duration::from_secs(4));
+    assert_eq!(lead(), Duration::from_secs(6));
+    lane.prepared_in(Duration::ZERO);
+    assert_eq!(lead(), Duration::from_millis(5400), "a quick one proves little");
+    lane.prepared_in(Duration::from_secs(3600));
+    assert_eq!(lead(), *LEAD.end());
+    for _ in 0..100 {
+        lane.prepared_in(Duration::ZERO);
+    }
+    assert_eq!(lead(), *LEAD.start());
+}
+
+#[tokio::test]
+async fn a_job_is_not_held_behind_one_that_is_overdue() {
+    let lane = Lane::new(Lookahead::Auto);
+    let (first, second) = (lane.join(), lane.join());
+    let (running, waiting) = (place(&first), place(&second));
+    assert!(waiting.is_held_up().now_or_never().is_none(), "nobody knows");
+    running.expect(Some(Duration::ZERO));
+    assert!(waiting.is_held_up().now_or_never().is_none(), "it may end at any moment");
+    let long_ago = Instant::now().checked_sub(OVERDUE * 2);
+    lane.0.state.send_modify(|state| {
+        if let At::Posted { ends_at, .. } = &mut state.jobs.get_mut(&1).unwrap().at {
+            *ends_at = long_ago;
+        }
+    });
+    waiting.is_held_up().await;
+    drop(waiting);
+    drop(second);
+    assert_eq!(wanted(&lane), None, "it would come back at once");
+}

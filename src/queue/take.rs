@@ -1,0 +1,42 @@
+//! One job, if there is one: for a worker that has one in hand and wants no subscription that brings
+//! another on the heels of each ack.
+
+use std::sync::Arc;
+
+use lapin::options::BasicGetOptions;
+use tokio::sync::oneshot;
+
+use super::{
+    delivery::{Delivery, Settlement},
+    error::{Trouble, within},
+    link::{ANSWER_LIMIT, Link},
+    message::short,
+    session::Session,
+};
+
+/// Asks for a job; `None`: there is none, or no connection. Dropped, what comes is handed back.
+pub(super) async fn take(session: &Arc<Session>) -> Option<Delivery> {
+    let link = session.current_link()?;
+    let queue = session.config.queue.clone();
+    let (sender, taken) = oneshot::channel();
+    session.tasks.spawn(async move {
+        match get(&link, &queue).await {
+            Ok(delivery) => {
+                if let Err(Some(delivery)) = sender.send(delivery) {
+                    delivery.settle(Settlement::HandBack).await;
+                }
+            }
+            Err(Trouble::Silent(..)) => link.fail("the broker does not answer a get"),
+            Err(error) => tracing::debug!(%error, "no job could be asked for"),
+        }
+    });
+    taken.await.ok().flatten()
+}
+
+async fn get(link: &Arc<Link>, queue: &str) -> Result<Option<Delivery>, Trouble> {
+    let Ok(queue) = short(queue) else { return Ok(None) };
+    let channel = link.taker().await?;
+    let got = channel.basic_get(queue, BasicGetOptions { no_ack: false });
+    let got = within(ANSWER_LIMIT, "basic.get", got).await?;
+    Ok(got.map(|got| Delivery::new(got.delivery, channel, Arc::clone(link))))
+}
