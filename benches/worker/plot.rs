@@ -38,7 +38,7 @@ pub(crate) fn svg(figures: &[Figure], machine: &str) -> String {
          <style>{STYLE}</style><rect class=\"ground\" width=\"{WIDTH}\" height=\"{height}\" rx=\"6\"/>\n"
     );
     label(&mut text, 20.0, 30.0, "title", "start", "Figures against their goals");
-    let legend = "● stand-in or no ComfyUI   ◆ real ComfyUI   left of the line: better than the goal";
+    let legend = "● stand-in or no ComfyUI · ◆ real ComfyUI · left of the line: better than the goal";
     label(&mut text, 20.0, 50.0, "note", "start", legend);
     for (number, _) in lines.iter().enumerate().filter(|(number, _)| number % 2 == 0) {
         let y = TOP + STEP * number as f64;
