@@ -8,6 +8,7 @@
 
 mod page;
 mod resources;
+mod sight;
 mod templates;
 
 use std::{
@@ -18,7 +19,7 @@ use std::{
 use comfy_worker::{browser::Browser, config::BrowserConfig};
 use page::LonePage;
 use resources::{Resources, processor_time};
-use serde_json::Value;
+use sight::{Known, Sight, first_sight, known, median, milliseconds};
 use templates::Template;
 use testbed::{Engine, folder_of_process, wait_for};
 use tokio::time::sleep;
@@ -47,11 +48,13 @@ async fn main() {
     println!("{}, frontend {}", browser.version().await, browser.frontend_version().unwrap_or_default());
 
     idle(&browser).await;
-    let templates = first_sight(&browser, &url).await;
-    known(&browser, &templates).await;
-    side_by_side(&browser, &templates).await;
-    original(&url, &templates).await;
-    long_run(&browser, &templates).await;
+    let sight = first_sight(&browser, &url, number("TEMPLATES", usize::MAX)).await;
+    show_first_sight(&sight);
+    let templates = &sight.templates;
+    show_known(&known(&browser, templates).await);
+    side_by_side(&browser, templates).await;
+    original(&url, templates).await;
+    long_run(&browser, templates).await;
 
     browser.shutdown().await;
     server.stop().await.unwrap();
@@ -67,15 +70,6 @@ fn row(figure: &str, measured: &str, goal: &str, holds: bool) {
     println!("{figure:<24} {measured:<64} {goal:<18} {}", if holds { "holds" } else { "DOES NOT HOLD" });
 }
 
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
-fn milliseconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1000.0
-}
-
 /// What two pages that wait for workflows cost.
 async fn idle(browser: &Browser) {
     wait_for("the spare page", Duration::from_secs(120), || async { browser.has_spare() }).await.unwrap();
@@ -87,47 +81,24 @@ async fn idle(browser: &Browser) {
     row("two idle pages", &format!("{:.1} % of a core", share * 100.0), "≤ 5 %", share <= 0.05);
 }
 
-/// Every template once here and once in a page of its own, in turn; those that convert.
-async fn first_sight(browser: &Browser, url: &str) -> Vec<Template> {
-    let page = LonePage::open(url).await;
-    let (mut ours, mut pages, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    let mut converted = Vec::new();
-    for template in Template::all(number("TEMPLATES", usize::MAX)) {
-        let clock = Instant::now();
-        let Ok(conversion) = browser.convert(&template.workflow).await else { continue };
-        let taken = milliseconds(clock);
-        let (prompt, needed) = page.convert(&template.workflow).await;
-        assert_eq!(prompt, Value::Object(conversion.prompt), "{}", template.name);
-        ours.push(taken);
-        pages.push(needed);
-        ratios.push(taken / needed);
-        converted.push(template);
-    }
-    page.close().await;
-    let (ours, pages, ratio) = (median(&mut ours), median(&mut pages), median(&mut ratios));
-    let of = converted.len();
+fn show_first_sight(sight: &Sight) {
+    let Sight { ours, page, ratio, templates } = sight;
+    let of = templates.len();
     row(
         "first sight",
-        &format!("{ours:.0} ms, the page itself {pages:.0} ms: × {ratio:.2} (medians of {of}, all equal)"),
+        &format!("{ours:.0} ms, the page itself {page:.0} ms: × {ratio:.2} (medians of {of}, all equal)"),
         "≤ × 1.3",
-        ratio <= 1.3,
+        *ratio <= 1.3,
     );
-    converted
 }
 
-async fn known(browser: &Browser, templates: &[Template]) {
-    let mut times = Vec::new();
-    for template in templates.iter().filter(|template| !template.is_dynamic()) {
-        let clock = Instant::now();
-        browser.convert(&template.workflow).await.unwrap();
-        times.push(milliseconds(clock));
-    }
-    let (most, median) = (times.iter().copied().fold(0.0, f64::max), median(&mut times));
+fn show_known(known: &Known) {
+    let Known { median, most, of } = known;
     row(
         "known",
-        &format!("{median:.2} ms, at most {most:.1} ms (of {} templates)", times.len()),
+        &format!("{median:.2} ms, at most {most:.1} ms (of {of} templates)"),
         "≤ 2 ms",
-        median <= 2.0,
+        *median <= 2.0,
     );
 }
 

@@ -25,6 +25,7 @@ from prompt_queue import Item, PromptQueue
 from validation import is_link, qualified_name
 
 LEDGER = os.environ.get("STANDIN_LEDGER")
+TIMES = os.environ.get("STANDIN_TIMES")
 
 OUT_OF_MEMORY_TIPS = (
     "This error means you ran out of memory on your GPU.\n\nTIPS: If the workflow worked before you might have "
@@ -113,7 +114,11 @@ class Executor:
         if LEDGER:
             with open(LEDGER, "a", encoding="utf-8") as ledger:
                 ledger.write(json.dumps(item.prompt) + "\n")
+        begin = time.time()
         succeeded = self._execute(item)
+        if TIMES:
+            with open(TIMES, "a", encoding="utf-8") as times:
+                times.write(json.dumps({"start": begin, "end": time.time()}) + "\n")
         shown = [(node_id, entry) for node_id in self.cache.node_ids()
                  if (entry := self.cache.get(node_id)) is not None and entry.ui is not None]
         status = {"status_str": "success" if succeeded else "error", "completed": succeeded,

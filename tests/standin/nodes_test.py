@@ -172,3 +172,30 @@ class StandinInputRead(Node):
         path = self.folders.annotated_path(file)
         text = f"{images.file_digest(path)} {os.path.getsize(path)}"
         return Ui({"text": [text]}, (text,))
+
+
+@standin(
+    {"file": text_input(), "seconds": seconds_input(0.2),
+     "megabytes": ["FLOAT", {"default": 8.0, "min": 0.0, "max": 100_000.0}], "filename_prefix": text_input("work")},
+    ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
+class StandinWork(Node):
+    """What a GPU job is to everybody else: reads a file of input/ (if named), computes (sleeps), writes a file."""
+
+    def run(self, call: Call, file: str, seconds: float, megabytes: float, filename_prefix: str,
+            image: Optional[Batch] = None, seed: int = 0) -> Ui:
+        if file:
+            with open(self.folders.annotated_path(file), "rb") as source:
+                while source.read(frames.MIB):
+                    call.check_interrupt()
+        sleep(call, seconds)
+        left = round(megabytes * frames.MIB)
+        if not left:
+            return Ui({}, passed(image))
+        name = self.folders.next_output(filename_prefix, self.folders.output)
+        target = name.take(".bin")
+        block = hashlib.shake_256(str(seed).encode()).digest(frames.MIB)
+        with open(name.path(target), "wb") as output:
+            for start in range(0, left, frames.MIB):
+                call.check_interrupt()
+                output.write(block[:left - start])
+        return Ui({"files": [file_item(target, name.subfolder)]}, passed(image))

@@ -147,6 +147,21 @@ impl Engine {
     /// # Errors
     /// When it ends or stays silent, with its last words.
     pub async fn start(&self) -> Result<RunningEngine> {
+        let mut running = self.spawn().await?;
+        let limit = if self.real { COMFYUI_BOOT } else { STANDIN_BOOT };
+        let url = format!("{}/system_stats", running.url());
+        tokio::select! {
+            ready = wait_for("ComfyUI's boot", limit, || answers(&url)) => ready.with_context(|| running.log())?,
+            ended = running.group.wait() => bail!("ComfyUI ended ({}) at start\n{}", ended?, running.log()),
+        }
+        Ok(running)
+    }
+
+    /// Starts it on a free loopback port; it answers after its boot.
+    ///
+    /// # Errors
+    /// When its program cannot be started.
+    pub async fn spawn(&self) -> Result<RunningEngine> {
         let port = free_port()?;
         let (program, arguments) = self.command.split_first().context("the command is empty")?;
         let log_file = self.path.join("comfyui.log");
@@ -157,18 +172,11 @@ impl Engine {
         let group = background::run(Group::spawn(command, "comfyui"))
             .await?
             .with_context(|| format!("cannot start {program}"))?;
-        let mut running = RunningEngine { group, port, log_file, path: self.path.clone(), real: self.real };
-        let limit = if self.real { COMFYUI_BOOT } else { STANDIN_BOOT };
-        let url = format!("{}/system_stats", running.url());
-        tokio::select! {
-            ready = wait_for("ComfyUI's boot", limit, || answers(&url)) => ready.with_context(|| running.log())?,
-            ended = running.group.wait() => bail!("ComfyUI ended ({}) at start\n{}", ended?, running.log()),
-        }
-        Ok(running)
+        Ok(RunningEngine { group, port, log_file, path: self.path.clone(), real: self.real })
     }
 }
 
-/// A ComfyUI that answers. Dropping it kills it.
+/// A ComfyUI that was started. Dropping it kills it.
 #[derive(Debug)]
 pub struct RunningEngine {
     group: Group,
