@@ -16,8 +16,9 @@ use crate::job::{apply::Prompt, result::NodeTiming};
 const KINDS: u64 = 256;
 /// A longer string is a text.
 const LONGEST_CHOICE: usize = 128;
-/// How the names of models end, in folders of their own too; other names with a slash are a job's files.
-const MODELS: [&str; 6] = [".safetensors", ".gguf", ".ckpt", ".pth", ".pt", ".bin"];
+/// How the names of models end, in folders of their own too; other names with a slash are a job's files,
+/// `.bin` among them.
+const MODELS: [&str; 5] = [".safetensors", ".gguf", ".ckpt", ".pth", ".pt"];
 
 /// The expected time of each node; one that is missing has never been seen at work.
 pub type NodeTimes = BTreeMap<String, Duration>;
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     fn prompt(seed: u64, source: &str) -> Prompt {
-        let file = format!("job-{seed}/cat.png");
+        let file = format!("job-{seed}/cat.bin");
         let prompt = json!({
             "1": {"class_type": "Load", "inputs": {"noise_seed": seed, "text": format!("a cat, {seed}"), "image": file}},
             "2": {"class_type": "Save", "inputs": {"images": [source, 0]}},
