@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use testbed::{Engine, RabbitMq, S3Server, Signal, Worker, WorkerBuilder, checkout, folder_of_process};
-use tokio::{process::Command, sync::OnceCell, time::sleep};
+use tokio::{sync::OnceCell, time::sleep};
 
 use crate::{large::Pass, queue::Queue};
 
@@ -160,13 +160,6 @@ impl Bed {
         let mut worker = builder.start().await?;
         worker.wait_ready(BOOT).await?;
         Ok((worker, Queue::connect(&self.broker().await?.url(), queue).await?))
-    }
-
-    /// Whether the worker has that setting.
-    pub(crate) async fn knows(&self, flag: &str) -> Result<bool> {
-        let help = Command::new(&self.binary).args(["serve", "--help"]).kill_on_drop(true).output().await?;
-        ensure!(help.status.success(), "{} serve --help: {}", self.binary.display(), help.status);
-        Ok(String::from_utf8_lossy(&help.stdout).contains(flag))
     }
 
     pub(crate) async fn stop(&self) -> Result<()> {

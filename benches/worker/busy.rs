@@ -34,12 +34,8 @@ struct Run {
 
 pub(crate) async fn measure(bed: &Bed, on: On) -> Result<Vec<Figure>> {
     let engine = on.name();
-    if !bed.knows("--amqp-lookahead").await? {
-        let run = run(bed, on, None).await?;
-        return Ok(figures(&run, engine, "", "this worker has no lookahead: nothing overlaps an execution"));
-    }
-    let serial = run(bed, on, Some("0")).await?;
-    let ahead = run(bed, on, Some("auto")).await?;
+    let serial = run(bed, on, "0").await?;
+    let ahead = run(bed, on, "auto").await?;
     let beside =
         format!("serial worker: {:.3}, gap p50 {:.1} ms", serial.share, quantile(&serial.gaps_ms, 0.5));
     let mut all =
@@ -72,13 +68,10 @@ fn figures(run: &Run, engine: &'static str, beside: &str, bound: &str) -> Vec<Fi
     ]
 }
 
-async fn run(bed: &Bed, on: On, lookahead: Option<&str>) -> Result<Run> {
-    let name = format!("busy-{}-{}", on.name().to_lowercase(), lookahead.unwrap_or("none"));
+async fn run(bed: &Bed, on: On, lookahead: &str) -> Result<Run> {
+    let name = format!("busy-{}-{lookahead}", on.name().to_lowercase());
     let engine = bed.engine(on, &name)?;
-    let mut builder = bed.worker(&name, &name, &engine).await?;
-    if let Some(lookahead) = lookahead {
-        builder = builder.set("amqp.lookahead", lookahead);
-    }
+    let builder = bed.worker(&name, &name, &engine).await?.set("amqp.lookahead", lookahead);
     let input = vec![7; usize::try_from(MEGABYTES << 20)?];
     bed.s3().await?.put(BUCKET, "in/busy.bin", input).await?;
     let (worker, mut queue) = bed.boot(&name, builder).await?;

@@ -1,6 +1,6 @@
 //! From the start of the worker until it takes jobs, beside ComfyUI alone until it answers.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 
@@ -28,7 +28,6 @@ pub(crate) async fn measure(bed: &Bed, on: On) -> Result<Vec<Figure>> {
             bare.push(alone);
             ours.push(ready);
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let (ready, alone) = (median(&ours), median(&bare));
     let bound = format!(
