@@ -146,7 +146,7 @@ fn store_failure(error: StoreError) -> Failure {
         StoreError::NotFound { .. } => Failure::InputNotFound(message),
         StoreError::Forbidden { .. } => Failure::InputForbidden(message),
         StoreError::TooLarge { .. } => Failure::InputTooLarge(message),
-        StoreError::Misconfigured { .. } | StoreError::Unavailable { .. } => {
+        StoreError::Misconfigured { .. } | StoreError::Changed { .. } | StoreError::Unavailable { .. } => {
             Failure::StoreUnavailable(message)
         }
         StoreError::Local { .. } => Failure::Local(message),

@@ -15,10 +15,14 @@ struct Odd {
 
 #[async_trait::async_trait]
 impl ObjectStore for Odd {
-    async fn open(&self, _: &ObjectUri) -> Result<Object, StoreError> {
+    async fn open_from(&self, _: &ObjectUri, _: u64, _: Option<&str>) -> Result<Object, StoreError> {
         let rest: Box<dyn AsyncRead + Send + Unpin> =
             if self.breaks { Box::new(broken_off()) } else { Box::new(tokio::io::empty()) };
-        Ok(Object { size: self.claimed, body: Box::pin(self.content.chain(rest)) })
+        Ok(Object { size: self.claimed, version: None, body: Box::pin(self.content.chain(rest)) })
+    }
+
+    async fn version(&self, _: &ObjectUri) -> Result<Option<String>, StoreError> {
+        Ok(None)
     }
 
     async fn put(&self, uri: &ObjectUri, _: Content, _: &str) -> Result<(), StoreError> {

@@ -2,8 +2,8 @@
 
 use std::{
     fs::{self, File, Permissions},
-    io::{self, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -26,14 +26,31 @@ pub struct LocalStore;
 
 #[async_trait]
 impl ObjectStore for LocalStore {
-    async fn open(&self, uri: &ObjectUri) -> Result<Object, StoreError> {
+    async fn open_from(
+        &self,
+        uri: &ObjectUri,
+        offset: u64,
+        version: Option<&str>,
+    ) -> Result<Object, StoreError> {
         let path = path_of(uri)?;
-        let opened = blocking(uri, move || open_regular(&path)).await;
-        let (file, size) = opened.map_err(|error| match error {
-            StoreError::Local { uri, source } if is_missing(&source) => StoreError::NotFound { uri },
-            other => other,
-        })?;
-        Ok(Object { size: Some(size), body: Box::pin(tokio::fs::File::from_std(file)) })
+        let open = move || {
+            let (mut file, metadata) = open_regular(&path)?;
+            file.seek(SeekFrom::Start(offset))?;
+            Ok((file, metadata))
+        };
+        let (file, metadata) = blocking(uri, open).await.map_err(missing)?;
+        let found = version_of(&metadata);
+        if version.is_some_and(|version| version != found) {
+            return Err(StoreError::Changed { uri: uri.to_string() });
+        }
+        let body = Box::pin(tokio::fs::File::from_std(file));
+        Ok(Object { size: Some(metadata.len()), version: Some(found), body })
+    }
+
+    async fn version(&self, uri: &ObjectUri) -> Result<Option<String>, StoreError> {
+        let path = path_of(uri)?;
+        let (_, metadata) = blocking(uri, move || open_regular(&path)).await.map_err(missing)?;
+        Ok(Some(version_of(&metadata)))
     }
 
     async fn put(&self, uri: &ObjectUri, content: Content, _content_type: &str) -> Result<(), StoreError> {
@@ -121,13 +138,26 @@ fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-fn open_regular(path: &Path) -> io::Result<(File, u64)> {
+fn missing(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Local { uri, source } if is_missing(&source) => StoreError::NotFound { uri },
+        other => other,
+    }
+}
+
+/// Another file, another size or another time of change is another version.
+fn version_of(metadata: &fs::Metadata) -> String {
+    let (inode, size) = (metadata.ino(), metadata.size());
+    format!("{inode:x}-{size:x}-{:x}.{:09}", metadata.mtime(), metadata.mtime_nsec())
+}
+
+fn open_regular(path: &Path) -> io::Result<(File, fs::Metadata)> {
     // O_NONBLOCK: opening a FIFO would wait for a writer for ever. Regular files do not know it.
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_file() {
-        Ok((file, metadata.len()))
+        Ok((file, metadata))
     } else {
         Err(io::Error::new(io::ErrorKind::InvalidInput, "is no regular file"))
     }

@@ -33,6 +33,12 @@ pub enum StoreError {
         /// The store's own words.
         reason: String,
     },
+    /// No longer the version that was asked for.
+    #[error("{uri}: the object was replaced meanwhile")]
+    Changed {
+        /// What was asked for.
+        uri: String,
+    },
     /// Larger than the caller allows.
     #[error("{uri}: larger than {limit} bytes")]
     TooLarge {
@@ -83,9 +89,11 @@ impl From<StoreError> for std::io::Error {
 
 /// An object that is being read.
 pub struct Object {
-    /// Its size, where the store says so before the body.
+    /// The size of all of it in bytes, where the store says so before the body.
     pub size: Option<u64>,
-    /// Its content. Dropping it ends the transfer. It ends early only with an error, which
+    /// What changes when its content does (an ETag), where the store tells.
+    pub version: Option<String>,
+    /// Its content from where it was opened. Dropping it ends the transfer. It ends early only with an error, which
     /// [`StoreError::from_read`] turns back into the reason.
     pub body: Pin<Box<dyn AsyncRead + Send>>,
 }
@@ -117,8 +125,22 @@ pub enum Creation {
 /// A place for objects. Implementations retry what is worth it (backoff) within each call.
 #[async_trait::async_trait]
 pub trait ObjectStore: Send + Sync + std::fmt::Debug {
+    /// Opens an object for reading, from byte `offset` on. With a `version` it is that one or
+    /// [`StoreError::Changed`].
+    async fn open_from(
+        &self,
+        uri: &ObjectUri,
+        offset: u64,
+        version: Option<&str>,
+    ) -> Result<Object, StoreError>;
+
+    /// What [`Object::version`] would say, without a body.
+    async fn version(&self, uri: &ObjectUri) -> Result<Option<String>, StoreError>;
+
     /// Opens an object for reading.
-    async fn open(&self, uri: &ObjectUri) -> Result<Object, StoreError>;
+    async fn open(&self, uri: &ObjectUri) -> Result<Object, StoreError> {
+        self.open_from(uri, 0, None).await
+    }
 
     /// Writes an object, replacing what is there; whole or not at all.
     async fn put(&self, uri: &ObjectUri, content: Content, content_type: &str) -> Result<(), StoreError>;
@@ -190,8 +212,17 @@ impl Stores {
 
 #[async_trait::async_trait]
 impl ObjectStore for Stores {
-    async fn open(&self, uri: &ObjectUri) -> Result<Object, StoreError> {
-        self.of(uri).open(uri).await
+    async fn open_from(
+        &self,
+        uri: &ObjectUri,
+        offset: u64,
+        version: Option<&str>,
+    ) -> Result<Object, StoreError> {
+        self.of(uri).open_from(uri, offset, version).await
+    }
+
+    async fn version(&self, uri: &ObjectUri) -> Result<Option<String>, StoreError> {
+        self.of(uri).version(uri).await
     }
 
     async fn put(&self, uri: &ObjectUri, content: Content, content_type: &str) -> Result<(), StoreError> {

@@ -70,9 +70,19 @@ impl S3Store {
 
 #[async_trait]
 impl ObjectStore for S3Store {
-    async fn open(&self, uri: &ObjectUri) -> Result<Object, StoreError> {
-        let download = Box::pin(Download::start(self, uri)).await?;
-        Ok(Object { size: download.size(), body: download.into_reader() })
+    async fn open_from(
+        &self,
+        uri: &ObjectUri,
+        offset: u64,
+        version: Option<&str>,
+    ) -> Result<Object, StoreError> {
+        Ok(Box::pin(Download::start(self, uri, offset, version)).await?.into_object())
+    }
+
+    async fn version(&self, uri: &ObjectUri) -> Result<Option<String>, StoreError> {
+        let (bucket, key) = object_of(uri)?;
+        let head = Box::pin(self.client.head_object().bucket(bucket).key(key).send()).await;
+        head.map(|head| head.e_tag).map_err(|error| self.failure(uri, error).into_error())
     }
 
     async fn put(&self, uri: &ObjectUri, content: Content, content_type: &str) -> Result<(), StoreError> {

@@ -54,6 +54,17 @@ async fn holds_what_it_is_given(store: impl ObjectStore + Clone + 'static, prefi
     let error = store.read(&file, 5).await.unwrap_err();
     assert!(matches!(error, StoreError::TooLarge { limit: 5, .. }), "{error}");
 
+    // The rest of a version, and of none but that.
+    let version = store.version(&file).await.unwrap().unwrap();
+    let mut rest = String::new();
+    let mut opened = store.open_from(&file, 3, Some(&version)).await.unwrap();
+    opened.body.read_to_string(&mut rest).await.unwrap();
+    assert_eq!((opened.size, opened.version, rest.as_str()), (Some(6), Some(version.clone()), "ond"));
+    store.put(&file, Content::Bytes(bytes("third!")), "text/plain").await.unwrap();
+    let error = store.open_from(&file, 3, Some(&version)).await.err().unwrap();
+    assert!(matches!(error, StoreError::Changed { .. }), "{error}");
+    assert!(matches!(store.version(&missing).await, Err(StoreError::NotFound { .. })));
+
     // Nothing at all is content, too.
     let empty = at("empty");
     store.put(&empty, Content::Bytes(Bytes::new()), "application/octet-stream").await.unwrap();

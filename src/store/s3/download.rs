@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::io::StreamReader;
 
 use super::{S3Store, object_of};
-use crate::store::{ObjectUri, StoreError};
+use crate::store::{Object, ObjectUri, StoreError};
 
 /// Broken connections in a row, with too little between them to call it progress.
 const BREAKS: u32 = 5;
@@ -40,30 +40,40 @@ pub(super) struct Download {
 }
 
 impl Download {
-    pub(super) async fn start(store: &S3Store, uri: &ObjectUri) -> Result<Self, StoreError> {
-        let (bucket, key) = object_of(uri)?;
-        let answer = store.client.get_object().bucket(bucket).key(key).send().await;
-        let answer = answer.map_err(|error| store.failure(uri, error).into_error())?;
-        Ok(Self {
+    pub(super) async fn start(
+        store: &S3Store,
+        uri: &ObjectUri,
+        offset: u64,
+        version: Option<&str>,
+    ) -> Result<Self, StoreError> {
+        let mut download = Self {
             store: store.clone(),
             uri: uri.clone(),
-            etag: answer.e_tag,
-            size: answer.content_length.and_then(|size| u64::try_from(size).ok()),
-            body: answer.body,
-            offset: 0,
+            etag: version.map(str::to_owned),
+            size: None,
+            body: ByteStream::default(),
+            offset,
             waited: Duration::ZERO,
             brought: 0,
             breaks: 0,
-            last_break: 0,
-        })
+            last_break: offset,
+        };
+        let answer = download.rest().await?;
+        download.size = answer
+            .content_length
+            .and_then(|rest| u64::try_from(rest).ok())
+            .map(|rest| rest.saturating_add(offset));
+        download.etag = answer.e_tag.or(download.etag);
+        download.body = answer.body;
+        Ok(download)
     }
 
-    pub(super) fn size(&self) -> Option<u64> {
-        self.size
+    pub(super) fn into_object(self) -> Object {
+        Object { size: self.size, version: self.etag.clone(), body: self.into_reader() }
     }
 
     /// The bytes as they arrive: one chunk is held in memory.
-    pub(super) fn into_reader(self) -> Pin<Box<dyn AsyncRead + Send>> {
+    fn into_reader(self) -> Pin<Box<dyn AsyncRead + Send>> {
         let chunks = futures_util::stream::try_unfold(Box::new(self), |mut download| async move {
             let chunk = download.next().await.map_err(std::io::Error::from)?;
             Ok::<_, std::io::Error>(chunk.map(|chunk| (chunk, download)))
@@ -137,16 +147,21 @@ impl Download {
     async fn rest(&self) -> Result<GetObjectOutput, StoreError> {
         let (bucket, key) = object_of(&self.uri)?;
         let request = self.store.client.get_object().bucket(bucket).key(key);
-        let request =
-            request.range(format!("bytes={}-", self.offset)).set_if_match(self.etag.clone()).customize();
-        // A checksum, where there is one, is of the whole object, and this is a part of it.
-        let whole = Config::builder().response_checksum_validation(ResponseChecksumValidation::WhenRequired);
-        let answer = request.config_override(whole).send().await.map_err(|error| {
+        let request = request.set_if_match(self.etag.clone());
+        let answer = if self.offset == 0 {
+            request.send().await
+        } else {
+            // A checksum, where there is one, is of the whole object, and this is a part of it.
+            let unchecked =
+                Config::builder().response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+            let request = request.range(format!("bytes={}-", self.offset)).customize();
+            request.config_override(unchecked).send().await
+        };
+        let answer = answer.map_err(|error| {
             let failure = self.store.failure(&self.uri, error);
-            if failure.status() == Some(412) {
-                self.unavailable("the object was replaced while it was read".to_owned())
-            } else {
-                failure.into_error()
+            match failure.status() {
+                Some(412) => StoreError::Changed { uri: self.uri.to_string() },
+                _ => failure.into_error(),
             }
         })?;
         // A store that ignores ranges begins at the start again.
