@@ -16,6 +16,7 @@
 mod cache;
 mod command;
 mod convert;
+mod early;
 mod find;
 mod install;
 mod page;
@@ -26,6 +27,7 @@ mod shared;
 mod unpack;
 
 use std::{
+    path::PathBuf,
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -114,6 +116,13 @@ impl Browser {
         let browser = Self(Arc::new(Owner { shared, known: Known::new(), warming, hurry }));
         browser.0.shared.chromium().await?;
         Ok(browser)
+    }
+
+    /// Opens ComfyUI's page before ComfyUI answers: the frontend's own files are read from `root`, the
+    /// folder that ComfyUI will serve; what else the page asks for waits. [`Browser::attach`] goes on with
+    /// it, unless ComfyUI then serves another frontend.
+    pub async fn foresee(&self, root: PathBuf) {
+        self.0.shared.foresee(root).await;
     }
 
     /// Opens ComfyUI's page and waits until it can convert: 4–5 s on two cores. ComfyUI must

@@ -30,19 +30,27 @@ use crate::text::one_line;
 
 /// From nothing to ready. 4–5 s measured on two cores; thousands of node types take longer.
 const PREPARE_LIMIT: Duration = Duration::from_secs(90);
+/// For a page that loads nothing.
+const OPEN_LIMIT: Duration = Duration::from_secs(30);
 /// What a call of [`Page::convert`] is called in errors.
 pub(super) const CONVERSION: &str = "the conversion";
 const DOCUMENT: &str = include_str!("document.js");
 const READY: &str = include_str!("ready.js");
 const CONVERT: &str = include_str!("convert.js");
 
-/// A page that is ready to convert.
+/// A page in a context of its own that has not loaded anything yet.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(super) struct Blank {
     page: CdpPage,
     context: Context,
     crashed: CancellationToken,
     _watch: AbortOnDropHandle<()>,
+}
+
+/// A page that is ready to convert.
+#[derive(Debug)]
+pub(super) struct Page {
+    opened: Blank,
     served: Arc<Served>,
     conversions: u32,
 }
@@ -70,27 +78,38 @@ struct Readiness {
     unregistered: Vec<String>,
 }
 
-impl Page {
-    /// A new context and page at `server`, ready. Dropping the future leaves nothing behind.
-    pub(super) async fn prepare(chromium: Arc<Chromium>, server: &Url) -> Result<Self, CallError> {
-        let started = Instant::now();
-        let left = || PREPARE_LIMIT.saturating_sub(started.elapsed()).max(ANSWER_LIMIT);
+impl Blank {
+    /// A new context and page. Dropping it, or the future, leaves nothing behind.
+    pub(super) async fn open(chromium: Arc<Chromium>) -> Result<Self, CallError> {
         let context = Context::create(chromium).await?;
         let chromium = &context.chromium;
         let mut blank = CreateTargetParams::new("about:blank");
         blank.browser_context_id = Some(context.id.clone());
-        let page = chromium.call("a new page", left(), chromium.cdp().new_page(blank)).await?;
+        let page = chromium.call("a new page", OPEN_LIMIT, chromium.cdp().new_page(blank)).await?;
         let (crashed, watch) = watch_for_crash(chromium, &page).await?;
-        chromium.call("a script", left(), page.evaluate_on_new_document(DOCUMENT)).await?;
-        chromium.call("opening ComfyUI's page", left(), page.goto(server.as_str())).await?;
+        chromium.call("a script", OPEN_LIMIT, page.evaluate_on_new_document(DOCUMENT)).await?;
+        Ok(Self { page, context, crashed, _watch: watch })
+    }
 
-        let limit = left();
+    /// The page, for DevTools.
+    pub(super) fn cdp(&self) -> &CdpPage {
+        &self.page
+    }
+
+    /// The Chromium that it belongs to.
+    pub(super) fn chromium(&self) -> &Arc<Chromium> {
+        &self.context.chromium
+    }
+
+    /// Itself once the frontend that it has been sent to can convert.
+    pub(super) async fn ready(self, limit: Duration) -> Result<Page, CallError> {
+        let started = Instant::now();
         let poll = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         // The page gives up first, and can say what it waited for.
-        let ready = call_function(&page, READY, poll.into());
+        let ready = call_function(&self.page, READY, poll.into());
         let ready = tokio::select! {
-            ready = chromium.call("the frontend's set-up", limit + ANSWER_LIMIT, ready) => ready?,
-            () = crashed.cancelled() => return Err(CallError::Crashed),
+            ready = self.chromium().call("the frontend's set-up", limit + ANSWER_LIMIT, ready) => ready?,
+            () = self.crashed.cancelled() => return Err(CallError::Crashed),
         };
         let failed = |text| CallError::Failed { what: "the frontend's set-up", text };
         let ready: Readiness = serde_json::from_value(ready).map_err(|error| failed(error.to_string()))?;
@@ -103,7 +122,19 @@ impl Page {
         }
         tracing::debug!(frontend = ready.frontend, took = ?started.elapsed(), "page ready");
         let served = Arc::new(Served { frontend: ready.frontend, definitions: ready.definitions });
-        Ok(Self { page, context, crashed, _watch: watch, served, conversions: 0 })
+        Ok(Page { opened: self, served, conversions: 0 })
+    }
+}
+
+impl Page {
+    /// A new context and page at `server`, ready. Dropping the future leaves nothing behind.
+    pub(super) async fn prepare(chromium: Arc<Chromium>, server: &Url) -> Result<Self, CallError> {
+        let started = Instant::now();
+        let left = || PREPARE_LIMIT.saturating_sub(started.elapsed()).max(ANSWER_LIMIT);
+        let blank = Blank::open(chromium).await?;
+        let opening = blank.page.goto(server.as_str());
+        blank.chromium().call("opening ComfyUI's page", left(), opening).await?;
+        blank.ready(left()).await
     }
 
     /// The frontend and the node types that this page has.
@@ -113,7 +144,7 @@ impl Page {
 
     /// The Chromium that it belongs to.
     pub(super) fn chromium(&self) -> &Arc<Chromium> {
-        &self.context.chromium
+        self.opened.chromium()
     }
 
     /// How many conversions were tried here.
@@ -133,7 +164,7 @@ impl Page {
         let answer = tokio::select! {
             answer = answer => answer?,
             // A stopped browser is noticed within seconds, whatever the conversion's limit is.
-            error = self.context.chromium.watch() => return Err(error),
+            error = self.chromium().watch() => return Err(error),
         };
         let Value::String(answer) = answer else {
             return Err(CallError::Failed { what: CONVERSION, text: "its answer is no text".into() });
@@ -148,15 +179,16 @@ impl Page {
         function: &str,
         argument: Value,
     ) -> Result<Value, CallError> {
+        let Blank { page, crashed, .. } = &self.opened;
         tokio::select! {
-            answer = self.context.chromium.call(what, limit, call_function(&self.page, function, argument)) => answer,
-            () = self.crashed.cancelled() => Err(CallError::Crashed),
+            answer = self.chromium().call(what, limit, call_function(page, function, argument)) => answer,
+            () = crashed.cancelled() => Err(CallError::Crashed),
         }
     }
 
     /// Closes the page with all that it stored.
     pub(super) async fn dispose(mut self) -> Result<(), CallError> {
-        self.context.dispose().await
+        self.opened.context.dispose().await
     }
 }
 

@@ -12,6 +12,7 @@ use url::Url;
 
 use super::{
     ConvertError,
+    early::Early,
     page::{Page, Served},
     process::{ANSWER_LIMIT, Chromium},
 };
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     pub(super) config: BrowserConfig,
     pub(super) in_use: Slot,
     pub(super) spare: Slot,
+    /// The first page, opened before ComfyUI answered.
+    early: tokio::sync::Mutex<Option<Early>>,
     server: Url,
     program: PathBuf,
     /// Held while Chromium is started: two would each think theirs is the only one.
@@ -44,6 +47,7 @@ impl Shared {
             config,
             in_use: Slot::default(),
             spare: Slot::default(),
+            early: tokio::sync::Mutex::default(),
             server,
             program,
             starting: tokio::sync::Mutex::default(),
@@ -90,11 +94,33 @@ impl Shared {
 
     async fn prepare(&self) -> Result<Page, ConvertError> {
         let chromium = self.chromium().await?;
-        let page = Page::prepare(chromium, &self.server)
-            .await
-            .map_err(|error| ConvertError::Browser(format!("{}: {error}", self.server)))?;
+        let early = self.early.lock().await.take();
+        let page = match early {
+            Some(early) => match early.released().await {
+                Err(reason) => {
+                    tracing::debug!(%reason, "the page opened before ComfyUI answered is of no use");
+                    Page::prepare(chromium, &self.server).await
+                }
+                ready => ready,
+            },
+            None => Page::prepare(chromium, &self.server).await,
+        };
+        let page = page.map_err(|error| ConvertError::Browser(format!("{}: {error}", self.server)))?;
         *locked(&self.served) = Some(Arc::clone(page.served()));
         Ok(page)
+    }
+
+    /// Opens the first page before ComfyUI answers, from the frontend's files in `root`. The page is a
+    /// gain of time and nothing else: without it all goes on as ever.
+    pub(super) async fn foresee(&self, root: PathBuf) {
+        let opened = async {
+            let chromium = self.chromium().await.map_err(|error| error.to_string())?;
+            Early::open(chromium, &self.server, root).await.map_err(|error| error.to_string())
+        };
+        match opened.await {
+            Ok(early) => *self.early.lock().await = Some(early),
+            Err(reason) => tracing::debug!(reason, "no page is opened before ComfyUI answers"),
+        }
     }
 
     /// The Chromium that runs and answers, else a new one.

@@ -8,6 +8,7 @@ pub mod events;
 mod execute;
 mod follow;
 pub mod forecast;
+pub mod frontend;
 pub mod history;
 mod json;
 mod port;

@@ -253,14 +253,19 @@ fn command(config: &ComfyUiConfig, port: u16) -> Option<Command> {
     let mut command = Command::new(program);
     command.args(args).args(["--port", &port.to_string()]).current_dir(&config.workdir);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    hide_secrets(&mut command);
+    // A node's print would otherwise arrive when its buffer is full.
+    command.env("PYTHONUNBUFFERED", "1").envs(&config.env.0);
+    Some(command)
+}
+
+/// Takes from a program of ComfyUI's what it must not see.
+pub(super) fn hide_secrets(command: &mut Command) {
     for (variable, _) in std::env::vars_os() {
         if variable.to_str().is_none_or(is_secret) {
             command.env_remove(variable);
         }
     }
-    // A node's print would otherwise arrive when its buffer is full.
-    command.env("PYTHONUNBUFFERED", "1").envs(&config.env.0);
-    Some(command)
 }
 
 /// Variables that a workflow's nodes must not see: the worker's own, and what looks like a credential.

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{BootLine, ConnectorError, Ill, Payload, run::Silent};
 use crate::{
     browser::{Browser, ConvertError},
-    comfy::{ExecuteError, Executed, Execution, Observer, Server, Socket, execute},
+    comfy::{ExecuteError, Executed, Execution, Observer, Server, Socket, execute, frontend},
     config::{BrowserConfig, ComfyUiConfig, Config},
     deliver,
     stage::{Folders, Journal, Owned},
@@ -230,7 +230,7 @@ async fn boot_both(
     let on_address = move |url: &Url| {
         address.send_replace(Some(url.clone()));
     };
-    let mut launching = pin!(launch(browser, chosen));
+    let mut launching = pin!(launch(browser, comfyui, chosen));
     let server = tokio::select! {
         biased;
         server = Server::boot(comfyui, each_line, on_address) => server?,
@@ -247,9 +247,10 @@ async fn boot_both(
 }
 
 /// Starts Chromium for the address that ComfyUI boots at, and another one each time that moves,
-/// until ComfyUI is up.
+/// until ComfyUI is up. Its first page opens meanwhile.
 async fn launch(
     config: &BrowserConfig,
+    comfyui: &ComfyUiConfig,
     mut chosen: watch::Receiver<Option<Url>>,
 ) -> Result<Browser, ConvertError> {
     let mut browser: Option<Browser> = None;
@@ -258,7 +259,11 @@ async fn launch(
         if let Some(misled) = browser.take() {
             misled.shutdown().await;
         }
-        browser = Some(Browser::launch(config.clone(), url).await?);
+        let (launched, root) = tokio::join!(Browser::launch(config.clone(), url), frontend::root(comfyui));
+        let launched = browser.insert(launched?);
+        if let Some(root) = root {
+            launched.foresee(root).await;
+        }
     }
     browser.ok_or_else(|| ConvertError::Browser("ComfyUI has no address".to_owned()))
 }

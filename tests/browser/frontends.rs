@@ -41,7 +41,7 @@ fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
-fn newest_files() -> PathBuf {
+pub(crate) fn newest_files() -> PathBuf {
     variable("FRONTEND_DIR").map_or_else(
         || unpacked("frontend-newest").join("comfyui_frontend_package/static"),
         |folder| std::path::absolute(folder).unwrap(),

@@ -4,6 +4,7 @@
 
 mod bare;
 mod conversions;
+mod early;
 mod failures;
 mod frontends;
 mod golden;

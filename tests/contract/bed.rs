@@ -30,6 +30,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(240);
 /// A running ComfyUI.
 pub(crate) struct Bed {
     pub(crate) server: Server,
+    pub(crate) config: ComfyUiConfig,
     pub(crate) path: PathBuf,
     pub(crate) is_real: bool,
     /// The Python that runs it: it has aiohttp.
@@ -86,9 +87,11 @@ impl Bed {
             let file = fs::File::options().create(true).append(true).open(&log);
             let _ = file.and_then(|mut file| writeln!(file, "{line}"));
         };
-        let server = Server::boot(&config(&engine)?, each_line, |_| ()).await?;
+        let config = config(&engine)?;
+        let server = Server::boot(&config, each_line, |_| ()).await?;
         Ok(Self {
             server,
+            config,
             path: engine.path.clone(),
             is_real: engine.is_real(),
             python: engine.command.first().cloned().unwrap_or_default(),

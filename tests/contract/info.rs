@@ -2,11 +2,22 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use comfy_worker::comfy::frontend;
 use serde_json::{Map, Value, json};
 use testbed::checkout;
 
 use super::bed::on_comfyui;
+
+#[test]
+fn the_frontend_is_known_before_it_is_served() -> Result<()> {
+    on_comfyui(async |bed| {
+        let root = frontend::root(&bed.config).await.context("no frontend was found")?;
+        let served = bed.fetch("").await?.bytes().await?;
+        ensure!(served == fs::read(root.join("index.html"))?, "{} is not what is served", root.display());
+        Ok(())
+    })
+}
 
 #[test]
 fn system_stats_name_version_and_devices() -> Result<()> {

@@ -1,0 +1,197 @@
+//! A page that is opened while ComfyUI still imports.
+//!
+//! Reading and running the frontend takes a page seconds, and its files are those of a package on this
+//! disk. So they are served from there, by DevTools, and all else that the page asks for (node
+//! definitions, settings, extensions) waits until ComfyUI answers. What was served is then compared
+//! with what ComfyUI serves: another `index.html` is another frontend, whose page this is not.
+
+use std::{
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use chromiumoxide::{
+    Page as CdpPage,
+    cdp::browser_protocol::{
+        fetch::{
+            ContinueRequestParams, DisableParams, EnableParams, EventRequestPaused, FulfillRequestParams,
+            HeaderEntry,
+        },
+        network::ResourceType,
+    },
+    error::CdpError,
+};
+use futures_util::StreamExt;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+use url::Url;
+
+use super::{
+    page::{Blank, Page},
+    process::{ANSWER_LIMIT, CallError, Chromium},
+};
+
+/// Longest answer to a request for `index.html`.
+const INDEX_LIMIT: Duration = Duration::from_secs(10);
+/// How the frontend's router calls the module of its one view.
+const VIEW: &str = "GraphView-";
+/// From ComfyUI's answer until the page can convert; after that one is made in the common way.
+const READY_LIMIT: Duration = Duration::from_secs(40);
+const OPENING: &str = "opening ComfyUI's page";
+
+/// The page, waiting for ComfyUI.
+#[derive(Debug)]
+pub(super) struct Early {
+    blank: Blank,
+    server: Url,
+    index: PathBuf,
+    /// Set once ComfyUI answers.
+    answers: watch::Sender<bool>,
+    opening: AbortOnDropHandle<Result<(), CdpError>>,
+    _gate: AbortOnDropHandle<()>,
+}
+
+impl Early {
+    /// Sends a new page to `server`, where nobody answers yet. `root`: the frontend's files.
+    pub(super) async fn open(
+        chromium: Arc<Chromium>,
+        server: &Url,
+        root: PathBuf,
+    ) -> Result<Self, CallError> {
+        let blank = Blank::open(chromium).await?;
+        let page = blank.cdp().clone();
+        let listen = page.event_listener::<EventRequestPaused>();
+        let requests = blank.chromium().call("requests", ANSWER_LIMIT, listen).await?;
+        let intercept = page.execute(EnableParams::default());
+        blank.chromium().call("holding requests", ANSWER_LIMIT, intercept).await?;
+        let (answers, answering) = watch::channel(false);
+        let index = root.join("index.html");
+        let gate = Gate { page: page.clone(), root, answering };
+        let gate = AbortOnDropHandle::new(tokio::spawn(gate.keep(requests)));
+        let target = server.to_string();
+        let opening = AbortOnDropHandle::new(tokio::spawn(async move { page.goto(target).await.map(drop) }));
+        Ok(Self { blank, server: server.clone(), index, answers, opening, _gate: gate })
+    }
+
+    /// ComfyUI answers: the page, once it can convert.
+    pub(super) async fn released(self) -> Result<Page, CallError> {
+        self.check_index().await.map_err(|text| CallError::Failed { what: OPENING, text })?;
+        self.answers.send_replace(true);
+        let opened = async { self.opening.await.unwrap_or(Err(CdpError::NoResponse)) };
+        self.blank.chromium().call(OPENING, READY_LIMIT, opened).await?;
+        let page = self.blank.cdp().clone();
+        let ready = self.blank.ready(READY_LIMIT).await?;
+        // Nothing is held any more; from here on the page is like any other.
+        ready.chromium().call("letting requests go", ANSWER_LIMIT, page.execute(DisableParams {})).await?;
+        Ok(ready)
+    }
+
+    async fn check_index(&self) -> Result<(), String> {
+        let ours = tokio::fs::read(&self.index).await.map_err(|error| error.to_string())?;
+        let answer = async {
+            let client = reqwest::Client::builder().no_proxy().timeout(INDEX_LIMIT).build()?;
+            client.get(self.server.clone()).send().await?.error_for_status()?.bytes().await
+        };
+        let served = answer.await.map_err(|error| error.to_string())?;
+        if served == ours { Ok(()) } else { Err("ComfyUI serves another frontend".to_owned()) }
+    }
+}
+
+/// Answers the page's requests from the disk, or holds them.
+struct Gate {
+    page: CdpPage,
+    root: PathBuf,
+    answering: watch::Receiver<bool>,
+}
+
+impl Gate {
+    async fn keep(mut self, mut requests: impl futures_util::Stream<Item = Arc<EventRequestPaused>> + Unpin) {
+        let mut held = Vec::new();
+        loop {
+            let opened = async {
+                // An error: nobody will say so any more, and the page is being dropped.
+                let _ = self.answering.wait_for(|answers| *answers).await;
+            };
+            tokio::select! {
+                () = opened => break,
+                request = requests.next() => {
+                    let Some(request) = request else { return };
+                    match self.answer(&request).await {
+                        Some(answer) => self.send(self.page.execute(answer).await),
+                        None => {
+                            if held.is_empty() {
+                                self.look_ahead().await;
+                            }
+                            held.push(request);
+                        }
+                    }
+                }
+            }
+        }
+        let rest = futures_util::stream::iter(held).chain(requests);
+        let go_on =
+            rest.map(|request| self.page.execute(ContinueRequestParams::new(request.request_id.clone())));
+        go_on.buffer_unordered(16).for_each(|sent| async { self.send(sent) }).await;
+    }
+
+    /// Has the page load the view that it opens once ComfyUI has told it its users: a second of work.
+    async fn look_ahead(&self) {
+        let Ok(mut assets) = tokio::fs::read_dir(self.root.join("assets")).await else { return };
+        while let Ok(Some(asset)) = assets.next_entry().await {
+            let name = asset.file_name();
+            if let Some(name) = name.to_str().filter(|name| name.starts_with(VIEW) && name.ends_with(".js")) {
+                let import = format!("void import({})", serde_json::json!(format!("./assets/{name}")));
+                self.send(self.page.evaluate_expression(import).await);
+            }
+        }
+    }
+
+    fn send<T>(&self, sent: Result<T, CdpError>) {
+        if let Err(error) = sent {
+            tracing::debug!(%error, "a request of the early page");
+        }
+    }
+
+    /// The answer that needs no ComfyUI.
+    async fn answer(&self, paused: &EventRequestPaused) -> Option<FulfillRequestParams> {
+        let url: Url = paused.request.url.parse().ok()?;
+        let file = file_of(&self.root, url.path())?;
+        let (content, kind) = match tokio::fs::read(&file).await {
+            Ok(content) => (content, mime_guess::from_path(&file).first_or_octet_stream().to_string()),
+            // The user's own style sheets would hold up every script, and nobody looks at this page.
+            Err(_) if paused.resource_type == ResourceType::Stylesheet => {
+                (Vec::new(), mime_guess::mime::TEXT_CSS.to_string())
+            }
+            Err(_) => return None,
+        };
+        let mut answer = FulfillRequestParams::new(paused.request_id.clone(), 200);
+        answer.response_headers = Some(vec![HeaderEntry::new("Content-Type", kind)]);
+        answer.body = Some(BASE64.encode(content).into());
+        Some(answer)
+    }
+}
+
+/// The file beneath `root` that a path of the page's own address stands for.
+fn file_of(root: &Path, path: &str) -> Option<PathBuf> {
+    let path = percent_encoding::percent_decode_str(path.trim_start_matches('/')).decode_utf8().ok()?;
+    let path = if path.is_empty() { "index.html" } else { &*path };
+    let beneath = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    beneath.then(|| root.join(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_beneath_the_root_are_served() {
+        let of = |path| file_of(Path::new("/root"), path);
+        assert_eq!(of("/"), Some("/root/index.html".into()));
+        assert_eq!(of("/assets/a%20b.js"), Some("/root/assets/a b.js".into()));
+        for outside in ["/../x", "/assets/../../x", "//etc/passwd/..", "/%2e%2e/x", "/./x"] {
+            assert_eq!(of(outside), None, "{outside}");
+        }
+    }
+}
