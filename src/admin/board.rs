@@ -93,11 +93,16 @@ impl Board {
         self.contents().phase = phase;
     }
 
-    /// Notes what runs here and how the broker is.
-    pub fn connected(&self, comfyui_version: &str, broker: watch::Receiver<Health>) {
+    /// Notes how the broker is, now and from now on.
+    pub fn connected(&self, broker: watch::Receiver<Health>) {
+        self.contents().broker = Some(broker);
+    }
+
+    /// Takes jobs, with a ComfyUI of that version.
+    pub fn ready(&self, comfyui_version: &str) {
         let mut contents = self.contents();
         contents.comfyui_version = Some(comfyui_version.to_owned());
-        contents.broker = Some(broker);
+        contents.phase = Phase::Ready;
     }
 
     /// Why no job can be taken now; `None`: ready.

@@ -1,25 +1,34 @@
-//! Broker, store and ComfyUI, before the first job.
+//! Broker and store, before the first job.
 
-use std::time::Duration;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use backon::{ExponentialBuilder, Retryable};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::ServeError;
 use crate::{
     config::Config,
-    connector::{ComfyConnector, ConnectorError},
+    connector::{ComfyConnector, ConnectorError, Engine},
     queue::{self, Broker, QueueError},
     store::{ObjectStore, ObjectUri, StoreError, Stores},
 };
 
-/// Broker, store and ComfyUI side by side; `None` when told to stop meanwhile.
+/// Broker and store side by side; `None` when told to stop meanwhile.
 pub(super) async fn boot(
     config: &Config,
     stores: &Stores,
     base: &ObjectUri,
     stop: &CancellationToken,
-) -> Result<Option<(Broker, ComfyConnector)>, ServeError> {
+) -> Result<Option<Broker>, ServeError> {
     let broker = async {
         match Broker::connect_retrying(&config.amqp, &config.worker.id, stop).await {
             Ok(broker) => {
@@ -34,16 +43,51 @@ pub(super) async fn boot(
             Err(error) => Err(ServeError::Misconfigured(error.to_string())),
         }
     };
-    let connector = async {
-        let connector = ComfyConnector::create(config).await.map_err(boot_error)?;
-        tracing::info!("ComfyUI and browser ready");
-        Ok(connector)
-    };
-    let (broker, (), connector) = tokio::try_join!(broker, probe(stores, base), connector)?;
-    Ok(broker.map(|broker| (broker, connector)))
+    let (broker, ()) = tokio::try_join!(broker, probe(stores, base))?;
+    Ok(broker)
 }
 
-pub(super) fn boot_error(error: ConnectorError) -> ServeError {
+/// Stands in `worker.state_dir` from the start until ComfyUI has run once. A start that finds one comes
+/// after a start that failed: it takes no job before ComfyUI runs, or a machine on which it never does
+/// would use up the jobs' deliveries.
+#[derive(Debug)]
+pub(super) struct BootMark {
+    path: PathBuf,
+    found: bool,
+}
+
+impl BootMark {
+    pub(super) fn set(state_dir: &Path) -> io::Result<Self> {
+        let path = state_dir.join("booting");
+        let found = path.exists();
+        fs::write(&path, "")?;
+        Ok(Self { path, found })
+    }
+
+    /// Whether the last start has left one.
+    pub(super) fn was_found(&self) -> bool {
+        self.found
+    }
+
+    pub(super) fn clear(&self) {
+        if let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %self.path.display(), "the mark of a start stays");
+        }
+    }
+}
+
+/// A ComfyUI that starts; clones wait for the same one.
+pub(super) type Starting = Shared<BoxFuture<'static, Result<Arc<Engine>, Arc<ConnectorError>>>>;
+
+/// The ComfyUI that runs and is well, else one that is started.
+pub(super) fn starting(connector: &ComfyConnector) -> Starting {
+    let connector = connector.clone();
+    async move { connector.engine().await.map_err(Arc::new) }.boxed().shared()
+}
+
+pub(super) fn boot_error(error: &ConnectorError) -> ServeError {
     match error.to_string() {
         problem if error.is_misconfiguration() => ServeError::Misconfigured(problem),
         problem => ServeError::Environment(problem),

@@ -11,7 +11,11 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::{boot::boot, orders::Obedience, worker::Worker};
+use self::{
+    boot::{BootMark, boot, boot_error, starting},
+    orders::Obedience,
+    worker::Worker,
+};
 use crate::{
     admin::{self, Board, Phase},
     config::{Config, Mistake, Mistakes},
@@ -52,20 +56,27 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
         }
     };
     let stores = Arc::new(Stores::new(&config.store).await);
+    let connector = ComfyConnector::instance(&config, Arc::new(|_| {})).await;
+    let connector = connector.map_err(|error| boot_error(&error))?;
+    let mark = BootMark::set(&config.worker.state_dir)
+        .map_err(|error| ServeError::Misconfigured(format!("worker.state_dir: {error}")))?;
+    let engine = starting(&connector);
+    // Driven from here on, whoever waits for it.
+    let _starting = AbortOnDropHandle::new(tokio::spawn(engine.clone()));
     let booted = tokio::select! {
         booted = boot(&config, &stores, &base, &stops.stop) => booted,
+        // No reason to wait for broker or store any longer.
+        Err(error) = engine.clone() => Err(boot_error(&error)),
         () = stops.stop.cancelled() => Ok(None),
     };
     let outcome = match booted {
-        Ok(Some((broker, connector))) => {
-            let running = connector.running();
-            let version = running.map_or("unknown".to_owned(), |engine| engine.server().version().to_owned());
-            board.connected(&version, broker.health());
+        Ok(Some(broker)) => {
+            board.connected(broker.health());
             let runner = Runner::new(connector, stores.clone(), base, &config, stops.clone());
             let obeying = Obedience::of(&runner).obey(broker.orders());
             let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
             let worker = Worker::new(runner, broker.clone(), board.clone(), &config);
-            let outcome = Box::pin(notices::beside(&worker, worker.consume())).await;
+            let outcome = Box::pin(notices::beside(&worker, worker.consume(engine, &mark))).await;
             board.enter(Phase::Draining);
             tokio::join!(last_words(&stops, broker.close()), ComfyConnector::shutdown_live());
             outcome
@@ -84,6 +95,7 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     // What uploads that were given up left there.
     last_words(&stops, stores.settled()).await;
     if outcome.is_ok() {
+        mark.clear();
         tracing::info!("drained");
     }
     outcome

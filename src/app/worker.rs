@@ -1,15 +1,28 @@
 //! Takes jobs while ComfyUI runs, and starts it again when it is lost or worn.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{ServeError, boot::boot_error, last_words, sinks::Sinks};
+use super::{
+    ServeError,
+    boot::{BootMark, Starting, boot_error, starting},
+    last_words,
+    sinks::Sinks,
+};
 use crate::{
     admin::{Board, JobPlace, Phase},
     config::Config,
+    connector::ConnectorError,
     job::{
         end::Stops,
         incoming::{Ending, Fault, Incoming},
@@ -36,12 +49,16 @@ pub(super) struct Worker<'a> {
     /// The subscription of a worker that has no job in hand. It stays for that job's ack, on whose heels
     /// the broker sends the next one; with others in hand it would be one too many, and is ended before.
     subscription: tokio::sync::Mutex<Option<Consumer>>,
+    /// Whether ComfyUI has come up since it was last waited for.
+    runs: AtomicBool,
 }
 
 /// Why no more jobs are taken.
 enum Leave {
     /// Told to stop.
     Drain,
+    /// ComfyUI cannot be started.
+    Unusable(Arc<ConnectorError>),
     /// ComfyUI is gone or does not answer.
     Lost(String),
     /// A job found the disk full.
@@ -52,15 +69,19 @@ enum Leave {
 
 impl<'a> Worker<'a> {
     pub(super) fn new(runner: Runner, broker: Broker, board: Board, config: &'a Config) -> Self {
-        Self { runner, broker, board, config, subscription: tokio::sync::Mutex::default() }
+        let (subscription, runs) = (tokio::sync::Mutex::default(), AtomicBool::new(false));
+        Self { runner, broker, board, config, subscription, runs }
     }
 
-    /// Takes jobs until told to stop, or until ComfyUI cannot be started again.
-    pub(super) async fn consume(&self) -> Result<(), ServeError> {
-        let (stop, connector) = (&self.runner.stops.stop, &self.runner.connector);
+    /// Takes jobs until told to stop, or until ComfyUI cannot be started (again). The first job may come,
+    /// and its files, while `first` still starts.
+    pub(super) async fn consume(&self, first: Starting, mark: &BootMark) -> Result<(), ServeError> {
+        let connector = &self.runner.connector;
+        let (mut engine, mut early) = (first, !mark.was_found());
         loop {
-            match self.take_jobs().await {
+            match self.take_jobs(engine, early, mark).await {
                 Leave::Drain => return Ok(()),
+                Leave::Unusable(error) => return Err(boot_error(&error)),
                 Leave::Lost(why) => {
                     tracing::warn!(why, "ComfyUI is lost: no jobs until it runs again");
                     self.board.enter(Phase::Booting);
@@ -76,21 +97,16 @@ impl<'a> Worker<'a> {
                     connector.recycle().await;
                 }
             }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                engine = connector.engine() => engine.map_err(boot_error)?,
-            };
+            (engine, early) = (starting(connector), false);
         }
     }
 
-    /// Takes jobs as they are wanted; neither a subscription nor a job in hand is left when this
-    /// returns.
-    async fn take_jobs(&self) -> Leave {
+    /// Takes jobs as they are wanted, from the moment that ComfyUI runs, or `early`; neither a
+    /// subscription nor a job in hand is left when this returns.
+    async fn take_jobs(&self, mut engine: Starting, early: bool, mark: &BootMark) -> Leave {
         let (stop, connector) = (&self.runner.stops.stop, &self.runner.connector);
         let mut lives = FuturesUnordered::new();
-        self.board.enter(Phase::Ready);
-        tracing::info!(worker = self.config.worker.id, "ready");
+        self.runs.store(false, Ordering::Relaxed);
         let leave = {
             let mut next = Box::pin(self.next());
             loop {
@@ -100,8 +116,17 @@ impl<'a> Worker<'a> {
                     Some(leave) = lives.next() => if let Some(leave) = leave {
                         break leave;
                     },
-                    why = connector.lost(), if lives.is_empty() => break Leave::Lost(why),
-                    delivery = &mut next => {
+                    started = &mut engine, if !self.runs() => match started {
+                        Ok(engine) => {
+                            self.runs.store(true, Ordering::Relaxed);
+                            mark.clear();
+                            self.board.ready(engine.server().version());
+                            tracing::info!(worker = self.config.worker.id, "ready");
+                        }
+                        Err(error) => break Leave::Unusable(error),
+                    },
+                    why = connector.lost(), if self.runs() && lives.is_empty() => break Leave::Lost(why),
+                    delivery = &mut next, if early || self.runs() => {
                         let Some(delivery) = delivery else { break Leave::Drain };
                         lives.push(self.live(delivery, self.runner.lane.join()));
                         next = Box::pin(self.next());
@@ -166,8 +191,15 @@ impl<'a> Worker<'a> {
         leave
     }
 
-    /// Whether ComfyUI is fit for another job.
+    fn runs(&self) -> bool {
+        self.runs.load(Ordering::Relaxed)
+    }
+
+    /// Whether ComfyUI is fit for another job; one that starts for the first time will be.
     fn leave(&self) -> Option<Leave> {
+        if !self.runs() {
+            return None;
+        }
         let Some(engine) = self.runner.connector.running() else {
             return Some(Leave::Lost("it was stopped".to_owned()));
         };

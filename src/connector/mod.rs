@@ -90,18 +90,7 @@ impl ComfyConnector {
     /// # Errors
     /// As there.
     pub async fn create_watched(config: &Config, on_boot_line: BootLine) -> Result<Self, ConnectorError> {
-        let stores = Stores::new(&config.store).await;
-        // Its files and processes are gone before another instance makes its own.
-        if let Some(killed) = Self::live().filter(|connector| connector.0.killed.is_cancelled()) {
-            killed.shutdown().await;
-        }
-        let connector = {
-            let mut live = locked(&LIVE);
-            match &*live {
-                Some(connector) if connector.state() != State::Error => connector.clone(),
-                _ => live.insert(Self::new(config, stores, on_boot_line)?).clone(),
-            }
-        };
+        let connector = Self::instance(config, on_boot_line).await?;
         match connector.engine().await {
             Ok(_) => Ok(connector),
             Err(error) => {
@@ -111,6 +100,23 @@ impl ComfyConnector {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// The live instance, or a new one, whatever runs of it: [`ComfyConnector::engine`] boots it.
+    ///
+    /// # Errors
+    /// When `worker.state_dir` cannot be used.
+    pub(crate) async fn instance(config: &Config, on_boot_line: BootLine) -> Result<Self, ConnectorError> {
+        let stores = Stores::new(&config.store).await;
+        // Its files and processes are gone before another instance makes its own.
+        if let Some(killed) = Self::live().filter(|connector| connector.0.killed.is_cancelled()) {
+            killed.shutdown().await;
+        }
+        let mut live = locked(&LIVE);
+        match &*live {
+            Some(connector) if connector.state() != State::Error => Ok(connector.clone()),
+            _ => Ok(live.insert(Self::new(config, stores, on_boot_line)?).clone()),
         }
     }
 

@@ -105,9 +105,13 @@ impl<'a> Executor<'a> {
         let destination = self.destination().at(Stage::Accept)?;
         // Until the prompt is posted nothing is lost by handing the job back at once.
         let before_post = async {
-            let engine = self.engine().await?;
-            self.comfyui_version.get_or_init(|| engine.server().version().to_owned());
-            tokio::try_join!(timed(self.stage()), timed(self.prepare(&engine)))
+            let preparing = async {
+                let engine = self.engine().await?;
+                self.comfyui_version.get_or_init(|| engine.server().version().to_owned());
+                timed(self.prepare(&engine)).await
+            };
+            // Files come while ComfyUI still starts.
+            tokio::try_join!(timed(self.stage()), preparing)
         };
         let ((staged, staged_in), (prepared, converted_in)) = tokio::select! {
             // First: what needs neither files nor conversion would be ready at once.

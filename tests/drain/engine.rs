@@ -7,8 +7,8 @@ use testbed::{Engine, Signal, alive, free_port, wait_for};
 
 use super::{
     BOOT, SOON,
-    bed::{Bed, slow_job, ui_job},
-    site::{Site, child, end, kill, wait_running, wait_unready},
+    bed::{Bed, slow_job, staged_job, ui_job},
+    site::{Site, child, end, kill, wait_event, wait_running, wait_unready},
 };
 
 #[tokio::test]
@@ -98,4 +98,43 @@ async fn a_taken_port_moves_on_to_the_next() -> Result<()> {
     drop(taken);
     tokio::try_join!(first.finish(one, first.initial()), second.finish(two, second.initial()))?;
     bed.wait_queued(0).await
+}
+
+#[tokio::test]
+async fn the_first_job_is_staged_while_comfyui_boots() -> Result<()> {
+    let bed = Bed::new("early-job").await?;
+    let site = Site::standin(&bed, "a")?.env("STANDIN_BOOT_DELAY", "20");
+    let worker = site.start().await?;
+    bed.wait_subscribed().await?;
+    bed.publish(&staged_job("early", 0.1)).await?;
+    wait_event(&worker, "early", &["staged"]).await?;
+    wait_unready(&worker, "booting").await?;
+    let result = bed.answer("early").await?;
+    ensure!(result["status"] == "succeeded" && result["attempt"] == 1, "{result:#}");
+    site.finish(worker, site.initial()).await
+}
+
+/// And the next start takes none before ComfyUI runs: each time would cost the job a delivery.
+#[tokio::test]
+async fn a_start_that_fails_hands_the_first_job_back() -> Result<()> {
+    let bed = Bed::new("early-lost").await?;
+    let site = Site::standin(&bed, "a")?;
+    // Declares the queue.
+    let worker = site.boot().await?;
+    site.finish(worker, site.initial()).await?;
+    bed.publish(&staged_job("first", 0.1)).await?;
+    for start in ["clean", "after one that failed"] {
+        let mut worker = site.builder().env("STANDIN_BOOT", "exit").start().await?;
+        let (status, _) = end(&mut worker, BOOT).await?;
+        ensure!(status.code() == Some(3), "{start}: {status}\n{}", worker.log());
+        bed.wait_queued(1).await?;
+        let attempts = bed.attempts("first").await?;
+        ensure!(attempts == 1, "{start}: {attempts} attempts\n{}", worker.log());
+        let marker = bed.marker("first", 1).await?;
+        ensure!(!marker["closed"].is_null(), "{start}: the attempt counts as a crash: {marker:#}");
+    }
+    let worker = site.boot().await?;
+    let result = bed.answer("first").await?;
+    ensure!(result["status"] == "succeeded", "{result:#}");
+    site.finish(worker, site.initial()).await
 }

@@ -238,7 +238,7 @@ pub(super) async fn wait_running(worker: &Worker, id: &str) -> Result<()> {
     wait_event(worker, id, &["started", "progress"]).await
 }
 
-async fn wait_event(worker: &Worker, id: &str, events: &[&str]) -> Result<()> {
+pub(super) async fn wait_event(worker: &Worker, id: &str, events: &[&str]) -> Result<()> {
     let arrived = || async {
         let job = status(worker).await.ok()?["job"].take();
         (job["id"] == id && events.iter().any(|event| job["event"] == *event)).then_some(())
