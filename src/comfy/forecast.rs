@@ -10,15 +10,15 @@ use std::{
 use moka::sync::Cache;
 use serde_json::Value;
 
-use crate::job::{apply::Prompt, result::NodeTiming};
+use crate::job::{
+    apply::{Prompt, is_model_name},
+    result::NodeTiming,
+};
 
 /// Kinds that are remembered, the least used forgotten.
 const KINDS: u64 = 256;
 /// A longer string is a text.
 const LONGEST_CHOICE: usize = 128;
-/// How the names of models end, in folders of their own too; other names with a slash are a job's files,
-/// `.bin` among them.
-const MODELS: [&str; 5] = [".safetensors", ".gguf", ".ckpt", ".pth", ".pt"];
 
 /// The expected time of each node; one that is missing has never been seen at work.
 pub type NodeTimes = BTreeMap<String, Duration>;
@@ -75,11 +75,10 @@ fn kind(prompt: &Prompt) -> u64 {
 }
 
 fn decisive(name: &str, value: &Value) -> Option<String> {
-    let model = |text: &str| MODELS.iter().any(|extension| text.ends_with(extension));
     match value {
         Value::Number(_) if name.ends_with("seed") => None,
         Value::String(text) if text.contains(char::is_whitespace) => None,
-        Value::String(text) if text.contains('/') && !model(text) => None,
+        Value::String(text) if text.contains('/') && !is_model_name(text) => None,
         Value::String(text) if text.len() > LONGEST_CHOICE => None,
         value => Some(value.to_string()),
     }

@@ -10,6 +10,22 @@ use crate::text::{nearest, one_line, quoted};
 /// A prompt in ComfyUI's API format: node id to `{class_type, inputs}`.
 pub type Prompt = Map<String, Value>;
 
+/// How the names of models end, in folders of their own too; other names with a slash are a job's files,
+/// `.bin` among them.
+const MODELS: [&str; 5] = [".safetensors", ".gguf", ".ckpt", ".pth", ".pt"];
+
+/// Whether that text names a model.
+#[must_use]
+pub fn is_model_name(text: &str) -> bool {
+    MODELS.iter().any(|extension| text.ends_with(extension))
+}
+
+/// The models that a prompt names, as its nodes name them: beneath the folder of their kind.
+pub fn models_named(prompt: &Prompt) -> impl Iterator<Item = &str> {
+    let inputs = prompt.values().filter_map(|node| node.get("inputs")?.as_object()).flatten();
+    inputs.filter_map(|(_, value)| value.as_str()).filter(|text| is_model_name(text))
+}
+
 /// Tells a UI workflow (it has `nodes`) from an API prompt.
 #[must_use]
 pub fn is_ui_workflow(workflow: &Value) -> bool {

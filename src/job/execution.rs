@@ -127,6 +127,7 @@ impl<'a> Executor<'a> {
         self.reporter.tell(EventKind::Converted { nodes: prompt.len() });
         crate::phases::reached("converted").await;
         self.turn.lane().prepared_in(begun.elapsed());
+        self.runner.connector.stager().warm(apply::models_named(&prompt));
 
         let place = tokio::select! {
             biased;

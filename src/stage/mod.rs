@@ -8,6 +8,7 @@ mod fetch;
 mod journal;
 mod names;
 mod place;
+mod warm;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -30,6 +31,7 @@ use crate::{
     store::{ObjectStore, ObjectUri},
 };
 use fetch::{Budget, Fetcher};
+use warm::Warm;
 
 /// Files fetched side by side.
 const PARALLEL_FETCHES: usize = 8;
@@ -63,6 +65,7 @@ pub struct Stager {
     allow: Arc<[String]>,
     max_bytes: u64,
     submitted: Option<ObjectUri>,
+    warm: Warm,
 }
 
 /// What a job's inputs became.
@@ -90,7 +93,8 @@ impl Stager {
         allow: Vec<String>,
         max_bytes: u64,
     ) -> Self {
-        Self { folders, journal, store, allow: allow.into(), max_bytes, submitted: None }
+        let warm = Warm::new(folders.of(FolderType::Models));
+        Self { folders, journal, store, allow: allow.into(), max_bytes, submitted: None, warm }
     }
 
     /// Opens `<base>/<job id>/inputs/` to the job of that id, whatever else is closed: there `submit`
@@ -110,6 +114,12 @@ impl Stager {
     #[must_use]
     pub fn journal(&self) -> &Arc<Journal> {
         &self.journal
+    }
+
+    /// Has the system read the models of those names from the disk, in the background: a prompt will want
+    /// them soon. Those that were asked for lately are left alone.
+    pub fn warm<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        self.warm.read_ahead(names.map(str::to_owned).collect());
     }
 
     /// Fetches every input of a job into a folder of its own beneath `input`, and its `files` to
