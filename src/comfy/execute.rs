@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     PromptId, Server, Socket,
-    client::{PromptPost, RequestError, describe_node_errors},
+    client::{Client, PromptPost, RequestError, describe_node_errors},
     events::Image,
     follow::{Run, follow},
     forecast::NodeTimes,
@@ -223,9 +223,7 @@ pub async fn execute(
     };
     match outcome {
         Ok((posted, history)) => {
-            if let Err(error) = server.client().delete_history(prompt_id).await {
-                tracing::debug!(%error, "history entry not deleted");
-            }
+            forget(server.client().clone(), prompt_id);
             Ok(run.finish(prompt_id, history, posted))
         }
         Err(ExecuteError::TimedOut { limit, .. }) => {
@@ -241,6 +239,15 @@ pub async fn execute(
         Err(ExecuteError::Aborted { .. }) => Err(ExecuteError::Aborted { stuck: !let_go(ABORT_LIMIT).await }),
         Err(error) => Err(error),
     }
+}
+
+/// Has ComfyUI drop the history entry, which it would keep among its last 10,000. Nobody waits for that.
+fn forget(client: Client, prompt_id: PromptId) {
+    tokio::spawn(async move {
+        if let Err(error) = client.delete_history(prompt_id).await {
+            tracing::debug!(%error, "history entry not deleted");
+        }
+    });
 }
 
 /// Follows the prompt on a connection that stands. Before the POST: a cached prompt can finish
