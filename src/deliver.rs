@@ -14,7 +14,6 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::{
-    checksum,
     comfy::{
         history::{History, OutputContent, OutputItem},
         tracker::OutputImage,
@@ -313,28 +312,16 @@ impl Found {
             message: error.to_string(),
             nodes: BTreeSet::from([self.node.clone()]),
         })?;
-        let (sha256, size) = match self.content {
-            FoundContent::Bytes(bytes) => {
-                let (sum, size) = (checksum::of_bytes(&bytes), bytes.len() as u64);
-                destination
-                    .store
-                    .put(&uri, Content::Bytes(bytes), &content_type)
-                    .await
-                    .map_err(upload_failure)?;
-                (sum, size)
-            }
+        let (content, _open) = match self.content {
+            FoundContent::Bytes(bytes) => (Content::Bytes(bytes), None),
             FoundContent::File(file) => {
-                let reader = Arc::clone(&file);
-                let summed = tokio::task::spawn_blocking(move || checksum::of_reader(&*reader)).await;
-                let summed = summed.map_err(io::Error::other).and_then(|sum| sum);
-                let (sum, size) = summed.map_err(|error| Failure::local(&self.filename, &error))?;
+                let size = file.metadata().map_err(|error| Failure::local(&self.filename, &error))?.len();
                 // By descriptor: the name could be made to stand for something else meanwhile.
                 let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-                let content = Content::File { path, size };
-                destination.store.put(&uri, content, &content_type).await.map_err(upload_failure)?;
-                (sum, size)
+                (Content::File { path, size }, Some(file))
             }
         };
+        let stored = destination.store.put(&uri, content, &content_type).await.map_err(upload_failure)?;
         let url = match destination.presign {
             Some(lifetime) => destination.store.presign_get(&uri, lifetime).await.map_err(upload_failure)?,
             None => None,
@@ -350,8 +337,8 @@ impl Found {
                 uri: uri.to_string(),
                 url: url.map(String::from),
                 content_type,
-                size,
-                sha256,
+                size: stored.size,
+                sha256: stored.sha256,
                 temp: self.temp,
             }),
         })

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::symlink, sync::Mutex};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{comfy::events::Image, store::LocalStore};
+use crate::{checksum, comfy::events::Image, store::LocalStore};
 
 const OWN: &str = "comfy-worker-1";
 

@@ -175,7 +175,8 @@ impl<'a> Records<'a> {
         let marker = Marker { closed: Some(reason.to_owned()), ..attempt.marker.clone() };
         let body = serde_json::to_vec(&marker).map_err(|error| Failure::Internal(error.to_string()))?;
         let uri = self.at(&format!("attempts/{}.json", attempt.number))?;
-        self.store.put(&uri, crate::store::Content::Bytes(body.into()), JSON).await.map_err(unavailable)
+        let content = crate::store::Content::Bytes(body.into());
+        self.store.put(&uri, content, JSON).await.map(drop).map_err(unavailable)
     }
 
     /// The stored result, if there is one.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::store::{Content, Creation, LocalStore, Object};
+use crate::store::{Content, Creation, LocalStore, Object, Stored};
 
 /// A bucket of one object that lies about its size, or breaks off.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl ObjectStore for Odd {
         Ok(None)
     }
 
-    async fn put(&self, uri: &ObjectUri, _: Content, _: &str) -> Result<(), StoreError> {
+    async fn put(&self, uri: &ObjectUri, _: Content, _: &str) -> Result<Stored, StoreError> {
         Err(StoreError::NotFound { uri: uri.to_string() })
     }
 

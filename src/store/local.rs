@@ -15,7 +15,8 @@ use tempfile::NamedTempFile;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::{Content, Creation, Object, ObjectStore, ObjectUri, StoreError, probe};
+use super::{Content, Creation, Object, ObjectStore, ObjectUri, StoreError, Stored, probe};
+use crate::checksum::Running;
 
 /// Bytes copied between two looks at whether somebody still waits for the copy.
 const CHUNK: usize = 1 << 20;
@@ -53,23 +54,33 @@ impl ObjectStore for LocalStore {
         Ok(Some(version_of(&metadata)))
     }
 
-    async fn put(&self, uri: &ObjectUri, content: Content, _content_type: &str) -> Result<(), StoreError> {
+    async fn put(
+        &self,
+        uri: &ObjectUri,
+        content: Content,
+        _content_type: &str,
+    ) -> Result<Stored, StoreError> {
         let path = path_of(uri)?;
         // A blocking task outlives the future that waits for it: it looks at this token.
         let abandoned = CancellationToken::new();
         let _abandon_on_drop = abandoned.clone().drop_guard();
         let write = move || {
-            let part = match content {
-                Content::Bytes(bytes) => written(&path, |part| part.write_all(&bytes))?,
+            let mut sum = Running::default();
+            let (part, size) = match content {
+                Content::Bytes(bytes) => {
+                    sum.update(&bytes);
+                    (written(&path, |part| part.write_all(&bytes))?, bytes.len() as u64)
+                }
                 Content::File { path: source, size } => {
-                    written(&path, |part| copy(&source, size, part, &abandoned))?
+                    (written(&path, |part| copy(&source, size, part, &mut sum, &abandoned))?, size)
                 }
             };
             if abandoned.is_cancelled() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             part.persist(&path).map_err(|error| error.error)?;
-            sync_folder(&path)
+            sync_folder(&path)?;
+            Ok(Stored { size, sha256: sum.finish() })
         };
         blocking(uri, write).await
     }
@@ -179,7 +190,13 @@ fn written(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::
     Ok(part)
 }
 
-fn copy(source: &Path, size: u64, part: &mut File, abandoned: &CancellationToken) -> io::Result<()> {
+fn copy(
+    source: &Path,
+    size: u64,
+    part: &mut File,
+    sum: &mut Running,
+    abandoned: &CancellationToken,
+) -> io::Result<()> {
     let file = File::open(source).map_err(|error| naming("cannot read", source, &error))?;
     let mut rest = file.take(size);
     let mut chunk = vec![0; CHUNK];
@@ -192,7 +209,9 @@ fn copy(source: &Path, size: u64, part: &mut File, abandoned: &CancellationToken
             let reason = format!("{} is shorter than the {size} bytes it had", source.display());
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, reason));
         }
-        part.write_all(chunk.get(..read).unwrap_or_default())?;
+        let passing = chunk.get(..read).unwrap_or_default();
+        sum.update(passing);
+        part.write_all(passing)?;
     }
     Ok(())
 }

@@ -16,6 +16,11 @@ pub use local::LocalStore;
 pub use s3::S3Store;
 pub use uri::{ObjectUri, UriError};
 
+use crate::checksum;
+
+/// Bytes whose SHA-256 takes well below a millisecond.
+const SUMMED_AT_ONCE: usize = 256 << 10;
+
 /// Why an object could not be read or written; each variant says whose fault it is.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -112,6 +117,30 @@ pub enum Content {
     },
 }
 
+/// What [`ObjectStore::put`] wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its size in bytes.
+    pub size: u64,
+    /// The SHA-256 of the very bytes that were sent, in lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+impl Stored {
+    /// Of bytes in memory, off the async threads where there are many.
+    async fn of(bytes: &Bytes) -> Self {
+        let size = bytes.len() as u64;
+        if bytes.len() <= SUMMED_AT_ONCE {
+            return Self { size, sha256: checksum::of_bytes(bytes) };
+        }
+        let shared = bytes.clone();
+        match tokio::task::spawn_blocking(move || checksum::of_bytes(&shared)).await {
+            Ok(sha256) => Self { size, sha256 },
+            Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
+        }
+    }
+}
+
 /// What [`ObjectStore::create`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Creation {
@@ -143,7 +172,7 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
     }
 
     /// Writes an object, replacing what is there; whole or not at all.
-    async fn put(&self, uri: &ObjectUri, content: Content, content_type: &str) -> Result<(), StoreError>;
+    async fn put(&self, uri: &ObjectUri, content: Content, content_type: &str) -> Result<Stored, StoreError>;
 
     /// Writes an object unless there is one already; atomically.
     async fn create(&self, uri: &ObjectUri, body: Bytes, content_type: &str) -> Result<Creation, StoreError>;
@@ -225,7 +254,7 @@ impl ObjectStore for Stores {
         self.of(uri).version(uri).await
     }
 
-    async fn put(&self, uri: &ObjectUri, content: Content, content_type: &str) -> Result<(), StoreError> {
+    async fn put(&self, uri: &ObjectUri, content: Content, content_type: &str) -> Result<Stored, StoreError> {
         self.of(uri).put(uri, content, content_type).await
     }
 

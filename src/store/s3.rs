@@ -1,8 +1,13 @@
 //! Objects in S3, by the AWS SDK: the only part of the crate that knows it.
 
+mod claim;
 mod classify;
 mod client;
 mod download;
+mod memory;
+mod multipart;
+mod source;
+mod stretches;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -17,8 +22,8 @@ use secrecy::SecretString;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
-use self::{classify::Failure, client::Limits, download::Download};
-use super::{Content, Creation, Object, ObjectStore, ObjectUri, StoreError, probe};
+use self::{classify::Failure, client::Limits, download::Download, stretches::Stretches};
+use super::{Content, Creation, Object, ObjectStore, ObjectUri, StoreError, Stored, probe};
 use crate::config::StoreConfig;
 
 /// The longest life that the signature of a link can have (AWS Signature Version 4).
@@ -55,6 +60,10 @@ impl S3Store {
         self.cleanup.wait().await;
     }
 
+    fn unavailable(&self, uri: &ObjectUri, reason: String) -> StoreError {
+        StoreError::Unavailable { uri: uri.to_string(), reason: format!("{}: {reason}", self.place) }
+    }
+
     /// Sends what the SDK itself has given up on again, where that may help.
     async fn again<T, F>(&self, attempt: impl FnMut() -> F) -> Result<T, StoreError>
     where
@@ -76,7 +85,9 @@ impl ObjectStore for S3Store {
         offset: u64,
         version: Option<&str>,
     ) -> Result<Object, StoreError> {
-        Ok(Box::pin(Download::start(self, uri, offset, version)).await?.into_object())
+        let download = Box::pin(Download::start(self, uri, offset, version)).await?;
+        let (size, version) = (download.size(), download.version().map(str::to_owned));
+        Ok(Object { size, version, body: Stretches::of(download) })
     }
 
     async fn version(&self, uri: &ObjectUri) -> Result<Option<String>, StoreError> {
@@ -85,7 +96,7 @@ impl ObjectStore for S3Store {
         head.map(|head| head.e_tag).map_err(|error| self.failure(uri, error).into_error())
     }
 
-    async fn put(&self, uri: &ObjectUri, content: Content, content_type: &str) -> Result<(), StoreError> {
+    async fn put(&self, uri: &ObjectUri, content: Content, content_type: &str) -> Result<Stored, StoreError> {
         Box::pin(upload::put(self, uri, content, content_type)).await
     }
 

@@ -119,7 +119,7 @@ async fn an_endpoint_that_cannot_be_reached_is_unavailable_in_bounded_time() {
         let store = stores(&endpoint, "key", "hush-hush").await;
         for outcome in [
             store.read(&uri(OBJECT), 1).await.map(drop),
-            store.put(&uri(OBJECT), Content::Bytes(Bytes::new()), "x/y").await,
+            store.put(&uri(OBJECT), Content::Bytes(Bytes::new()), "x/y").await.map(drop),
             store.probe(&uri("s3://bucket")).await,
         ] {
             let error = outcome.unwrap_err();
