@@ -9,6 +9,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinHandle,
 };
 
@@ -21,13 +22,14 @@ pub struct Asked {
     pub body: Vec<u8>,
 }
 
-/// What it answers; `cut` ends the connection after so many bytes of the body.
+/// What it answers; `cut` ends the connection after so many bytes of the body, or with `hang` the sending.
 #[derive(Clone, Debug, Default)]
 pub struct Reply {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
     pub cut: Option<usize>,
+    pub hang: bool,
 }
 
 impl Reply {
@@ -55,12 +57,20 @@ impl Reply {
         self.cut = Some(bytes);
         self
     }
+
+    /// Nothing more comes after so many bytes, until the client closes the connection.
+    pub fn hang_after(mut self, bytes: usize) -> Self {
+        self.hang = true;
+        self.cut_after(bytes)
+    }
 }
 
 /// The store; it ends when this is dropped.
 pub struct Fake {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
+    /// How many requests came, and how many answers hang.
+    count: watch::Receiver<(usize, usize)>,
     server: JoinHandle<()>,
 }
 
@@ -71,21 +81,25 @@ impl Fake {
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (seen, answer) = (Arc::clone(&asked), Arc::new(answer));
+        let (counter, count) = watch::channel((0, 0));
+        let counter = Arc::new(counter);
         let server = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
+                let counter = Arc::clone(&counter);
                 tokio::spawn(async move {
                     let reply = |request: Asked| {
                         let mut seen = seen.lock().unwrap();
                         seen.push(request.clone());
+                        counter.send_modify(|count| count.0 = seen.len());
                         answer(&request, seen.len() - 1)
                     };
-                    serve(stream, reply).await
+                    serve(stream, reply, &counter).await
                 });
             }
         });
-        Self { address, asked, server }
+        Self { address, asked, count, server }
     }
 
     pub fn endpoint(&self) -> String {
@@ -95,6 +109,13 @@ impl Fake {
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
+
+    /// Waits until so many requests have come and so many answers hang.
+    pub async fn reaches(&self, wanted: impl Fn(usize, usize) -> bool) {
+        let mut count = self.count.clone();
+        let reached = count.wait_for(|(asked, hanging)| wanted(*asked, *hanging));
+        tokio::time::timeout(std::time::Duration::from_secs(30), reached).await.unwrap().unwrap();
+    }
 }
 
 impl Drop for Fake {
@@ -103,7 +124,11 @@ impl Drop for Fake {
     }
 }
 
-async fn serve(mut stream: TcpStream, reply: impl FnOnce(Asked) -> Reply) -> Option<()> {
+async fn serve(
+    mut stream: TcpStream,
+    reply: impl FnOnce(Asked) -> Reply,
+    counter: &watch::Sender<(usize, usize)>,
+) -> Option<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
@@ -133,5 +158,11 @@ async fn serve(mut stream: TcpStream, reply: impl FnOnce(Asked) -> Reply) -> Opt
     stream.write_all(answer.as_bytes()).await.ok()?;
     let end = reply.cut.unwrap_or(reply.body.len());
     stream.write_all(&reply.body[..end]).await.ok()?;
+    if reply.hang {
+        counter.send_modify(|count| count.1 += 1);
+        let closed = stream.read_u8().await;
+        counter.send_modify(|count| count.1 -= 1);
+        closed.ok()?;
+    }
     stream.shutdown().await.ok()
 }

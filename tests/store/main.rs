@@ -7,8 +7,10 @@ mod fake;
 mod faults;
 mod large;
 mod local;
+mod parts;
 mod s3;
 mod server;
+mod stretches;
 mod suite;
 
 use std::path::Path;

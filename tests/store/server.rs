@@ -37,8 +37,10 @@ pub enum PartFault {
     None,
     /// It is answered `403`.
     Refuse,
-    /// It is never answered.
+    /// It waits to be released.
     Hang,
+    /// Its first try is answered `503`.
+    Busy,
 }
 
 /// An S3 server on a free loopback port; it ends when this is dropped.
@@ -49,8 +51,12 @@ pub struct S3Server {
     server: JoinHandle<()>,
     /// Multipart uploads aborted so far.
     pub aborts: Arc<AtomicUsize>,
+    /// Tries of second parts so far.
+    pub tries: Arc<AtomicUsize>,
     /// Told when a part hangs.
     pub hanging: Arc<Notify>,
+    /// Told, it lets such parts go on.
+    pub released: Arc<Notify>,
 }
 
 impl S3Server {
@@ -65,8 +71,9 @@ impl S3Server {
         let service = service.build();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (aborts, hanging) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-        let state = (Arc::clone(&aborts), Arc::clone(&hanging));
+        let (aborts, tries) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (hanging, released) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let state = (Arc::clone(&aborts), Arc::clone(&tries), Arc::clone(&hanging), Arc::clone(&released));
         // s3s-fs looks whether the object exists and then writes it: without a lock between two
         // requests its If-None-Match lets several of them win.
         let creating = Arc::new(Mutex::new(()));
@@ -75,26 +82,24 @@ impl S3Server {
                 let Ok((socket, _)) = listener.accept().await else { continue };
                 let (service, creating, state) = (service.clone(), Arc::clone(&creating), state.clone());
                 let handle = service_fn(move |request: Request<Incoming>| {
-                    let (service, creating, state) = (service.clone(), Arc::clone(&creating), state.clone());
+                    let (service, creating) = (service.clone(), Arc::clone(&creating));
+                    let (aborts, tries, hanging, released) = state.clone();
                     async move {
                         let query = request.uri().query().unwrap_or_default();
                         if request.method() == Method::PUT && query.contains("partNumber=2") {
+                            let tried = tries.fetch_add(1, Ordering::SeqCst);
                             match fault {
-                                PartFault::None => {}
-                                PartFault::Refuse => {
-                                    // Unread, its connection would be closed, which the client may
-                                    // meet before the answer.
-                                    let mut body = request.into_body();
-                                    while let Some(Ok(_)) =
-                                        poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
-                                    {
-                                    }
-                                    return Ok::<_, Infallible>(refusal());
+                                PartFault::Refuse => return refused(request, StatusCode::FORBIDDEN).await,
+                                PartFault::Busy if tried == 0 => {
+                                    return refused(request, StatusCode::SERVICE_UNAVAILABLE).await;
                                 }
                                 PartFault::Hang => {
-                                    state.1.notify_one();
-                                    std::future::pending::<()>().await;
+                                    hanging.notify_one();
+                                    released.notified().await;
+                                    // Another try of the same part goes on, too.
+                                    released.notify_one();
                                 }
+                                PartFault::None | PartFault::Busy => {}
                             }
                         }
                         let abort = request.method() == Method::DELETE && query.contains("uploadId");
@@ -102,9 +107,9 @@ impl S3Server {
                         let _guard = if alone { Some(creating.lock().await) } else { None };
                         let answer = service.call(request.map(Body::from)).await;
                         if abort {
-                            state.0.fetch_add(1, Ordering::SeqCst);
+                            aborts.fetch_add(1, Ordering::SeqCst);
                         }
-                        Ok(answer.unwrap_or_else(|_| refusal()))
+                        Ok::<_, Infallible>(answer.unwrap_or_else(|_| refusal(StatusCode::FORBIDDEN)))
                     }
                 });
                 tokio::spawn(async move {
@@ -113,7 +118,7 @@ impl S3Server {
                 });
             }
         });
-        Self { root: dir.to_owned(), address, server, aborts, hanging }
+        Self { root: dir.to_owned(), address, server, aborts, tries, hanging, released }
     }
 
     pub fn endpoint(&self) -> String {
@@ -143,8 +148,17 @@ impl Drop for S3Server {
     }
 }
 
-fn refusal() -> HttpResponse {
-    let mut answer = HttpResponse::new(Body::from("<Error><Code>AccessDenied</Code></Error>".to_owned()));
-    *answer.status_mut() = StatusCode::FORBIDDEN;
+/// Reads the request to its end first: unread, its connection would be closed, which the client may meet before
+/// the answer.
+async fn refused(request: Request<Incoming>, status: StatusCode) -> Result<HttpResponse, Infallible> {
+    let mut body = request.into_body();
+    while let Some(Ok(_)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {}
+    Ok(refusal(status))
+}
+
+fn refusal(status: StatusCode) -> HttpResponse {
+    let code = if status == StatusCode::FORBIDDEN { "AccessDenied" } else { "SlowDown" };
+    let mut answer = HttpResponse::new(Body::from(format!("<Error><Code>{code}</Code></Error>")));
+    *answer.status_mut() = status;
     answer
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use comfy_worker::store::{Content, Creation, ObjectStore, ObjectUri, StoreError};
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
@@ -46,7 +47,8 @@ async fn holds_what_it_is_given(store: impl ObjectStore + Clone + 'static, prefi
 
     // Put, read, replace; sizes and limits to the byte.
     let file = at("job/1/outputs/a.txt");
-    store.put(&file, Content::Bytes(bytes("first")), "text/plain").await.unwrap();
+    let stored = store.put(&file, Content::Bytes(bytes("first")), "text/plain").await.unwrap();
+    assert_eq!((stored.size, stored.sha256), (5, sum(b"first")));
     assert_eq!(store.read(&file, 5).await.unwrap(), bytes("first"));
     store.put(&file, Content::Bytes(bytes("second")), "text/plain").await.unwrap();
     assert_eq!(store.read(&file, 100).await.unwrap(), bytes("second"));
@@ -78,7 +80,8 @@ async fn holds_what_it_is_given(store: impl ObjectStore + Clone + 'static, prefi
         let object = at("file.bin");
         let path = source.path().to_owned();
         let written = Content::File { path, size: size as u64 };
-        store.put(&object, written, "application/octet-stream").await.unwrap();
+        let stored = store.put(&object, written, "application/octet-stream").await.unwrap();
+        assert_eq!((stored.size, stored.sha256), (size as u64, sum(&content[..size])));
         let mut body = Vec::new();
         store.open(&object).await.unwrap().body.read_to_end(&mut body).await.unwrap();
         assert!(body == content[..size], "{size} bytes");
@@ -142,4 +145,8 @@ async fn holds_what_it_is_given(store: impl ObjectStore + Clone + 'static, prefi
         store.put(&at(key), Content::Bytes(bytes(body)), "x/y").await.unwrap();
     }
     assert_eq!(store.read(&at("\u{e9}"), 100).await.unwrap(), bytes("composed"));
+}
+
+fn sum(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }

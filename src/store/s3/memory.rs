@@ -24,7 +24,7 @@ impl Memory {
     /// More than there is at all is lent to one at a time: a part of a file beyond 156 GiB.
     pub(super) async fn take(&'static self, length: usize) -> Buffer {
         match self.free.acquire_many(self.share(length)).await {
-            Ok(lent) => Buffer { bytes: Vec::with_capacity(length), _lent: lent },
+            Ok(lent) => Buffer { bytes: Vec::with_capacity(length), lent },
             Err(_) => unreachable!("nobody closes it"),
         }
     }
@@ -32,7 +32,7 @@ impl Memory {
     /// Room for `length` bytes, if it is free now.
     pub(super) fn try_take(&'static self, length: usize) -> Option<Buffer> {
         let lent = self.free.try_acquire_many(self.share(length)).ok()?;
-        Some(Buffer { bytes: Vec::with_capacity(length), _lent: lent })
+        Some(Buffer { bytes: Vec::with_capacity(length), lent })
     }
 
     fn share(&self, length: usize) -> u32 {
@@ -40,11 +40,11 @@ impl Memory {
     }
 }
 
-/// Memory on loan. It goes back when the last of the [`Bytes`] made of it is dropped, wherever that is.
+/// Memory on loan.
 #[derive(Debug)]
 pub(super) struct Buffer {
     bytes: Vec<u8>,
-    _lent: SemaphorePermit<'static>,
+    lent: SemaphorePermit<'static>,
 }
 
 impl Buffer {
@@ -52,8 +52,15 @@ impl Buffer {
         &mut self.bytes
     }
 
+    /// Its loan goes back when the last of the [`Bytes`] made of it is dropped, wherever that is.
     pub(super) fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
+    }
+
+    /// What is read and the loan apart, for those who hand the bytes to a connection: one whose peer
+    /// reads no more keeps them beyond the end of its request.
+    pub(super) fn split(self) -> (Bytes, SemaphorePermit<'static>) {
+        (self.bytes.into(), self.lent)
     }
 }
 

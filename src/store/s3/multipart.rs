@@ -79,7 +79,9 @@ impl OpenUpload<'_> {
                 }
             };
             let Some(part) = part else { break };
-            sending.push_back(self.store.again(move || self.send_part(number, part.clone())));
+            sending.push_back(async move {
+                self.store.again(|| self.send_part(number, part.bytes.clone())).await
+            });
             if sending.len() == PARTS_IN_FLIGHT
                 && let Some(sent) = sending.next().await
             {

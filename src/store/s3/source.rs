@@ -12,6 +12,7 @@ use std::{
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::sync::SemaphorePermit;
 
 use super::memory::UPLOADS;
 use crate::{
@@ -21,6 +22,13 @@ use crate::{
 
 /// Bytes handed to a connection at a time: the SDK's watch for stalled uploads counts them.
 const SLICE: usize = 128 << 10;
+
+/// Bytes of the file, and the loan of their memory, which goes back with this.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) bytes: Bytes,
+    _lent: SemaphorePermit<'static>,
+}
 
 pub(super) struct Source {
     uri: ObjectUri,
@@ -53,7 +61,7 @@ impl Source {
     }
 
     /// The next bytes, `most` of them where there are so many; `None` after the last. Waits for memory.
-    pub(super) async fn next(&mut self, most: u64) -> Result<Option<Bytes>, StoreError> {
+    pub(super) async fn next(&mut self, most: u64) -> Result<Option<Piece>, StoreError> {
         let length = most.min(self.size - self.read);
         if length == 0 {
             return Ok(None);
@@ -63,16 +71,17 @@ impl Source {
         let read = move || {
             (&*file).take(length).read_to_end(buffer.bytes_mut())?;
             sum.update(buffer.as_ref());
-            Ok((buffer.freeze(), sum))
+            Ok((buffer, sum))
         };
         let read = blocking(read).await;
-        let (bytes, sum) = read.map_err(|error: io::Error| unreadable(&self.uri, &self.path, &error))?;
-        if (bytes.len() as u64) < length {
+        let (buffer, sum) = read.map_err(|error: io::Error| unreadable(&self.uri, &self.path, &error))?;
+        if (buffer.as_ref().len() as u64) < length {
             return Err(shorter(&self.uri, &self.path, self.size));
         }
         self.sum = sum;
         self.read += length;
-        Ok(Some(bytes))
+        let (bytes, lent) = buffer.split();
+        Ok(Some(Piece { bytes, _lent: lent }))
     }
 
     /// What was read.

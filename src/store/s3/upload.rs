@@ -28,10 +28,10 @@ pub(super) async fn put(
     content_type: &str,
 ) -> Result<Stored, StoreError> {
     let (bucket, key) = object_of(uri)?;
-    let (bytes, stored) = match content {
+    let (bytes, piece, stored) = match content {
         Content::Bytes(bytes) => {
             let stored = Stored::of(&bytes).await;
-            (bytes, stored)
+            (bytes, None, stored)
         }
         Content::File { path, size } if size > MULTIPART_FROM => {
             let whole = || Box::pin(multipart::put(store, uri, &path, size, content_type));
@@ -39,16 +39,18 @@ pub(super) async fn put(
         }
         Content::File { path, size } => {
             let mut source = Source::open(uri, &path, size).await?;
-            let bytes = source.next(size).await?.unwrap_or_default();
-            (bytes, source.finish())
+            let piece = source.next(size).await?;
+            let bytes = piece.as_ref().map(|piece| piece.bytes.clone()).unwrap_or_default();
+            (bytes, piece, source.finish())
         }
     };
     let attempt = || {
         let request = store.client.put_object().bucket(bucket).key(key).content_type(content_type);
         send(store, uri, request.body(source::body(bytes.clone())), stored.size)
     };
-    store.again(attempt).await?;
-    Ok(stored)
+    let sent = store.again(attempt).await;
+    drop(piece);
+    sent.map(|()| stored)
 }
 
 pub(super) async fn create(
