@@ -1,4 +1,7 @@
-//! Outputs: found on disk as the history lists them, opened beneath their folders, uploaded.
+//! Outputs: found on disk as the history lists them, opened beneath their folders, uploaded; those of a
+//! node that is done while others still run, at once.
+
+mod early;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -26,9 +29,12 @@ use crate::{
         result::{Kind, Output, OutputFile},
     },
     stage::{FileName, Folders, Subfolder, open_beneath},
-    store::{Content, ObjectStore, ObjectUri, StoreError},
+    store::{Content, ObjectStore, ObjectUri, StoreError, Stored},
     text::one_line,
 };
+use early::Begun;
+
+pub use early::Early;
 
 /// Files uploaded side by side.
 const PARALLEL_UPLOADS: usize = 4;
@@ -114,10 +120,7 @@ pub fn find(
                 match open(folders, folder, &subfolder, &filename) {
                     Ok((file, path)) => {
                         findings.written.push(path);
-                        let shown = subfolder.strip_prefix(own_folder).unwrap_or(&subfolder);
-                        let shown = shown.trim_matches('/');
-                        let wanted =
-                            if shown.is_empty() { filename.clone() } else { format!("{shown}/{filename}") };
+                        let wanted = shown(own_folder, &subfolder, &filename);
                         let place = places.give(&wanted, &format!("{folder:?}/{subfolder}/{filename}"));
                         let content = FoundContent::File(Arc::new(file));
                         findings.files.push(Found { node, key, index, temp, place, filename, content });
@@ -147,6 +150,12 @@ pub fn find(
         findings.files.push(Found { node, key, index, temp: false, place, filename, content });
     }
     Ok(findings)
+}
+
+/// Folder and name of a file as its publisher sees them, who does not see the job's own folder.
+fn shown(own_folder: &str, subfolder: &str, filename: &str) -> String {
+    let shown = subfolder.strip_prefix(own_folder).unwrap_or(subfolder).trim_matches('/');
+    if shown.is_empty() { filename.to_owned() } else { format!("{shown}/{filename}") }
 }
 
 /// Object names: a file that is listed twice has one, two files of one name stay apart.
@@ -246,7 +255,7 @@ impl Findings {
         Ok(self)
     }
 
-    /// Uploads every file; texts come along as they are. `each` is told of each file done: its
+    /// Uploads every file but those that `early` has, unchanged; texts come along as they are. `each` is told of each file done: its
     /// name, bytes, how many are done and how many there are.
     ///
     /// # Errors
@@ -254,13 +263,15 @@ impl Findings {
     pub async fn upload(
         self,
         destination: &Destination<'_>,
+        early: &mut Early,
         each: impl Fn(&str, u64, usize, usize) + Sync,
     ) -> Result<Vec<Output>, Failure> {
         let of = self.files.len();
+        let files: Vec<_> = self.files.into_iter().map(|found| (early.take(&found), found)).collect();
         let done = std::sync::atomic::AtomicUsize::new(0);
         let (done, each) = (&done, &each);
-        let uploads = self.files.into_iter().map(|found| async move {
-            let output = found.upload(destination).await?;
+        let uploads = files.into_iter().map(|(begun, found)| async move {
+            let output = found.upload(destination, begun).await?;
             let done = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
             if let Some(file) = &output.file {
                 each(&file.filename, file.size, done, of);
@@ -268,6 +279,7 @@ impl Findings {
             Ok::<_, Failure>(output)
         });
         let mut outputs: Vec<Output> = stream::iter(uploads).buffered(PARALLEL_UPLOADS).try_collect().await?;
+        early.discard().await;
         outputs.extend(self.texts);
         remove_written(&self.written);
         Ok(outputs)
@@ -305,23 +317,24 @@ pub fn mark_start() {
 }
 
 impl Found {
-    async fn upload(self, destination: &Destination<'_>) -> Result<Output, Failure> {
-        let content_type = mime_guess::from_path(&self.filename).first_or_octet_stream().to_string();
+    async fn upload(self, destination: &Destination<'_>, begun: Option<Begun>) -> Result<Output, Failure> {
+        let content_type = content_type(&self.filename);
         let uri = destination.base.join(&format!("outputs/{}", self.place));
         let uri = uri.map_err(|error| Failure::OutputMissing {
             message: error.to_string(),
             nodes: BTreeSet::from([self.node.clone()]),
         })?;
-        let (content, _open) = match self.content {
-            FoundContent::Bytes(bytes) => (Content::Bytes(bytes), None),
-            FoundContent::File(file) => {
-                let size = file.metadata().map_err(|error| Failure::local(&self.filename, &error))?.len();
-                // By descriptor: the name could be made to stand for something else meanwhile.
-                let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-                (Content::File { path, size }, Some(file))
+        let early = match begun {
+            Some(begun) => begun.ended().await,
+            None => None,
+        };
+        let stored = match early {
+            Some(stored) => stored,
+            None => {
+                let put = self.content.put(destination.store, &uri, &content_type);
+                put.await.map_err(upload_failure)?
             }
         };
-        let stored = destination.store.put(&uri, content, &content_type).await.map_err(upload_failure)?;
         let url = match destination.presign {
             Some(lifetime) => destination.store.presign_get(&uri, lifetime).await.map_err(upload_failure)?,
             None => None,
@@ -343,6 +356,30 @@ impl Found {
             }),
         })
     }
+}
+
+impl FoundContent {
+    async fn put(
+        &self,
+        store: &dyn ObjectStore,
+        uri: &ObjectUri,
+        content_type: &str,
+    ) -> Result<Stored, StoreError> {
+        let content = match self {
+            Self::Bytes(bytes) => Content::Bytes(bytes.clone()),
+            Self::File(file) => {
+                let local = |source| StoreError::Local { uri: uri.to_string(), source };
+                // By descriptor: the name could be made to stand for something else meanwhile.
+                let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+                Content::File { path, size: file.metadata().map_err(local)?.len() }
+            }
+        };
+        store.put(uri, content, content_type).await
+    }
+}
+
+fn content_type(filename: &str) -> String {
+    mime_guess::from_path(filename).first_or_octet_stream().to_string()
 }
 
 /// GPU time is spent: whatever the store says, the job goes back rather than being answered.

@@ -39,6 +39,8 @@ pub enum Event {
     Executed {
         /// The node.
         node: String,
+        /// Its entry of the history's `outputs`.
+        outputs: Value,
     },
     /// The prompt succeeded; its history is not written yet.
     Succeeded,
@@ -119,7 +121,9 @@ pub fn text_frame(text: &str) -> Option<Frame> {
                 .filter_map(|(id, node)| Some((id.clone(), NodeProgress::deserialize(node).ok()?)));
             Event::ProgressState(nodes.collect())
         }
-        "executed" => Event::Executed { node: field("node")? },
+        "executed" => {
+            Event::Executed { node: field("node")?, outputs: data.get("output").cloned().unwrap_or_default() }
+        }
         "execution_success" => Event::Succeeded,
         // Not terminal: the node waits for something and the prompt goes on (`execution.py`).
         "execution_error" if field("exception_type").as_deref() == Some("ExecutionBlocked") => {

@@ -63,6 +63,8 @@ pub trait Observer: Send {
     fn progress(&mut self, progress: &Progress);
     /// A preview picture.
     fn preview(&mut self, image: &Image);
+    /// A node is done; `outputs`: its entry of the history's `outputs`.
+    fn executed(&mut self, node: &str, outputs: &Value);
 }
 
 /// An execution that is over, whatever its outcome.

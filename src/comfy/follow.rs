@@ -225,6 +225,7 @@ impl Run {
             Step::Nothing | Step::Started => {}
             Step::Progress(progress) => observer.progress(&progress),
             Step::Preview(image) => observer.preview(&image),
+            Step::Executed { node, outputs } => observer.executed(&node, &outputs),
             Step::Output(image) => {
                 self.image_bytes += image.image.bytes.len();
                 if self.image_bytes <= SOCKET_OUTPUT_BYTES {

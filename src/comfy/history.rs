@@ -148,21 +148,25 @@ impl History {
         let nodes = self.entry.get("outputs").and_then(Value::as_object).unwrap_or(&empty);
         let mut items = Vec::new();
         let sorted: BTreeMap<_, _> = nodes.iter().map(|(node, keys)| (natural(node), (node, keys))).collect();
-        for (node, keys) in sorted.into_values() {
-            for (key, list) in keys.as_object().unwrap_or(&empty) {
-                let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
-                let contents =
-                    list.iter().enumerate().filter_map(|(index, item)| Some((index, content(item)?)));
-                items.extend(contents.map(|(index, content)| OutputItem {
-                    node: node.clone(),
-                    key: key.clone(),
-                    index,
-                    content,
-                }));
-            }
+        for (node, entry) in sorted.into_values() {
+            items.extend(outputs_of(node, entry));
         }
         items
     }
+}
+
+/// What a node's entry of the history's `outputs` lists.
+pub fn outputs_of<'a>(node: &'a str, entry: &'a Value) -> impl Iterator<Item = OutputItem> + 'a {
+    entry.as_object().into_iter().flatten().flat_map(move |(key, list)| {
+        let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
+        let contents = list.iter().enumerate().filter_map(|(index, item)| Some((index, content(item)?)));
+        contents.map(move |(index, content)| OutputItem {
+            node: node.to_owned(),
+            key: key.clone(),
+            index,
+            content,
+        })
+    })
 }
 
 /// Node ids in the order of their numbers.

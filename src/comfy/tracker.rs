@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 use super::{
     events::{Event, Image, NodeProgress},
     forecast::NodeTimes,
@@ -28,6 +30,13 @@ pub enum Step {
     Preview(Image),
     /// An output that exists only here.
     Output(OutputImage),
+    /// A node is done: its entry of the history's `outputs`.
+    Executed {
+        /// The node.
+        node: String,
+        /// The entry.
+        outputs: Value,
+    },
     /// The prompt is over: read the history.
     Ended,
 }
@@ -129,7 +138,8 @@ impl Tracker {
             Event::ProgressState(nodes) => return self.take_state(&nodes, now),
             Event::Image(image) => return self.take_image(image),
             Event::Failed(_) | Event::Interrupted | Event::Succeeded => self.leave_node(now),
-            Event::Progress { .. } | Event::Status { .. } | Event::Executed { .. } | Event::Other(_) => {}
+            Event::Executed { node, outputs } => return Step::Executed { node, outputs },
+            Event::Progress { .. } | Event::Status { .. } | Event::Other(_) => {}
         }
         Step::Nothing
     }

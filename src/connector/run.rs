@@ -168,4 +168,5 @@ impl Observer for Silent {
     fn started(&mut self) {}
     fn progress(&mut self, _: &Progress) {}
     fn preview(&mut self, _: &Image) {}
+    fn executed(&mut self, _: &str, _: &Value) {}
 }

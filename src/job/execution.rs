@@ -7,38 +7,31 @@ use std::{
     time::{Duration, Instant},
 };
 
-use secrecy::ExposeSecret;
 use serde_json::{Map, Value};
-use tokio::time::timeout;
-use uuid::Uuid;
 
 use super::{
-    apply::{self, Prompt, is_ui_workflow},
+    apply::Prompt,
     attempt::JSON,
-    bounds,
     end::End,
     event::EventKind,
     failure::Failure,
     lane::{Place, Turn},
+    preparation::Ready,
     report::Reporter,
-    request::{FolderType, JobRequest, WorkflowSource},
+    request::JobRequest,
     result::{NodeTiming, Output, Stage, Timings},
     runner::{At, Met, Runner, ms},
 };
 use crate::{
-    browser::{Conversion, ConvertError},
     comfy::{
         Behind, ExecuteError, Executed, Execution, Observer, PromptId, events::Image, history::History,
         tracker::Progress,
     },
     connector::{ConnectorError, Engine},
-    deliver::{self, Destination, Findings, upload_failure},
-    stage::{Owned, Staged},
+    deliver::{self, Destination, Early, Findings, upload_failure},
+    stage::Owned,
     store::{Content, ObjectUri},
 };
-
-/// Largest workflow that is fetched from an address.
-const LARGEST_WORKFLOW: u64 = 64 << 20;
 
 /// One try.
 pub(super) struct Executor<'a> {
@@ -53,7 +46,7 @@ pub(super) struct Executor<'a> {
     /// their files gone.
     pub(super) rerun: BTreeSet<String>,
     left: Mutex<Option<(Prompt, History)>>,
-    comfyui_version: OnceLock<String>,
+    pub(super) comfyui_version: OnceLock<String>,
 }
 
 /// A try that succeeded.
@@ -68,12 +61,6 @@ pub(super) struct Done {
 pub(super) struct RecordUris {
     pub(super) history: ObjectUri,
     pub(super) prompt: ObjectUri,
-}
-
-struct Prepared {
-    prompt: Prompt,
-    extra_data: Map<String, Value>,
-    warnings: Vec<String>,
 }
 
 impl<'a> Executor<'a> {
@@ -99,43 +86,35 @@ impl<'a> Executor<'a> {
     }
 
     pub(super) async fn execute(&self, timings: &mut Timings) -> Result<Done, Met> {
-        let stop = &self.runner.stops.stop;
-        self.turn.prepare();
-        let begun = Instant::now();
         let destination = self.destination().at(Stage::Accept)?;
-        // Until the prompt is posted nothing is lost by handing the job back at once.
-        let before_post = async {
-            let preparing = async {
-                let engine = self.engine().await?;
-                self.comfyui_version.get_or_init(|| engine.server().version().to_owned());
-                timed(self.prepare(&engine)).await
+        let ready = self.ready(timings).await?;
+        let mut early = self.early(&ready.folder, &destination);
+        let done = self.run_and_deliver(ready, &destination, &mut early, timings).await;
+        if done.is_err() {
+            let discarded = async {
+                early.discard().await;
+                Ok(())
             };
-            // Files come while ComfyUI still starts.
-            tokio::try_join!(timed(self.stage()), preparing)
-        };
-        let ((staged, staged_in), (prepared, converted_in)) = tokio::select! {
-            // First: what needs neither files nor conversion would be ready at once.
-            biased;
-            () = stop.cancelled() => return Err(Failure::Draining).at(Stage::Stage),
-            why = self.end.called() => return Err(why).at(Stage::Stage),
-            ready = before_post => ready?,
-        };
-        timings.staged_ms = ms(staged_in);
-        timings.converted_ms = ms(converted_in);
-        let Prepared { mut prompt, extra_data, mut warnings } = prepared;
-        let folder = self.apply(&mut prompt, &staged).at(Stage::Convert)?;
-        self.reporter.tell(EventKind::Converted { nodes: prompt.len() });
-        crate::phases::reached("converted").await;
-        self.turn.lane().prepared_in(begun.elapsed());
-        self.runner.connector.stager().warm(apply::models_named(&prompt));
+            let _ = self.runner.stops.unless_aborted(discarded).await;
+        }
+        done
+    }
 
+    async fn run_and_deliver(
+        &self,
+        ready: Ready,
+        destination: &Destination<'_>,
+        early: &mut Early,
+        timings: &mut Timings,
+    ) -> Result<Done, Met> {
+        let Ready { prompt, extra_data, folder, mut warnings, .. } = ready;
         let place = tokio::select! {
             biased;
-            () = stop.cancelled() => return Err(Failure::Draining).at(Stage::Post),
+            () = self.runner.stops.stop.cancelled() => return Err(Failure::Draining).at(Stage::Post),
             why = self.end.called() => return Err(why).at(Stage::Post),
             place = self.turn.post() => place,
         };
-        let (engine, executed) = self.run(&prompt, extra_data, &place).await?;
+        let (engine, executed) = self.run(&prompt, extra_data, &place, early).await?;
         drop(place);
         timings.waited_ms = ms(executed.waited);
         timings.executed_ms = ms(executed.executed);
@@ -154,8 +133,9 @@ impl<'a> Executor<'a> {
             warnings.push(format!("ComfyUI dropped outputs that failed validation: {node_errors}"));
         }
         let Executed { history, images, nodes, .. } = executed;
+        early.settle().await;
         let findings = self.find(&folder, &history, images, executed.images_lost).await.at(Stage::Collect)?;
-        let uploading = timed(self.upload(&destination, findings, &prompt, &history));
+        let uploading = timed(self.upload(destination, findings, early, &prompt, &history));
         let uploading = self.runner.stops.unless_aborted(uploading);
         let (outputs, uploaded_in) = tokio::select! {
             biased;
@@ -193,67 +173,12 @@ impl<'a> Executor<'a> {
         Ok(Destination { store: &**store, base: base.map_err(|error| invalid(error.to_string()))?, presign })
     }
 
-    async fn stage(&self) -> Result<Staged, Met> {
-        crate::phases::reached("staging").await;
-        let limit = self.runner.staging_limit;
-        let staging = self.runner.connector.stager().stage_inputs(self.job);
-        let staged = timeout(limit, staging).await.unwrap_or_else(|_| {
-            let slow = format!("the inputs were not here within {limit:?} (inputs.timeout)");
-            Err(Failure::StoreUnavailable(slow))
-        });
-        let staged = staged.at(Stage::Stage)?;
-        self.reporter.tell(EventKind::Staged { files: staged.files, bytes: staged.bytes });
-        crate::phases::reached("staged").await;
-        Ok(staged)
-    }
-
-    /// The prompt and what goes with it, before the job's inputs are applied.
-    async fn prepare(&self, engine: &Engine) -> Result<Prepared, Met> {
-        let workflow = match &self.job.workflow {
-            WorkflowSource::Inline(workflow) => workflow.clone(),
-            WorkflowSource::At(uri) => {
-                let bytes =
-                    self.runner.connector.stager().read(uri, LARGEST_WORKFLOW).await.at(Stage::Stage)?;
-                serde_json::from_slice(&bytes)
-                    .map_err(|error| Failure::Invalid(format!("workflow_uri: {uri}: no JSON: {error}")))
-                    .at(Stage::Stage)?
-            }
-        };
-        let most = self.runner.limits.max_nodes;
-        bounds::check_nodes(&workflow, most).at(Stage::Convert)?;
-        let mut extra_data = Map::new();
-        if let Some(key) = &self.job.api_key_comfy_org {
-            extra_data.insert("api_key_comfy_org".into(), key.expose_secret().into());
-        }
-        if !is_ui_workflow(&workflow) {
-            let prompt = apply::prompt_from_value(workflow).at(Stage::Convert)?;
-            return Ok(Prepared { prompt, extra_data, warnings: Vec::new() });
-        }
-        crate::phases::reached("converting").await;
-        let converted = engine.browser().convert(&workflow).await;
-        let Conversion { prompt, workflow, warnings } =
-            converted.map_err(conversion_failure).at(Stage::Convert)?;
-        bounds::check_node_count(prompt.len(), most).at(Stage::Convert)?;
-        extra_data.insert("extra_pnginfo".into(), serde_json::json!({"workflow": workflow}));
-        Ok(Prepared { prompt, extra_data, warnings })
-    }
-
-    /// Puts the job's inputs into the prompt, and its outputs into a folder of its own.
-    fn apply(&self, prompt: &mut Prompt, staged: &Staged) -> Result<Owned, Failure> {
-        apply::set_inputs(prompt, &staged.values)?;
-        apply::rename_files(prompt, &staged.renamed);
-        let stager = self.runner.connector.stager();
-        let folder = format!("comfy-worker-{}", Uuid::new_v4().simple());
-        apply::set_output_folder(prompt, &folder)?;
-        apply::force_rerun(prompt, self.rerun.iter().map(String::as_str), &folder);
-        Ok(stager.journal().own_random(stager.folders().of(FolderType::Output).join(folder)))
-    }
-
     async fn run(
         &self,
         prompt: &Prompt,
         extra_data: Map<String, Value>,
         place: &Place<'_>,
+        early: &mut Early,
     ) -> Result<(Arc<Engine>, Executed), Met> {
         // Another one, if that of the conversion was lost meanwhile.
         let engine = self.engine().await?;
@@ -269,7 +194,7 @@ impl<'a> Executor<'a> {
             behind: place.ahead.as_ref().map(|turn| Behind { turn, stop: &back }),
             known: self.runner.forecasts.of(prompt),
         };
-        let mut observer = Watched { reporter: self.reporter.clone(), place };
+        let mut observer = Watched { reporter: self.reporter.clone(), place, early };
         let give_back = async {
             place.is_held_up().await;
             back.cancel();
@@ -308,8 +233,20 @@ impl<'a> Executor<'a> {
         })
     }
 
-    async fn engine(&self) -> Result<Arc<Engine>, Met> {
+    pub(super) async fn engine(&self) -> Result<Arc<Engine>, Met> {
         self.runner.connector.engine().await.map_err(engine_failure).at(Stage::Run)
+    }
+
+    fn early(&self, folder: &Owned, destination: &Destination<'_>) -> Early {
+        let Runner { store, connector, outputs, .. } = self.runner;
+        Early::new(
+            Arc::clone(store),
+            destination.base.clone(),
+            connector.stager().folders().clone(),
+            name_of(folder),
+            self.job.output.clone(),
+            outputs.clone(),
+        )
     }
 
     async fn find(
@@ -324,7 +261,7 @@ impl<'a> Executor<'a> {
             return Err(Failure::OutputMissing { message, nodes: BTreeSet::new() });
         }
         let folders = self.runner.connector.stager().folders().clone();
-        let own_folder = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let own_folder = name_of(folder);
         let (request, history) = (self.job.output.clone(), history.clone());
         tokio::task::spawn_blocking(move || deliver::find(&folders, &own_folder, &request, &history, images))
             .await
@@ -337,6 +274,7 @@ impl<'a> Executor<'a> {
         &self,
         destination: &Destination<'_>,
         findings: Findings,
+        early: &mut Early,
         prompt: &Prompt,
         history: &History,
     ) -> Result<(Vec<Output>, RecordUris), Failure> {
@@ -344,7 +282,8 @@ impl<'a> Executor<'a> {
             self.reporter.tell(EventKind::Uploaded { filename: name.to_owned(), bytes, done, of });
         };
         crate::phases::reached("uploading").await;
-        tokio::try_join!(findings.upload(destination, each), self.store_records(destination, prompt, history))
+        let outputs = findings.upload(destination, early, each);
+        tokio::try_join!(outputs, self.store_records(destination, prompt, history))
     }
 
     async fn store_records(
@@ -375,10 +314,15 @@ impl<'a> Executor<'a> {
     }
 }
 
+fn name_of(folder: &Owned) -> String {
+    folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// Tells the lane how near the end a prompt is, and everybody else the rest.
 struct Watched<'a> {
     reporter: Reporter,
     place: &'a Place<'a>,
+    early: &'a mut Early,
 }
 
 impl Observer for Watched<'_> {
@@ -398,9 +342,13 @@ impl Observer for Watched<'_> {
     fn preview(&mut self, image: &Image) {
         self.reporter.preview(image);
     }
+
+    fn executed(&mut self, node: &str, outputs: &Value) {
+        self.early.begin(node, outputs);
+    }
 }
 
-async fn timed<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<(T, Duration), E> {
+pub(super) async fn timed<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<(T, Duration), E> {
     let since = Instant::now();
     Ok((work.await?, since.elapsed()))
 }
@@ -409,15 +357,5 @@ fn engine_failure(error: ConnectorError) -> Failure {
     match error {
         ConnectorError::Killed => Failure::Draining,
         error => Failure::EngineUnavailable(error.to_string()),
-    }
-}
-
-fn conversion_failure(error: ConvertError) -> Failure {
-    let message = error.to_string();
-    match error {
-        ConvertError::MissingNodes(types) => Failure::MissingNodes(types),
-        ConvertError::Refused(_) => Failure::ConversionRefused(message),
-        ConvertError::TimedOut(_) => Failure::ConversionTimedOut(message),
-        ConvertError::Browser(_) => Failure::BrowserDown(message),
     }
 }

@@ -16,6 +16,7 @@ pub mod failure;
 mod id;
 pub mod incoming;
 pub mod lane;
+mod preparation;
 pub mod report;
 pub mod request;
 pub mod result;

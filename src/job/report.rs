@@ -12,7 +12,7 @@ use super::{
     JobId,
     event::{EventKind, JobEvent},
 };
-use crate::comfy::{Observer, PromptId, events::Image, tracker::Progress};
+use crate::comfy::{PromptId, events::Image, tracker::Progress};
 
 /// Progress is told at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -93,16 +93,17 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-impl Observer for Reporter {
-    fn queued(&mut self, prompt_id: PromptId) {
+/// As an [`Observer`](crate::comfy::Observer) is told.
+impl Reporter {
+    pub(super) fn queued(&self, prompt_id: PromptId) {
         self.tell(EventKind::Queued { prompt_id: prompt_id.to_string() });
     }
 
-    fn started(&mut self) {
+    pub(super) fn started(&self) {
         self.tell(EventKind::Started);
     }
 
-    fn progress(&mut self, progress: &Progress) {
+    pub(super) fn progress(&self, progress: &Progress) {
         {
             let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
             // A new node is always told, its steps now and then.
@@ -118,7 +119,7 @@ impl Observer for Reporter {
         self.tell(EventKind::Progress { node, title, value, max, fraction });
     }
 
-    fn preview(&mut self, image: &Image) {
+    pub(super) fn preview(&self, image: &Image) {
         {
             let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
             if limits.preview.is_some_and(|last| last.elapsed() < PREVIEW_EVERY) {

@@ -48,6 +48,8 @@ impl Observer for Notes {
     fn preview(&mut self, image: &Image) {
         let _ = self.0.send(Note::Preview(image.node.clone()));
     }
+
+    fn executed(&mut self, _: &str, _: &Value) {}
 }
 
 /// One execution, with everything set to what most tests want.

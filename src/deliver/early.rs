@@ -1,0 +1,182 @@
+//! Uploads that begin when a node is done, while others still run.
+//!
+//! What the history lists in the end is the truth: an upload counts if it is of that file, which nobody has
+//! changed since; every other is made good, or removed.
+
+use std::{
+    collections::HashMap,
+    fs::Metadata,
+    os::unix::fs::MetadataExt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Found, FoundContent, PARALLEL_UPLOADS, content_type, open, shown};
+use crate::{
+    comfy::history::{OutputContent, OutputItem, outputs_of},
+    config::OutputsConfig,
+    job::request::{FolderType, OutputRequest},
+    stage::Folders,
+    store::{ObjectStore, ObjectUri, StoreError, Stored},
+};
+
+/// One execution's early uploads. Dropped, those under way end.
+#[derive(Debug)]
+pub struct Early {
+    shared: Arc<Shared>,
+    looks: Vec<AbortOnDropHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Arc<dyn ObjectStore>,
+    /// The folder `…/<job id>/<attempt>`.
+    base: ObjectUri,
+    folders: Folders,
+    own_folder: String,
+    request: OutputRequest,
+    limits: OutputsConfig,
+    side_by_side: Arc<Semaphore>,
+    begun: Mutex<HashMap<String, Begun>>,
+}
+
+/// An upload under way, or done.
+#[derive(Debug)]
+pub(super) struct Begun {
+    uri: ObjectUri,
+    identity: Identity,
+    upload: AbortOnDropHandle<Result<Stored, StoreError>>,
+}
+
+/// Device, number, size, and when it was changed: seconds and nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity(u64, u64, u64, i64, i64);
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        let changed = (metadata.mtime(), metadata.mtime_nsec());
+        Self(metadata.dev(), metadata.ino(), metadata.size(), changed.0, changed.1)
+    }
+}
+
+impl Early {
+    /// Of an execution whose outputs go beneath `base`; the rest as in [`find`](super::find) and
+    /// [`within`](super::Findings::within).
+    #[must_use]
+    pub fn new(
+        store: Arc<dyn ObjectStore>,
+        base: ObjectUri,
+        folders: Folders,
+        own_folder: String,
+        request: OutputRequest,
+        limits: OutputsConfig,
+    ) -> Self {
+        let (side_by_side, begun) = (Arc::new(Semaphore::new(PARALLEL_UPLOADS)), Mutex::default());
+        let shared = Shared { store, base, folders, own_folder, request, limits, side_by_side, begun };
+        Self { shared: Arc::new(shared), looks: Vec::new() }
+    }
+
+    /// A node is done: what its entry of the history's `outputs` lists begins to go up.
+    pub fn begin(&mut self, node: &str, entry: &Value) {
+        let files: Vec<_> = outputs_of(node, entry).filter_map(|item| self.shared.wanted(item)).collect();
+        if files.is_empty() {
+            return;
+        }
+        let (shared, runtime) = (Arc::clone(&self.shared), tokio::runtime::Handle::current());
+        self.looks.push(AbortOnDropHandle::new(tokio::task::spawn_blocking(move || {
+            let _runtime = runtime.enter();
+            files.into_iter().for_each(|file| shared.begin(&file));
+        })));
+    }
+
+    /// No more is begun; what is, is what [`Early::take`] finds.
+    pub async fn settle(&mut self) {
+        for look in self.looks.drain(..) {
+            let _ = look.await;
+        }
+    }
+
+    /// The upload of that file as it is now, if there is one.
+    pub(super) fn take(&mut self, found: &Found) -> Option<Begun> {
+        let FoundContent::File(file) = &found.content else { return None };
+        let now = Identity::of(&file.metadata().ok()?);
+        let mut begun = self.shared.begun();
+        let same = begun.get(&found.place).is_some_and(|begun| begun.identity == now);
+        if same { begun.remove(&found.place) } else { None }
+    }
+
+    /// Ends and removes what has not been taken. Whoever may not delete leaves it to the bucket's rules.
+    pub async fn discard(&mut self) {
+        self.settle().await;
+        let rest = std::mem::take(&mut *self.shared.begun());
+        for Begun { uri, upload, .. } in rest.into_values() {
+            upload.abort();
+            let _ = upload.await;
+            if let Err(error) = self.shared.store.delete(&uri).await {
+                tracing::debug!(%error, "an upload that nobody wants stays");
+            }
+        }
+    }
+}
+
+impl Begun {
+    /// What it stored; `None` if it failed.
+    pub(super) async fn ended(self) -> Option<Stored> {
+        match self.upload.await {
+            Ok(Ok(stored)) => Some(stored),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "an early upload failed");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+}
+
+/// A listed file.
+struct Listed {
+    folder: FolderType,
+    subfolder: String,
+    filename: String,
+}
+
+impl Shared {
+    fn begun(&self) -> std::sync::MutexGuard<'_, HashMap<String, Begun>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wanted(&self, item: OutputItem) -> Option<Listed> {
+        let OutputContent::File { filename, subfolder, folder } = item.content else { return None };
+        let folder = match folder.as_str() {
+            "output" => FolderType::Output,
+            "temp" if self.request.include_temp => FolderType::Temp,
+            _ => return None,
+        };
+        Some(Listed { folder, subfolder, filename })
+    }
+
+    /// Begins one upload, within the limits. What cannot be begun is seen again, and told, in the end.
+    fn begin(self: &Arc<Self>, listed: &Listed) {
+        let Listed { folder, subfolder, filename } = listed;
+        let Ok((file, _)) = open(&self.folders, *folder, subfolder, filename) else { return };
+        let Ok(identity) = file.metadata().map(|metadata| Identity::of(&metadata)) else { return };
+        let place = shown(&self.own_folder, subfolder, filename);
+        let Ok(uri) = self.base.join(&format!("outputs/{place}")) else { return };
+        let mut begun = self.begun();
+        let bytes = begun.values().map(|begun| begun.identity.2).sum::<u64>() + identity.2;
+        let full = begun.len() as u64 >= u64::from(self.limits.max_files) || bytes > self.limits.max_bytes;
+        if full || begun.contains_key(&place) {
+            return;
+        }
+        let (shared, content, target) = (Arc::clone(self), FoundContent::File(Arc::new(file)), uri.clone());
+        let content_type = content_type(filename);
+        let upload = tokio::spawn(async move {
+            let _turn = shared.side_by_side.acquire().await;
+            content.put(&*shared.store, &target, &content_type).await
+        });
+        begun.insert(place, Begun { uri, identity, upload: AbortOnDropHandle::new(upload) });
+    }
+}
