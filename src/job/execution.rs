@@ -33,7 +33,7 @@ use crate::{
     },
     connector::{ConnectorError, Engine},
     deliver::{self, Destination, Findings, upload_failure},
-    stage::{Owned, Staged},
+    stage::{Owned, Staged, show},
     store::{Content, ObjectUri},
 };
 
@@ -117,6 +117,7 @@ impl<'a> Executor<'a> {
             ready = before_post => ready?,
         };
         timings.staged_ms = ms(staged_in);
+        timings.models = staged.models;
         timings.converted_ms = ms(converted_in);
         let Prepared { mut prompt, extra_data, mut warnings } = prepared;
         let folder = self.apply(&mut prompt, &staged).at(Stage::Convert)?;
@@ -210,7 +211,9 @@ impl<'a> Executor<'a> {
                 let bytes =
                     self.runner.connector.stager().read(uri, LARGEST_WORKFLOW).await.at(Stage::Stage)?;
                 serde_json::from_slice(&bytes)
-                    .map_err(|error| Failure::Invalid(format!("workflow_uri: {uri}: no JSON: {error}")))
+                    .map_err(|error| {
+                        Failure::Invalid(format!("workflow_uri: {}: no JSON: {error}", show(uri)))
+                    })
                     .at(Stage::Stage)?
             }
         };

@@ -6,19 +6,24 @@
 
 mod fetch;
 mod journal;
+mod models;
 mod names;
 mod place;
+mod web;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use uuid::Uuid;
 
+pub(crate) use fetch::show;
 pub use journal::{Journal, Owned};
+pub use models::Lease;
 pub use names::{FileName, NameError, Subfolder, open_beneath};
 pub use place::{PlaceError, UploadOptions};
 
@@ -26,10 +31,13 @@ use crate::{
     job::{
         failure::Failure,
         request::{FileRequest, FileSource, FolderType, InputValue, JobRequest, NodeInput},
+        result::ModelTimings,
     },
     store::{ObjectStore, ObjectUri},
 };
 use fetch::{Budget, Fetcher};
+use models::{Models, Order};
+use web::Web;
 
 /// Files fetched side by side.
 const PARALLEL_FETCHES: usize = 8;
@@ -63,6 +71,8 @@ pub struct Stager {
     allow: Arc<[String]>,
     max_bytes: u64,
     submitted: Option<ObjectUri>,
+    web: Web,
+    models: Models,
 }
 
 /// What a job's inputs became.
@@ -78,6 +88,10 @@ pub struct Staged {
     pub bytes: u64,
     /// What is removed after the job; its drop removes.
     pub owned: Vec<Owned>,
+    /// Models that stay where they are until the job is over.
+    pub leases: Vec<Lease>,
+    /// What its models took, where it has any.
+    pub models: Option<ModelTimings>,
 }
 
 impl Stager {
@@ -90,7 +104,16 @@ impl Stager {
         allow: Vec<String>,
         max_bytes: u64,
     ) -> Self {
-        Self { folders, journal, store, allow: allow.into(), max_bytes, submitted: None }
+        let models = Models::new(folders.of(FolderType::Models), None);
+        let (allow, web) = (allow.into(), Web::default());
+        Self { folders, journal, store, allow, max_bytes, submitted: None, web, models }
+    }
+
+    /// Keeps at most so many bytes of the models that jobs bring; `None`: all of them.
+    #[must_use]
+    pub fn with_model_cache(self, limit: Option<u64>) -> Self {
+        let models = Models::new(self.folders.of(FolderType::Models), limit);
+        Self { models, ..self }
     }
 
     /// Opens `<base>/<job id>/inputs/` to the job of that id, whatever else is closed: there `submit`
@@ -113,28 +136,45 @@ impl Stager {
     }
 
     /// Fetches every input of a job into a folder of its own beneath `input`, and its `files` to
-    /// where they belong.
+    /// where they belong. On a full disk once more, if cached models there can make room.
     ///
     /// # Errors
-    /// Whose fault it is says the [`Failure`]. What was staged until then is removed.
+    /// Whose fault it is says the [`Failure`]. What was staged until then is removed, but for models.
     pub async fn stage_inputs(&self, job: &JobRequest) -> Result<Staged, Failure> {
+        match self.stage_once(job).await {
+            Err(Failure::DiskFull(_))
+                if self.models.free(&self.folders.of(FolderType::Input), self.max_bytes).await > 0 =>
+            {
+                self.stage_once(job).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn stage_once(&self, job: &JobRequest) -> Result<Staged, Failure> {
         let mut staged = Staged::default();
         let budget = Budget::new(self.max_bytes);
         let mut wanted: Vec<FileSource> = Vec::new();
+        let mut sources = BTreeMap::new();
         for (address, value) in &job.inputs {
             match value {
+                InputValue::File(source) => {
+                    sources.insert(address, source.clone());
+                }
+                // Prompts hold web addresses too: only one that is open to jobs names a file.
+                InputValue::Literal(serde_json::Value::String(text)) if web::is_open(text, &self.allow) => {
+                    let source = FileSource { source: text.clone(), sha256: None, name: None };
+                    sources.insert(address, source);
+                }
                 InputValue::Literal(value) => {
                     staged.values.insert(address.clone(), value.clone());
                 }
-                InputValue::File(source) => wanted.push(source.clone()),
             }
         }
-        wanted.extend(job.named_files.iter().cloned());
+        wanted.extend(sources.values().chain(&job.named_files).cloned());
         let names = self.stage_sources(job, wanted, &budget, &mut staged).await?;
-        for (address, value) in &job.inputs {
-            if let InputValue::File(source) = value
-                && let Some(name) = names.get(source)
-            {
+        for (address, source) in sources {
+            if let Some(name) = names.get(&source) {
                 staged.values.insert(address.clone(), name.clone().into());
             }
         }
@@ -143,15 +183,58 @@ impl Stager {
                 staged.renamed.insert(bare.clone(), name.clone());
             }
         }
-        let placed = stream::iter(&job.files)
+        let (models, files): (Vec<_>, Vec<_>) =
+            job.files.iter().partition(|file| file.folder == FolderType::Models && !file.ephemeral);
+        let placed = stream::iter(files)
             .map(|file| self.stage_file(file, &budget))
             .buffer_unordered(PARALLEL_FETCHES)
             .try_collect::<Vec<_>>()
             .await?;
         staged.owned.extend(placed.into_iter().flatten());
+        self.stage_models(&models, &budget, &mut staged).await?;
         staged.files += job.files.len();
         staged.bytes = budget.used();
         Ok(staged)
+    }
+
+    async fn stage_models(
+        &self,
+        models: &[&FileRequest],
+        budget: &Budget,
+        staged: &mut Staged,
+    ) -> Result<(), Failure> {
+        if models.is_empty() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let orders = models.iter().map(|file| self.order(file)).collect::<Result<Vec<_>, _>>()?;
+        let fetcher = self.fetcher(&self.allow);
+        let placed = stream::iter(&orders)
+            .map(|order| self.models.place(order, fetcher, budget))
+            .buffer_unordered(PARALLEL_FETCHES)
+            .try_collect::<Vec<_>>()
+            .await?;
+        let mut timings = ModelTimings::default();
+        for model in placed {
+            let count = if model.is_cold { &mut timings.models_cold } else { &mut timings.models_warm };
+            count.files += 1;
+            count.bytes += model.bytes;
+            staged.leases.extend(model.lease);
+        }
+        timings.models_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        staged.models = Some(timings);
+        Ok(())
+    }
+
+    fn order(&self, file: &FileRequest) -> Result<Order, Failure> {
+        let Target { name, options, path } = self.target(file)?;
+        Ok(Order {
+            name: options.subfolder.join(&name),
+            target: path,
+            source: file.source.clone(),
+            sha256: file.sha256.clone(),
+            overwrite: file.overwrite,
+        })
     }
 
     /// Stages each source once; its name as a node's input takes it, `<folder>/<name>`.
@@ -206,7 +289,7 @@ impl Stager {
     }
 
     fn fetcher<'a>(&'a self, allow: &'a [String]) -> Fetcher<'a> {
-        Fetcher { store: &*self.store, allow }
+        Fetcher { store: &*self.store, web: &self.web, allow }
     }
 
     /// `input/<job id>`, or beside it when somebody has that name already.
@@ -220,22 +303,32 @@ impl Stager {
             .map_err(|error| Failure::local(input.join(name).display(), &error))
     }
 
-    /// One of a job's `files`; what is to be removed afterwards.
-    async fn stage_file(&self, file: &FileRequest, budget: &Budget) -> Result<Option<Owned>, Failure> {
-        let source =
-            FileSource { source: file.source.clone(), sha256: file.sha256.clone(), name: file.name.clone() };
-        let invalid = |error: NameError| Failure::Invalid(format!("files: {error}"));
+    /// Where one of a job's `files` goes.
+    fn target(&self, file: &FileRequest) -> Result<Target, Failure> {
+        let source = FileSource { source: file.source.clone(), sha256: None, name: file.name.clone() };
+        let invalid = |problem: String| Failure::Invalid(format!("files: {problem}"));
         let name = fetch::name_of(&source)?;
-        let subfolder = Subfolder::parse(file.subfolder.as_deref().unwrap_or_default()).map_err(invalid)?;
+        let subfolder = Subfolder::parse(file.subfolder.as_deref().unwrap_or_default())
+            .map_err(|error| invalid(error.to_string()))?;
+        let is_ours = subfolder.parts().chain([name.as_str()]).any(models::is_reserved);
+        if is_ours && file.folder == FolderType::Models {
+            return Err(invalid("models: names that start with .comfy-worker are the worker's own".into()));
+        }
         let options = UploadOptions {
             folder: file.folder,
             subfolder,
             overwrite: file.overwrite,
             ephemeral: file.ephemeral,
         };
-        let target = options.target(&self.folders, &name).map_err(place_failure)?;
+        let path = options.target(&self.folders, &name).map_err(place_failure)?;
+        Ok(Target { name, options, path })
+    }
+
+    /// One of a job's `files`; what is to be removed afterwards.
+    async fn stage_file(&self, file: &FileRequest, budget: &Budget) -> Result<Option<Owned>, Failure> {
+        let Target { name, options, path: target } = self.target(file)?;
         let existing = async || {
-            // Models are kept and shared between jobs: the same one is not fetched again.
+            // The same model is not fetched again, and stays: it was not this job that brought it.
             if file.folder == FolderType::Models && fetch::matches(&target, file.sha256.as_deref()).await {
                 return Ok(None);
             }
@@ -247,9 +340,7 @@ impl Stager {
         }
         let scratch = self.scratch_beside(&target).await?;
         let part = scratch.path().join(name.as_str());
-        self.fetcher(&self.allow)
-            .fetch(&source.source, source.sha256.as_deref(), part.clone(), budget)
-            .await?;
+        self.fetcher(&self.allow).fetch(&file.source, file.sha256.as_deref(), part.clone(), budget).await?;
         match place::settle(&self.journal, &part, &target, &options) {
             // Another job, or another of this job's files, was faster.
             Err(PlaceError::Exists(_)) => existing().await,
@@ -278,6 +369,13 @@ impl Stager {
     ) -> Result<(PathBuf, Option<Owned>), PlaceError> {
         place::upload(&self.folders, &self.journal, source, options).await
     }
+}
+
+/// Where a file goes.
+struct Target {
+    name: FileName,
+    options: UploadOptions,
+    path: PathBuf,
 }
 
 /// A name that the folder cannot take is the job's fault, a disk that is full is not.
