@@ -141,11 +141,11 @@ impl Stager {
     /// # Errors
     /// Whose fault it is says the [`Failure`]. What was staged until then is removed, but for models.
     pub async fn stage_inputs(&self, job: &JobRequest) -> Result<Staged, Failure> {
-        match self.stage_once(job).await {
+        match Box::pin(self.stage_once(job)).await {
             Err(Failure::DiskFull(_))
                 if self.models.free(&self.folders.of(FolderType::Input), self.max_bytes).await > 0 =>
             {
-                self.stage_once(job).await
+                Box::pin(self.stage_once(job)).await
             }
             outcome => outcome,
         }
@@ -161,10 +161,12 @@ impl Stager {
                 InputValue::File(source) => {
                     sources.insert(address, source.clone());
                 }
-                // Prompts hold web addresses too: only one that is open to jobs names a file.
-                InputValue::Literal(serde_json::Value::String(text)) if web::is_open(text, &self.allow) => {
+                InputValue::Address(text) if web::is_open(text, &self.allow) => {
                     let source = FileSource { source: text.clone(), sha256: None, name: None };
                     sources.insert(address, source);
+                }
+                InputValue::Address(text) => {
+                    staged.values.insert(address.clone(), text.clone().into());
                 }
                 InputValue::Literal(value) => {
                     staged.values.insert(address.clone(), value.clone());

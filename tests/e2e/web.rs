@@ -37,11 +37,16 @@ pub(crate) async fn allowed_hosts(suite: &Suite) -> Result<()> {
     let file = json!({"source": signed, "folder": "input", "subfolder": "web", "name": "cat.png", "ephemeral": true});
     let answer = ask(&bench, json!({"workflow_uri": workflow, "files": [file]})).await?.succeeded()?;
     answer.only_picture(&bench).await?;
-    // An address elsewhere is a text.
+    // An address elsewhere is a text, and so is one that is said to be a value.
     let text = json!({"1": node("PreviewAny", json!({"source": ""}))});
-    let job = json!({"workflow": text, "inputs": {"1.source": site.url("closed/x")}});
-    let answer = ask(&bench, job).await?.succeeded()?;
-    ensure!(answer.only_output()?["text"] == site.url("closed/x"), "{:#}", answer.result);
+    for (input, shown) in [
+        (json!(site.url("closed/x")), site.url("closed/x")),
+        (json!({"value": site.url("open/x")}), site.url("open/x")),
+    ] {
+        let answer =
+            ask(&bench, json!({"workflow": text, "inputs": {"1.source": input}})).await?.succeeded()?;
+        ensure!(answer.only_output()?["text"] == shown, "{:#}", answer.result);
+    }
     ensure!(!bench.whole_log().contains("hunter2"), "the log tells a secret");
     Ok(())
 }

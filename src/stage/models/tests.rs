@@ -60,7 +60,7 @@ impl ObjectStore for Bucket {
         let rest = content[usize::try_from(offset).unwrap()..].to_vec();
         let mut breaks = self.breaks.lock().unwrap();
         let body: Box<dyn AsyncRead + Send + Unpin> = match (!breaks.is_empty()).then(|| breaks.remove(0)) {
-            None => Box::new(std::io::Cursor::new(rest)),
+            None => Box::new(io::Cursor::new(rest)),
             Some((after, stays)) => {
                 let stuck = Arc::clone(&self.stuck);
                 let end = Box::pin(futures_util::stream::once(async move {
@@ -70,7 +70,7 @@ impl ObjectStore for Bucket {
                     }
                     Err::<bytes::Bytes, _>(io::Error::other("broken off"))
                 }));
-                let start = std::io::Cursor::new(rest[..after].to_vec());
+                let start = io::Cursor::new(rest[..after].to_vec());
                 Box::new(start.chain(tokio_util::io::StreamReader::new(end)))
             }
         };
