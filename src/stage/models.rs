@@ -27,9 +27,9 @@ use tokio::task::spawn_blocking;
 
 use super::{
     fetch::{self, Budget, CHUNK, Fetcher, OpenError, Share},
+    files::place_failure,
     journal::rename_new,
     place::PlaceError,
-    place_failure,
 };
 use crate::{checksum, job::failure::Failure};
 use index::{FOLDER, Identity, IndexFile, Model, Origin, Part};
@@ -108,7 +108,7 @@ impl Models {
         }
         let mut fetched = self.fetch(order, &slot, &turn, fetcher, budget).await;
         if matches!(fetched, Err(Failure::DiskFull(_)))
-            && self.free(&order.target, self.missing(order)).await > 0
+            && self.free(order.target.parent().unwrap_or(&self.root), self.missing(order)).await > 0
         {
             fetched = self.fetch(order, &slot, &turn, fetcher, budget).await;
         }

@@ -27,9 +27,13 @@ impl Models {
         }
     }
 
-    /// Evicts until the file system of `path` has `need` bytes; how many that freed.
-    pub(in crate::stage) async fn free(&self, path: &Path, need: u64) -> u64 {
-        let (models, folder) = (self.clone(), path.parent().unwrap_or(path).to_owned());
+    /// Evicts until the file system of `folder` has `need` bytes; how many that freed.
+    pub(in crate::stage) async fn free(&self, folder: &Path, need: u64) -> u64 {
+        let index = self.index.read();
+        if index.models.is_empty() && index.parts.is_empty() {
+            return 0;
+        }
+        let (models, folder) = (self.clone(), folder.to_owned());
         let freed = self.change(move |index| {
             let here = device(&folder);
             let on_it = |path: &Path| path.parent().and_then(device) == here;
