@@ -317,7 +317,11 @@ pub fn mark_start() {
 }
 
 impl Found {
-    async fn upload(self, destination: &Destination<'_>, begun: Option<Begun>) -> Result<Output, Failure> {
+    async fn upload(
+        self,
+        destination: &Destination<'_>,
+        begun: Option<(Begun, bool)>,
+    ) -> Result<Output, Failure> {
         let content_type = content_type(&self.filename);
         let uri = destination.base.join(&format!("outputs/{}", self.place));
         let uri = uri.map_err(|error| Failure::OutputMissing {
@@ -325,7 +329,7 @@ impl Found {
             nodes: BTreeSet::from([self.node.clone()]),
         })?;
         let early = match begun {
-            Some(begun) => begun.ended().await,
+            Some((begun, same)) => begun.ended().await.filter(|_| same),
             None => None,
         };
         let stored = match early {

@@ -42,7 +42,18 @@ impl Bed {
     async fn upload(&self, findings: Findings) -> Vec<Output> {
         let base = ObjectUri::File(self.root.path().join("store"));
         let destination = Destination { store: &LocalStore, base, presign: None };
-        findings.upload(&destination, |_, _, _, _| {}).await.unwrap()
+        findings.upload(&destination, &mut self.early(), |_, _, _, _| {}).await.unwrap()
+    }
+
+    fn early(&self) -> Early {
+        let limits = OutputsConfig { allow: Vec::new(), max_files: 10, max_bytes: 1000 };
+        let base = ObjectUri::File(self.root.path().join("store"));
+        let request = OutputRequest::default();
+        Early::new(Arc::new(LocalStore), base, self.folders.clone(), OWN.to_owned(), request, limits)
+    }
+
+    fn stored(&self, place: &str) -> Option<String> {
+        fs::read_to_string(self.root.path().join("store/outputs").join(place)).ok()
     }
 }
 
@@ -70,7 +81,7 @@ async fn files_under_any_key_and_texts_are_delivered() {
     let base = ObjectUri::File(bed.root.path().join("store"));
     let destination = Destination { store: &LocalStore, base, presign: None };
     let each = |name: &str, size, done, of| told.lock().unwrap().push((name.to_owned(), size, done, of));
-    let outputs = findings.upload(&destination, each).await.unwrap();
+    let outputs = findings.upload(&destination, &mut bed.early(), each).await.unwrap();
     let shown: Vec<_> = outputs.iter().map(|o| (o.node.as_str(), o.key.as_str(), o.index, o.kind)).collect();
     let expected =
         [("9", "images", 0, Kind::Image), ("10", "gifs", 0, Kind::Video), ("10", "text", 0, Kind::Text)];
@@ -225,4 +236,56 @@ fn kinds_by_extension() {
     ] {
         assert_eq!(kind(name), expected, "{name}");
     }
+}
+
+/// Waits until a node's files are in the store.
+async fn arrival(bed: &Bed, place: &str, content: &str) {
+    let since = std::time::Instant::now();
+    while bed.stored(place).as_deref() != Some(content) {
+        assert!(since.elapsed() < Duration::from_secs(30), "{place} is not uploaded");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_early_upload_stands_for_the_file_that_it_is_of() {
+    let bed = Bed::new();
+    let (own, mut early) = (format!("output/{OWN}"), bed.early());
+    let listed = |name: &str| json!({"images": [file(name, OWN, "output")]});
+    for (node, name) in [("1", "same.png"), ("2", "changed.png"), ("3", "unlisted.png")] {
+        bed.write(&format!("{own}/{name}"), "early");
+        early.begin(node, &listed(name));
+        arrival(&bed, name, "early").await;
+    }
+    early.begin("4", &listed("missing.png"));
+    early.settle().await;
+    // What shows that the first one is not sent again.
+    fs::write(bed.root.path().join("store/outputs/same.png"), "once").unwrap();
+    fs::write(bed.folders.of(FolderType::Output).join(OWN).join("changed.png"), "late!").unwrap();
+    let findings = bed.plain(json!({"1": listed("same.png"), "2": listed("changed.png")})).unwrap();
+    let base = ObjectUri::File(bed.root.path().join("store"));
+    let destination = Destination { store: &LocalStore, base, presign: None };
+    let outputs = findings.upload(&destination, &mut early, |_, _, _, _| {}).await.unwrap();
+    let sums: Vec<_> = outputs.iter().map(|output| output.file.as_ref().unwrap().sha256.clone()).collect();
+    assert_eq!(sums, [checksum::of_bytes(b"early"), checksum::of_bytes(b"late!")]);
+    assert_eq!(bed.stored("same.png").as_deref(), Some("once"));
+    assert_eq!(bed.stored("changed.png").as_deref(), Some("late!"));
+    assert_eq!(bed.stored("unlisted.png"), None);
+}
+
+#[tokio::test]
+async fn early_uploads_keep_to_the_limits_and_go_when_nobody_wants_them() {
+    let bed = Bed::new();
+    let mut early = bed.early();
+    bed.write(&format!("output/{OWN}/small.png"), "small");
+    bed.write(&format!("output/{OWN}/large.png"), &"x".repeat(996));
+    bed.write("temp/preview.png", "temp");
+    let images =
+        [file("small.png", OWN, "output"), file("large.png", OWN, "output"), file("preview.png", "", "temp")];
+    early.begin("1", &json!({"images": images, "text": ["x"]}));
+    early.settle().await;
+    arrival(&bed, "small.png", "small").await;
+    assert_eq!((bed.stored("large.png"), bed.stored("preview.png")), (None, None));
+    early.discard().await;
+    assert_eq!(bed.stored("small.png"), None);
 }

@@ -148,19 +148,44 @@ pub(super) fn is_variable(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
+/// Prefixes of addresses in a store.
+pub(super) fn store_prefixes(text: &str) -> Result<Vec<String>, String> {
+    list(text).into_iter().map(store_prefix).collect()
+}
+
+/// Prefixes of addresses in a store or in the web.
+pub(super) fn input_prefixes(text: &str) -> Result<Vec<String>, String> {
+    let is_web = |prefix: &String| prefix.starts_with("http://") || prefix.starts_with("https://");
+    let check = |prefix: String| if is_web(&prefix) { web_prefix(prefix) } else { store_prefix(prefix) };
+    list(text).into_iter().map(check).collect()
+}
+
 /// A prefix must end at a boundary, or `s3://in` would also open the bucket `internal`.
-pub(super) fn uri_prefixes(text: &str) -> Result<Vec<String>, String> {
-    let check = |prefix: String| match prefix.split_once("://") {
+fn store_prefix(prefix: String) -> Result<String, String> {
+    match prefix.split_once("://") {
         Some(("s3" | "file", "")) => Ok(prefix),
         Some(("s3" | "file", _)) if !prefix.ends_with('/') => Err(format!("{prefix:?} must end with /")),
         Some(("s3" | "file", _)) => match prefix.parse::<ObjectUri>() {
             Ok(_) => Ok(prefix),
             Err(error) => Err(error.to_string()),
         },
-        Some(("http" | "https", _)) => Err(format!("{prefix:?}: web hosts are not read by this version")),
+        Some(("http" | "https", _)) => Err(format!("{prefix:?}: nothing is written to web hosts")),
         _ => Err(format!("{prefix:?} is no URI prefix")),
-    };
-    list(text).into_iter().map(check).collect()
+    }
+}
+
+/// `https://host/`, `https://host:8443/folder/`
+fn web_prefix(prefix: String) -> Result<String, String> {
+    match Url::parse(&prefix) {
+        // Not repeated: it holds a password.
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+            Err("a web prefix must hold neither user nor password".into())
+        }
+        Ok(url) if url.has_host() && url.query().is_none() && url.fragment().is_none() => {
+            if prefix.ends_with('/') { Ok(prefix) } else { Err(format!("{prefix:?} must end with /")) }
+        }
+        _ => Err(format!("{prefix:?} names no web host, such as https://host/")),
+    }
 }
 
 pub(super) fn amqp_url(text: &str) -> Result<SecretString, String> {

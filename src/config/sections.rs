@@ -146,6 +146,8 @@ pub struct InputsConfig {
     pub allow: Vec<String>,
     /// Largest input, and the sum of one job's.
     pub max_bytes: u64,
+    /// Bytes of fetched models to keep; `None`: no limit.
+    pub model_cache_bytes: Option<u64>,
     /// Longest staging of one job.
     pub timeout: Duration,
 }
@@ -296,8 +298,9 @@ impl StoreConfig {
 impl InputsConfig {
     pub(super) fn read(reader: &mut Reader) -> Self {
         Self {
-            allow: reader.required("inputs.allow", uri_prefixes),
+            allow: reader.required("inputs.allow", input_prefixes),
             max_bytes: reader.required("inputs.max_bytes", bytes),
+            model_cache_bytes: reader.optional("inputs.model_cache_bytes", bytes),
             timeout: reader.required("inputs.timeout", duration),
         }
     }
@@ -306,7 +309,7 @@ impl InputsConfig {
 impl OutputsConfig {
     pub(super) fn read(reader: &mut Reader) -> Self {
         Self {
-            allow: reader.required("outputs.allow", uri_prefixes),
+            allow: reader.required("outputs.allow", store_prefixes),
             max_files: reader.required("outputs.max_files", at_least_one),
             max_bytes: reader.required("outputs.max_bytes", bytes),
         }

@@ -201,10 +201,16 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "inputs.allow",
         "s3://",
-        "s3://inputs/,s3://models/",
-        "URI prefixes that inputs may come from; default: every bucket that the credentials can read",
+        "s3://inputs/,https://host/models/",
+        "URI prefixes that inputs may come from; default: every bucket that the credentials can read, and no web host",
     ).holding(Form::List),
-    setting("inputs.max_bytes", "2GiB", "512MiB", "largest single input, and all inputs of one job together"),
+    setting("inputs.max_bytes", "2GiB", "512MiB", "largest single input, and all inputs of one job together, with the models that it has to fetch"),
+    setting(
+        "inputs.model_cache_bytes",
+        "",
+        "200GiB",
+        "models that jobs brought and the worker keeps; more of them, and the least recently used go; default: no limit",
+    ),
     setting(
         "inputs.timeout",
         "30m",

@@ -60,11 +60,26 @@ fn prefixes_end_at_a_boundary() {
         assert_eq!(allow(text).as_deref(), Some([text.to_owned()].as_slice()), "{text}");
     }
     for text in
-        ["s3://inputs", "in/", "https://host/", "ftp://x/", "s3://X!/", "s3://inputs//b/", "file://host/x/"]
+        ["s3://inputs", "in/", "https://host", "ftp://x/", "s3://X!/", "s3://inputs//b/", "file://host/x/"]
     {
         assert_eq!(allow(text), None, "{text}");
         assert_eq!(flags(&[("outputs.allow", text)]).map(|_| ()).ok(), None, "{text}");
     }
+}
+
+#[test]
+fn web_hosts_are_read_and_not_written() {
+    for text in ["https://host/", "http://127.0.0.1:9000/in/", "https://[::1]/", "https://host:8443/a/b/"] {
+        assert_eq!(flags(&[("inputs.allow", text)]).unwrap().inputs.allow, [text], "{text}");
+        assert_eq!(flags(&[("outputs.allow", text)]).map(|_| ()).ok(), None, "{text}");
+    }
+    for text in
+        ["https://", "https:///", "https://host/a", "https://host/?x/", "https://host/#/", "http://a b/"]
+    {
+        assert_eq!(flags(&[("inputs.allow", text)]).map(|_| ()).ok(), None, "{text}");
+    }
+    let refused = flags(&[("inputs.allow", "https://user:hunter2@host/")]).unwrap_err().to_string();
+    assert!(refused.contains("password") && !refused.contains("hunter2"), "{refused}");
 }
 
 #[test]

@@ -132,6 +132,7 @@ impl ComfyConnector {
             config.inputs.allow.clone(),
             config.inputs.max_bytes,
         )
+        .with_model_cache(config.inputs.model_cache_bytes)
         .with_submitted(config.store.uri.clone());
         let connector = Self(Arc::new(Inner {
             config: config.clone(),

@@ -99,13 +99,16 @@ impl Early {
         }
     }
 
-    /// The upload of that file as it is now, if there is one.
-    pub(super) fn take(&mut self, found: &Found) -> Option<Begun> {
-        let FoundContent::File(file) = &found.content else { return None };
-        let now = Identity::of(&file.metadata().ok()?);
-        let mut begun = self.shared.begun();
-        let same = begun.get(&found.place).is_some_and(|begun| begun.identity == now);
-        if same { begun.remove(&found.place) } else { None }
+    /// The upload to that file's place, if there is one, and whether it is of the file as it is now.
+    pub(super) fn take(&mut self, found: &Found) -> Option<(Begun, bool)> {
+        let begun = self.shared.begun().remove(&found.place)?;
+        let same = match &found.content {
+            FoundContent::File(file) => {
+                file.metadata().is_ok_and(|metadata| Identity::of(&metadata) == begun.identity)
+            }
+            FoundContent::Bytes(_) => false,
+        };
+        Some((begun, same))
     }
 
     /// Ends and removes what has not been taken. Whoever may not delete leaves it to the bucket's rules.
@@ -123,7 +126,8 @@ impl Early {
 }
 
 impl Begun {
-    /// What it stored; `None` if it failed.
+    /// What it stored; `None` if it failed. To be waited for even if it is of no use: the object that takes
+    /// its place must come after it.
     pub(super) async fn ended(self) -> Option<Stored> {
         match self.upload.await {
             Ok(Ok(stored)) => Some(stored),

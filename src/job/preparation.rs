@@ -21,7 +21,7 @@ use super::{
 use crate::{
     browser::{Conversion, ConvertError},
     connector::Engine,
-    stage::{Owned, Staged},
+    stage::{Owned, Staged, show},
 };
 
 /// Largest workflow that is fetched from an address.
@@ -67,6 +67,7 @@ impl Executor<'_> {
             ready = before_post => ready?,
         };
         timings.staged_ms = ms(staged_in);
+        timings.models = staged.models;
         timings.converted_ms = ms(converted_in);
         let Prepared { mut prompt, extra_data, warnings } = prepared;
         let folder = self.apply(&mut prompt, &staged).at(Stage::Convert)?;
@@ -99,7 +100,9 @@ impl Executor<'_> {
                 let bytes =
                     self.runner.connector.stager().read(uri, LARGEST_WORKFLOW).await.at(Stage::Stage)?;
                 serde_json::from_slice(&bytes)
-                    .map_err(|error| Failure::Invalid(format!("workflow_uri: {uri}: no JSON: {error}")))
+                    .map_err(|error| {
+                        Failure::Invalid(format!("workflow_uri: {}: no JSON: {error}", show(uri)))
+                    })
                     .at(Stage::Stage)?
             }
         };

@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn steps_are_told_now_and_then_and_new_nodes_always() {
-        let (mut reporter, heard) = reporter();
+        let (reporter, heard) = reporter();
         let begin = Instant::now();
         let mut told = 0;
         for value in 0..20_000 {
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn previews_are_shown_now_and_then() {
-        let (mut reporter, heard) = reporter();
+        let (reporter, heard) = reporter();
         let image = Image { node: None, content_type: "image/png", bytes: bytes::Bytes::new() };
         let begin = Instant::now();
         for _ in 0..5_000 {

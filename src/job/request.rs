@@ -87,6 +87,8 @@ pub enum InputValue {
     Literal(Value),
     /// The staged name of this file.
     File(FileSource),
+    /// This web address: a file where such ones may be read, else a literal, since prompts hold some.
+    Address(String),
 }
 
 /// A file to be fetched.
@@ -322,11 +324,15 @@ impl Body {
 }
 
 impl InputValue {
-    /// A string with a known scheme is a file, `{source…}` a file, `{value}` a literal, all else a literal.
+    /// A string with a known scheme is a file, `{source…}` a file, `{value}` a literal, all else but web
+    /// addresses a literal.
     fn parse(value: Value) -> Result<Self, String> {
         match value {
             Value::String(text) if has_file_scheme(&text) => {
                 Ok(Self::File(FileSource { source: text, sha256: None, name: None }))
+            }
+            Value::String(text) if ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) => {
+                Ok(Self::Address(text))
             }
             Value::Object(mut object) => {
                 if object.contains_key("source") {
@@ -347,7 +353,7 @@ impl InputValue {
     }
 }
 
-/// Whether a bare string names a file to be staged. Web addresses are literals: prompts hold them.
+/// Whether a bare string names a file to be staged, wherever it is read.
 #[must_use]
 pub fn has_file_scheme(text: &str) -> bool {
     ["s3://", "data:"].iter().any(|scheme| text.starts_with(scheme))

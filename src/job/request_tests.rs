@@ -44,7 +44,8 @@ fn every_field_is_understood() {
             "10.image": "s3://inputs/cat.png", "6.text": "a red fox", "12:3.seed": 7, "7.on": true, "9.x": null,
             "11.image": {"source": "https://host/m.png", "sha256": sum, "name": "mask.png"},
             "8.text": {"value": "s3://not-a-file"}, "13.list": ["1", 0], "14.lora.strength": 0.5,
-            "15.image": "data:image/png;base64,AA==", "16.url": "https://stays.a/text",
+            "15.image": "data:image/png;base64,AA==", "16.url": "https://may.stay/text",
+            "17.url": {"value": "https://stays.a/text"},
         },
         "files": [
             {"source": "s3://inputs/x.safetensors", "folder": "models", "subfolder": "loras", "name": "y.safetensors",
@@ -77,10 +78,11 @@ fn every_field_is_understood() {
         ("8.text", json!("s3://not-a-file")),
         ("13.list", json!(["1", 0])),
         ("14.lora.strength", json!(0.5)),
-        ("16.url", json!("https://stays.a/text")),
+        ("17.url", json!("https://stays.a/text")),
     ] {
         assert_eq!(input(address), InputValue::Literal(literal), "{address}");
     }
+    assert_eq!(input("16.url"), InputValue::Address("https://may.stay/text".into()));
     let model = &job.files[0];
     assert_eq!((model.folder, model.subfolder.as_deref()), (FolderType::Models, Some("loras")));
     assert!(model.overwrite && model.ephemeral && model.name.as_deref() == Some("y.safetensors"));

@@ -188,6 +188,29 @@ pub struct Timings {
     pub executed_ms: u64,
     pub uploaded_ms: u64,
     pub total_ms: u64,
+    /// Where the job names models: part of `staged_ms`.
+    #[serde(flatten)]
+    pub models: Option<ModelTimings>,
+}
+
+/// What a job's models took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelTimings {
+    /// Milliseconds until all were there.
+    pub models_ms: u64,
+    /// Those that had to be fetched.
+    pub models_cold: ModelCount,
+    /// Those that were there.
+    pub models_warm: ModelCount,
+}
+
+/// How many models, and how large.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelCount {
+    /// How many.
+    pub files: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
 }
 
 /// One node's part.
@@ -263,6 +286,11 @@ mod tests {
                 executed_ms: 2500,
                 uploaded_ms: 40,
                 total_ms: 2560,
+                models: Some(ModelTimings {
+                    models_ms: 11,
+                    models_cold: ModelCount { files: 1, bytes: 6 << 30 },
+                    models_warm: ModelCount { files: 2, bytes: 512 },
+                }),
             },
             nodes: BTreeMap::from([("9".into(), NodeTiming { ms: 31.2, cached: false })]),
             attempt: 1,
@@ -280,7 +308,9 @@ mod tests {
             "history": "s3://b/history.json", "prompt": "s3://b/prompt.json",
             "error": null, "warnings": [],
             "timings": {"queued_ms": 3, "staged_ms": 12, "converted_ms": 0, "waited_ms": 1, "executed_ms": 2500,
-                        "uploaded_ms": 40, "total_ms": 2560},
+                        "uploaded_ms": 40, "total_ms": 2560,
+                        "models_ms": 11, "models_cold": {"files": 1, "bytes": 6_442_450_944_u64},
+                        "models_warm": {"files": 2, "bytes": 512}},
             "nodes": {"9": {"ms": 31.2, "cached": false}},
             "attempt": 1, "worker": {"id": "w", "version": "0.1.0", "comfyui_version": "0.3.64"},
             "metadata": {"any": "thing"},

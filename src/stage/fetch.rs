@@ -2,7 +2,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -10,22 +9,52 @@ use std::{
 use base64::Engine;
 use tokio::{
     fs::File,
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
 };
 use uuid::Uuid;
 
-use super::names::FileName;
+use super::{
+    names::FileName,
+    web::{self, Web},
+};
 use crate::{
     checksum,
     job::{failure::Failure, request::FileSource},
-    store::{ObjectStore, ObjectUri, StoreError, UriError},
+    store::{Object, ObjectStore, ObjectUri, StoreError, UriError},
     text::one_line,
 };
 
 /// A read that brings nothing for this long has failed.
 const STALL_LIMIT: Duration = Duration::from_secs(60);
-const CHUNK: usize = 256 * 1024;
+pub(super) const CHUNK: usize = 256 * 1024;
+
+/// Why a source could not be read.
+#[derive(Debug)]
+pub(super) enum OpenError {
+    /// It is no longer the version that was asked for.
+    Changed,
+    /// Whose fault it is says the [`Failure`].
+    Failed(Failure),
+}
+
+impl From<Failure> for OpenError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl OpenError {
+    /// For a caller to whom all versions are alike.
+    pub(super) fn into_failure(self, source: &str) -> Failure {
+        match self {
+            Self::Changed => {
+                Failure::StoreUnavailable(format!("{}: it was replaced while it was read", show(source)))
+            }
+            Self::Failed(failure) => failure,
+        }
+    }
+}
 
 /// What is left of the bytes that one job may fetch.
 #[derive(Debug)]
@@ -55,8 +84,43 @@ impl Budget {
         Ok(())
     }
 
+    /// Refuses so many bytes before they are read.
     fn check(&self, bytes: u64, source: &str) -> Result<(), Failure> {
         if self.used().saturating_add(bytes) > self.limit { self.take(bytes, source) } else { Ok(()) }
+    }
+}
+
+/// One source's part in a budget: given back unless the source is kept.
+#[derive(Debug)]
+pub(super) struct Share<'a> {
+    budget: &'a Budget,
+    source: &'a str,
+    taken: u64,
+}
+
+impl<'a> Share<'a> {
+    pub(super) fn of(budget: &'a Budget, source: &'a str) -> Self {
+        Self { budget, source, taken: 0 }
+    }
+
+    pub(super) fn take(&mut self, bytes: u64) -> Result<(), Failure> {
+        self.taken += bytes;
+        self.budget.take(bytes, self.source)
+    }
+
+    /// Refuses so many more bytes before they are read.
+    pub(super) fn check(&self, bytes: u64) -> Result<(), Failure> {
+        self.budget.check(bytes, self.source)
+    }
+
+    pub(super) fn keep(mut self) {
+        self.taken = 0;
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.taken, Ordering::Relaxed);
     }
 }
 
@@ -64,6 +128,7 @@ impl Budget {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fetcher<'a> {
     pub(super) store: &'a dyn ObjectStore,
+    pub(super) web: &'a Web,
     pub(super) allow: &'a [String],
 }
 
@@ -80,17 +145,13 @@ impl Fetcher<'_> {
         let part = target.with_file_name(format!(".{}.part", Uuid::new_v4().simple()));
         let local = |error: std::io::Error| Failure::local(part.display(), &error);
         let mut file = File::create_new(&part).await.map_err(local)?;
-        let fetched = match self.open(source, budget).await {
-            Ok(body) => copy(body, &mut file, source, budget).await,
+        let fetched = match self.open(source).await {
+            Ok(object) => copy(object, &mut file, source, budget).await,
             Err(failure) => Err(failure),
         };
         let outcome = match fetched {
             Ok(sum) if sha256.is_some_and(|expected| !expected.eq_ignore_ascii_case(&sum)) => {
-                Err(Failure::ChecksumMismatch(format!(
-                    "{}: its SHA-256 is {sum}, not {}",
-                    show(source),
-                    sha256.unwrap_or_default()
-                )))
+                Err(checksum_mismatch(source, &sum, sha256.unwrap_or_default()))
             }
             Ok(_) => tokio::fs::rename(&part, &target).await.map_err(local),
             Err(failure) => Err(failure),
@@ -102,8 +163,25 @@ impl Fetcher<'_> {
     }
 
     /// Reads an object of at most `limit` bytes into memory.
-    pub(super) async fn read(&self, source: &str, limit: u64) -> Result<bytes::Bytes, Failure> {
-        self.store.read(&self.allowed(source)?, limit).await.map_err(store_failure)
+    pub(super) async fn read(self, source: &str, limit: u64) -> Result<bytes::Bytes, Failure> {
+        if !web::is_web(source) {
+            return self.store.read(&self.allowed(source)?, limit).await.map_err(store_failure);
+        }
+        let mut object = self.open(source).await?;
+        let budget = Budget::new(limit);
+        let too_large = |_| Failure::InputTooLarge(format!("{}: larger than {limit} bytes", show(source)));
+        budget.check(object.size.unwrap_or_default(), source).map_err(too_large)?;
+        let (mut text, mut chunk) = (Vec::new(), vec![0; CHUNK]);
+        loop {
+            let read = next(&mut object, &mut chunk, source).await;
+            match read.map_err(|error| error.into_failure(source))? {
+                [] => return Ok(text.into()),
+                bytes => {
+                    budget.take(bytes.len() as u64, source).map_err(too_large)?;
+                    text.extend_from_slice(bytes);
+                }
+            }
+        }
     }
 
     fn allowed(&self, source: &str) -> Result<ObjectUri, Failure> {
@@ -117,26 +195,48 @@ impl Fetcher<'_> {
         Err(Failure::InputForbidden(format!("{source}: inputs may not come from there (inputs.allow)")))
     }
 
-    async fn open(&self, source: &str, budget: &Budget) -> Result<Pin<Box<dyn AsyncRead + Send>>, Failure> {
+    async fn open(self, source: &str) -> Result<Object, Failure> {
+        self.open_from(source, 0, None).await.map_err(|error| error.into_failure(source))
+    }
+
+    /// Opens a source from byte `offset` on, in this version, where one is given.
+    pub(super) async fn open_from(
+        self,
+        source: &str,
+        offset: u64,
+        version: Option<&str>,
+    ) -> Result<Object, OpenError> {
         if let Some(content) = source.strip_prefix("data:") {
             let bytes = decode_data(content)
                 .map_err(|problem| Failure::Invalid(format!("{}: {problem}", show(source))))?;
-            budget.check(bytes.len() as u64, source)?;
-            return Ok(Box::pin(std::io::Cursor::new(bytes)));
+            let size = Some(bytes.len() as u64);
+            return Ok(Object { size, version: None, body: Box::pin(std::io::Cursor::new(bytes)) });
         }
-        if source.starts_with("http://") || source.starts_with("https://") {
-            return Err(Failure::InputForbidden(format!(
-                "{}: web hosts are not open to jobs here",
-                show(source)
-            )));
+        if web::is_web(source) {
+            return self.web.open(source, self.allow, offset, version).await;
         }
         let uri = self.allowed(source)?;
-        let object = self.store.open(&uri).await.map_err(store_failure)?;
-        if let Some(size) = object.size {
-            budget.check(size, source)?;
-        }
-        Ok(object.body)
+        self.store.open_from(&uri, offset, version).await.map_err(|error| match error {
+            StoreError::Changed { .. } => OpenError::Changed,
+            error => store_failure(error).into(),
+        })
     }
+
+    /// The version that a source has now, where it tells.
+    pub(super) async fn version(self, source: &str) -> Result<Option<String>, Failure> {
+        if source.starts_with("data:") {
+            return Ok(None);
+        }
+        if web::is_web(source) {
+            let version = self.web.version(source, self.allow).await;
+            return version.map_err(|error| error.into_failure(source));
+        }
+        self.store.version(&self.allowed(source)?).await.map_err(store_failure)
+    }
+}
+
+pub(super) fn checksum_mismatch(source: &str, found: &str, expected: &str) -> Failure {
+    Failure::ChecksumMismatch(format!("{}: its SHA-256 is {found}, not {expected}", show(source)))
 }
 
 /// What a store's answer means for a job that wanted to read.
@@ -153,28 +253,46 @@ fn store_failure(error: StoreError) -> Failure {
     }
 }
 
-async fn copy(
-    mut body: Pin<Box<dyn AsyncRead + Send>>,
-    file: &mut File,
-    source: &str,
-    budget: &Budget,
-) -> Result<String, Failure> {
+async fn copy(mut object: Object, file: &mut File, source: &str, budget: &Budget) -> Result<String, Failure> {
+    budget.check(object.size.unwrap_or_default(), source)?;
     let mut sum = checksum::Running::default();
     let mut chunk = vec![0; CHUNK];
     loop {
-        let read = timeout(STALL_LIMIT, body.read(&mut chunk))
-            .await
-            .map_err(|_| {
-                Failure::StoreUnavailable(format!("{}: nothing came for {STALL_LIMIT:?}", show(source)))
-            })?
-            .map_err(|error| Failure::StoreUnavailable(format!("{}: {error}", show(source))))?;
-        let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
-        budget.take(read as u64, source)?;
+        let read = next(&mut object, &mut chunk, source).await;
+        let bytes = read.map_err(|error| error.into_failure(source))?;
+        if bytes.is_empty() {
+            break;
+        }
+        budget.take(bytes.len() as u64, source)?;
         sum.update(bytes);
         file.write_all(bytes).await.map_err(|error| Failure::local("staging", &error))?;
     }
     file.flush().await.map_err(|error| Failure::local("staging", &error))?;
     Ok(sum.finish())
+}
+
+/// The next bytes of a source, in `chunk`; none at its end.
+pub(super) async fn next<'c>(
+    object: &mut Object,
+    chunk: &'c mut [u8],
+    source: &str,
+) -> Result<&'c [u8], OpenError> {
+    let unavailable = |reason: String| Failure::StoreUnavailable(format!("{}: {reason}", show(source)));
+    let read = timeout(STALL_LIMIT, object.body.read(chunk))
+        .await
+        .map_err(|_| unavailable(format!("nothing came for {STALL_LIMIT:?}")))?;
+    match read {
+        Ok(read) => Ok(chunk.get(..read).unwrap_or_default()),
+        Err(error) => Err(match error.downcast::<StoreError>() {
+            Ok(StoreError::Changed { .. }) => OpenError::Changed,
+            Ok(error) => unavailable(error.to_string()).into(),
+            // What a web input met on the way to the rest of it says itself whose fault it is.
+            Err(error) => match error.downcast::<Failure>() {
+                Ok(failure) => failure.into(),
+                Err(error) => unavailable(error.to_string()).into(),
+            },
+        }),
+    }
 }
 
 /// Whether a file is there and what its checksum says; without one it is taken as it is.
@@ -230,8 +348,11 @@ fn decode_data(content: &str) -> Result<Vec<u8>, String> {
     engine.decode(compact).map_err(|error| format!("no base64: {error}"))
 }
 
-/// A source fit for a message: a data URI's content is not repeated.
-fn show(source: &str) -> String {
+/// A source fit for a message: neither a data URI's content nor what may open a web address to others.
+pub(crate) fn show(source: &str) -> String {
+    if web::is_web(source) {
+        return web::shown(source);
+    }
     one_line(source, if source.starts_with("data:") { 40 } else { 300 })
 }
 

@@ -5,10 +5,13 @@
 //! says so; every name from a job is one checked component beneath its root.
 
 mod fetch;
+mod files;
 mod journal;
+mod models;
 mod names;
 mod place;
 mod warm;
+mod web;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -19,19 +22,24 @@ use std::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use uuid::Uuid;
 
+pub(crate) use fetch::show;
 pub use journal::{Journal, Owned};
+pub use models::Lease;
 pub use names::{FileName, NameError, Subfolder, open_beneath};
 pub use place::{PlaceError, UploadOptions};
 
 use crate::{
     job::{
         failure::Failure,
-        request::{FileRequest, FileSource, FolderType, InputValue, JobRequest, NodeInput},
+        request::{FileSource, FolderType, InputValue, JobRequest, NodeInput},
+        result::ModelTimings,
     },
     store::{ObjectStore, ObjectUri},
 };
 use fetch::{Budget, Fetcher};
+use models::Models;
 use warm::Warm;
+use web::Web;
 
 /// Files fetched side by side.
 const PARALLEL_FETCHES: usize = 8;
@@ -66,6 +74,8 @@ pub struct Stager {
     max_bytes: u64,
     submitted: Option<ObjectUri>,
     warm: Warm,
+    web: Web,
+    models: Models,
 }
 
 /// What a job's inputs became.
@@ -81,6 +91,10 @@ pub struct Staged {
     pub bytes: u64,
     /// What is removed after the job; its drop removes.
     pub owned: Vec<Owned>,
+    /// Models that stay where they are until the job is over.
+    pub leases: Vec<Lease>,
+    /// What its models took, where it has any.
+    pub models: Option<ModelTimings>,
 }
 
 impl Stager {
@@ -93,8 +107,17 @@ impl Stager {
         allow: Vec<String>,
         max_bytes: u64,
     ) -> Self {
-        let warm = Warm::new(folders.of(FolderType::Models));
-        Self { folders, journal, store, allow: allow.into(), max_bytes, submitted: None, warm }
+        let (warm, models) =
+            (Warm::new(folders.of(FolderType::Models)), Models::new(folders.of(FolderType::Models), None));
+        let (allow, web) = (allow.into(), Web::default());
+        Self { folders, journal, store, allow, max_bytes, submitted: None, warm, web, models }
+    }
+
+    /// Keeps at most so many bytes of the models that jobs bring; `None`: all of them.
+    #[must_use]
+    pub fn with_model_cache(self, limit: Option<u64>) -> Self {
+        let models = Models::new(self.folders.of(FolderType::Models), limit);
+        Self { models, ..self }
     }
 
     /// Opens `<base>/<job id>/inputs/` to the job of that id, whatever else is closed: there `submit`
@@ -123,28 +146,47 @@ impl Stager {
     }
 
     /// Fetches every input of a job into a folder of its own beneath `input`, and its `files` to
-    /// where they belong.
+    /// where they belong. On a full disk once more, if cached models there can make room.
     ///
     /// # Errors
-    /// Whose fault it is says the [`Failure`]. What was staged until then is removed.
+    /// Whose fault it is says the [`Failure`]. What was staged until then is removed, but for models.
     pub async fn stage_inputs(&self, job: &JobRequest) -> Result<Staged, Failure> {
+        match Box::pin(self.stage_once(job)).await {
+            Err(Failure::DiskFull(_))
+                if self.models.free(&self.folders.of(FolderType::Input), self.max_bytes).await > 0 =>
+            {
+                Box::pin(self.stage_once(job)).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn stage_once(&self, job: &JobRequest) -> Result<Staged, Failure> {
         let mut staged = Staged::default();
         let budget = Budget::new(self.max_bytes);
         let mut wanted: Vec<FileSource> = Vec::new();
+        let mut sources = BTreeMap::new();
         for (address, value) in &job.inputs {
             match value {
+                InputValue::File(source) => {
+                    sources.insert(address, source.clone());
+                }
+                InputValue::Address(text) if web::is_open(text, &self.allow) => {
+                    let source = FileSource { source: text.clone(), sha256: None, name: None };
+                    sources.insert(address, source);
+                }
+                InputValue::Address(text) => {
+                    staged.values.insert(address.clone(), text.clone().into());
+                }
                 InputValue::Literal(value) => {
                     staged.values.insert(address.clone(), value.clone());
                 }
-                InputValue::File(source) => wanted.push(source.clone()),
             }
         }
-        wanted.extend(job.named_files.iter().cloned());
+        wanted.extend(sources.values().chain(&job.named_files).cloned());
         let names = self.stage_sources(job, wanted, &budget, &mut staged).await?;
-        for (address, value) in &job.inputs {
-            if let InputValue::File(source) = value
-                && let Some(name) = names.get(source)
-            {
+        for (address, source) in sources {
+            if let Some(name) = names.get(&source) {
                 staged.values.insert(address.clone(), name.clone().into());
             }
         }
@@ -153,13 +195,7 @@ impl Stager {
                 staged.renamed.insert(bare.clone(), name.clone());
             }
         }
-        let placed = stream::iter(&job.files)
-            .map(|file| self.stage_file(file, &budget))
-            .buffer_unordered(PARALLEL_FETCHES)
-            .try_collect::<Vec<_>>()
-            .await?;
-        staged.owned.extend(placed.into_iter().flatten());
-        staged.files += job.files.len();
+        self.stage_files(&job.files, &budget, &mut staged).await?;
         staged.bytes = budget.used();
         Ok(staged)
     }
@@ -216,7 +252,7 @@ impl Stager {
     }
 
     fn fetcher<'a>(&'a self, allow: &'a [String]) -> Fetcher<'a> {
-        Fetcher { store: &*self.store, allow }
+        Fetcher { store: &*self.store, web: &self.web, allow }
     }
 
     /// `input/<job id>`, or beside it when somebody has that name already.
@@ -230,53 +266,6 @@ impl Stager {
             .map_err(|error| Failure::local(input.join(name).display(), &error))
     }
 
-    /// One of a job's `files`; what is to be removed afterwards.
-    async fn stage_file(&self, file: &FileRequest, budget: &Budget) -> Result<Option<Owned>, Failure> {
-        let source =
-            FileSource { source: file.source.clone(), sha256: file.sha256.clone(), name: file.name.clone() };
-        let invalid = |error: NameError| Failure::Invalid(format!("files: {error}"));
-        let name = fetch::name_of(&source)?;
-        let subfolder = Subfolder::parse(file.subfolder.as_deref().unwrap_or_default()).map_err(invalid)?;
-        let options = UploadOptions {
-            folder: file.folder,
-            subfolder,
-            overwrite: file.overwrite,
-            ephemeral: file.ephemeral,
-        };
-        let target = options.target(&self.folders, &name).map_err(place_failure)?;
-        let existing = async || {
-            // Models are kept and shared between jobs: the same one is not fetched again.
-            if file.folder == FolderType::Models && fetch::matches(&target, file.sha256.as_deref()).await {
-                return Ok(None);
-            }
-            let (folder, name) = (file.folder.name(), options.subfolder.join(&name));
-            Err(Failure::Invalid(format!("files: {folder}/{name} exists and `overwrite` is false")))
-        };
-        if !file.overwrite && target.symlink_metadata().is_ok() {
-            return existing().await;
-        }
-        let scratch = self.scratch_beside(&target).await?;
-        let part = scratch.path().join(name.as_str());
-        self.fetcher(&self.allow)
-            .fetch(&source.source, source.sha256.as_deref(), part.clone(), budget)
-            .await?;
-        match place::settle(&self.journal, &part, &target, &options) {
-            // Another job, or another of this job's files, was faster.
-            Err(PlaceError::Exists(_)) => existing().await,
-            settled => settled.map_err(place_failure),
-        }
-    }
-
-    /// A folder of our own on the target's file system, for the file until it is whole.
-    async fn scratch_beside(&self, target: &Path) -> Result<Owned, Failure> {
-        let parent = target.parent().unwrap_or(target);
-        let name = format!(".comfy-worker-{}", Uuid::new_v4().simple());
-        self.journal
-            .create_folder(parent, &name)
-            .await
-            .map_err(|source| place_failure(PlaceError::io(parent, source)))
-    }
-
     /// Copies a local file into one of ComfyUI's folders, as [`UploadOptions`] say.
     ///
     /// # Errors
@@ -287,23 +276,6 @@ impl Stager {
         options: &UploadOptions,
     ) -> Result<(PathBuf, Option<Owned>), PlaceError> {
         place::upload(&self.folders, &self.journal, source, options).await
-    }
-}
-
-/// A name that the folder cannot take is the job's fault, a disk that is full is not.
-fn place_failure(error: PlaceError) -> Failure {
-    use std::io::ErrorKind as Kind;
-    match &error {
-        PlaceError::Io { source, .. }
-            if !matches!(
-                source.kind(),
-                Kind::AlreadyExists | Kind::NotADirectory | Kind::IsADirectory | Kind::InvalidFilename
-            ) =>
-        {
-            Failure::Local(error.to_string())
-        }
-        PlaceError::DiskFull(_) => Failure::DiskFull(error.to_string()),
-        _ => Failure::Invalid(format!("files: {error}")),
     }
 }
 

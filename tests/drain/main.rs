@@ -10,6 +10,7 @@ mod engine;
 mod kills;
 mod lookahead;
 mod outages;
+mod outputs;
 mod refusals;
 mod second;
 mod signals;

@@ -56,6 +56,16 @@ impl std::ops::Deref for Turn<'_> {
 
 impl Bench {
     pub(crate) async fn start(site: &Arc<Site>, name: &'static str, engine: Engine) -> Result<Self> {
+        Self::start_with(site, name, engine, &[]).await
+    }
+
+    /// [`Bench::start`] with other settings than those of all benches.
+    pub(crate) async fn start_with(
+        site: &Arc<Site>,
+        name: &'static str,
+        engine: Engine,
+        settings: &[(&str, String)],
+    ) -> Result<Self> {
         let dir = site.folder.join(format!("{name}-worker"));
         let topology = Topology::new(site.broker.url(), name);
         topology.declare().await?;
@@ -68,7 +78,7 @@ impl Bench {
             .engine(&engine)
             .set("amqp.queue", &topology.jobs)
             .set("amqp.events_exchange", &topology.events)
-            .set("amqp.control_exchange", format!("{name}.control"))
+            .set("amqp.control_exchange", &topology.control)
             .set("amqp.reply_to_allow", "*")
             // Its jobs kill it one after the other.
             .set("comfyui.max_restarts", "1000")
@@ -80,6 +90,7 @@ impl Bench {
             Some(exchange) => builder.set("amqp.results_exchange", exchange),
             None => builder,
         };
+        let builder = settings.iter().fold(builder, |builder, (key, value)| builder.set(key, value));
         let mut worker = builder.clone().start().await?;
         worker.wait_ready(BOOT).await.with_context(|| format!("worker {name}, {}", engine.describe()))?;
         Ok(Self {
@@ -182,6 +193,32 @@ impl Bench {
     pub(crate) fn log(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         tail(&String::from_utf8_lossy(&log))
+    }
+
+    /// All of the worker's log, since its first start.
+    pub(crate) fn whole_log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Drains the worker and starts another one in its place.
+    pub(crate) async fn restart(&self) -> Result<()> {
+        self.drain().await?;
+        self.replace().await
+    }
+
+    /// Kills the worker and starts another one in its place.
+    pub(crate) async fn kill(&self) -> Result<()> {
+        let mut worker = self.worker.lock().await;
+        worker.signal(Signal::KILL)?;
+        worker.wait_exit(SOON).await?;
+        drop(worker);
+        self.replace().await
+    }
+
+    async fn replace(&self) -> Result<()> {
+        let mut worker = self.worker.lock().await;
+        *worker = self.builder.clone().start().await?;
+        worker.wait_ready(BOOT).await
     }
 
     /// SIGTERM while idle: a good end, and nothing left.

@@ -14,6 +14,8 @@ const FIELDS: [&str; 13] = [
 ];
 const TIMINGS: [&str; 7] =
     ["queued_ms", "staged_ms", "converted_ms", "waited_ms", "executed_ms", "uploaded_ms", "total_ms"];
+/// `models_ms`, `models_cold`, `models_warm`.
+const MODELS: usize = 3;
 const KINDS: [&str; 7] = ["image", "video", "audio", "model", "text", "latent", "file"];
 
 /// Checks an answer's form, the objects it names and those that it does not.
@@ -27,7 +29,8 @@ pub(crate) async fn check(bench: &Bench, job: &Value, answer: &Answer) -> Result
     ensure!(result["worker"]["id"] == format!("worker-{}", bench.name()), "worker.id");
     ensure!(result["worker"]["version"] == env!("CARGO_PKG_VERSION"), "worker.version");
     ensure!(result["warnings"].is_array() && result["nodes"].is_object(), "warnings or nodes");
-    timings(&result["timings"])?;
+    let models = job["files"].as_array().into_iter().flatten();
+    timings(&result["timings"], models.filter(|file| file["folder"] == "models").count() > 0)?;
     match result["status"].as_str() {
         Some("succeeded") => ensure!(result["error"].is_null(), "succeeded with an error"),
         Some("failed") => {
@@ -51,10 +54,13 @@ pub(crate) async fn check(bench: &Bench, job: &Value, answer: &Answer) -> Result
     Ok(())
 }
 
-fn timings(timings: &Value) -> Result<()> {
+/// `models`: the job names some, and its result may tell what they took.
+fn timings(timings: &Value, models: bool) -> Result<()> {
     let ms = |key: &str| timings[key].as_u64().with_context(|| format!("timings.{key}: {}", timings[key]));
     let all = TIMINGS.into_iter().map(ms).collect::<Result<Vec<u64>>>()?;
-    ensure!(timings.as_object().is_some_and(|map| map.len() == TIMINGS.len()), "timings: {timings}");
+    let told = models && timings["models_ms"].is_u64();
+    let size = TIMINGS.len() + if told { MODELS } else { 0 };
+    ensure!(timings.as_object().is_some_and(|map| map.len() == size), "timings: {timings}");
     let [queued, staged, converted, waited, executed, uploaded, total] = all[..] else {
         anyhow::bail!("timings: {timings}")
     };

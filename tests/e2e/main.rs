@@ -1,9 +1,10 @@
 //! A job's life from its publisher's side: real AMQP, the S3 protocol, a real Chromium with the real
 //! frontend, and `comfy-worker` as a real process.
 //!
-//! Two workers are shared. `any` runs the ComfyUI of the environment (the real one at `COMFYUI_DIR`,
-//! else the stand-in); `standin` always runs the stand-in, for what a real one cannot be told to do.
-//! A test has its worker for itself while it runs. After the last test both are drained: they must
+//! Three workers are shared. `any` runs the ComfyUI of the environment (the real one at `COMFYUI_DIR`,
+//! else the stand-in); `standin` always runs the stand-in, for what a real one cannot be told to do; so does
+//! `web`, which reads from a web server too.
+//! A test has its worker for itself while it runs. After the last test all are drained: they must
 //! end well, leave no process and no file, and empty queues.
 
 mod answer;
@@ -16,6 +17,7 @@ mod hostile;
 mod inputs;
 mod jobs;
 mod misdeeds;
+mod models;
 mod outputs;
 mod picture;
 mod prompts;
@@ -23,6 +25,8 @@ mod publisher;
 mod refusals;
 mod repeat;
 mod suite;
+mod web;
+mod website;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -66,6 +70,8 @@ fn main() -> ExitCode {
             failures_of_two_kinds;
         hostile: names, places, bodies, urls;
         misdeeds: files_that_are_not_there, files_that_lead_out, strange_names;
+        web: allowed_hosts, broken_transfers, other_hosts, refusals;
+        models: fetched_once, gone_on_with, a_killed_worker, least_recently_used;
         commands: submit_and_wait, submit_a_job_that_fails, run_without_services, pictures_open_again, convert_many, check_all;
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -26,6 +26,7 @@ pub(crate) struct Topology {
     pub(crate) jobs: String,
     pub(crate) dead: String,
     pub(crate) events: String,
+    pub(crate) control: String,
     /// `None`: a body that is no job and names no `reply_to` has nobody to tell.
     pub(crate) results: Option<String>,
 }
@@ -37,6 +38,7 @@ impl Topology {
             jobs: format!("{name}.jobs"),
             dead: format!("{name}.jobs.dead"),
             events: format!("{name}.events"),
+            control: format!("{name}.control"),
             results: (name == "any").then(|| format!("{name}.results")),
         }
     }
@@ -69,6 +71,7 @@ pub(crate) struct Reply {
 /// A connection of one test's.
 pub(crate) struct Publisher {
     jobs: String,
+    control: String,
     channel: Channel,
     /// The queue that answers come to.
     pub(crate) reply_to: String,
@@ -80,7 +83,7 @@ pub(crate) struct Publisher {
 impl Publisher {
     /// Listens for answers and for all events from now on.
     pub(crate) async fn connect(bench: &Bench) -> Result<Self> {
-        let Topology { url, jobs, events: exchange, .. } = bench.topology();
+        let Topology { url, jobs, events: exchange, control, .. } = bench.topology();
         let connection = Connection::connect(url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -92,7 +95,8 @@ impl Publisher {
         channel
             .queue_bind(queue.into(), exchange.as_str().into(), "job.#".into(), bind, FieldTable::default())
             .await?;
-        Ok(Self { jobs: jobs.clone(), channel, reply_to, replies, events, _connection: connection })
+        let (jobs, control) = (jobs.clone(), control.clone());
+        Ok(Self { jobs, control, channel, reply_to, replies, events, _connection: connection })
     }
 
     /// Publishes a body; the broker has it then.
@@ -150,6 +154,22 @@ impl Publisher {
                 return Ok(events);
             }
         }
+    }
+
+    /// Waits for an event of this name, of any job.
+    pub(crate) async fn wait_event(&mut self, name: &str) -> Result<()> {
+        let end = format!(".{name}");
+        while !self.event().await?.routing_key.as_str().ends_with(&end) {}
+        Ok(())
+    }
+
+    /// Cancels a job.
+    pub(crate) async fn cancel(&self, id: &str) -> Result<()> {
+        let order = serde_json::to_vec(&serde_json::json!({"cancel": id}))?;
+        let (exchange, options) = (self.control.as_str().into(), BasicPublishOptions::default());
+        let properties = BasicProperties::default();
+        self.channel.basic_publish(exchange, "".into(), options, &order, properties).await?.await?;
+        Ok(())
     }
 
     /// Takes a message out of any queue.

@@ -4,12 +4,15 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use testbed::{
-    Engine, ProcessInfo, RabbitMq, S3Server, alive, descendants, folder_of_process,
+    Engine, Front, Gate, ProcessInfo, RabbitMq, S3Server, alive, descendants, folder_of_process,
     processes_with_env_or_cwd_beneath, wait_for,
 };
 use tokio::{runtime::Runtime, sync::OnceCell, time::timeout};
 
-use crate::bench::{Bench, Turn};
+use crate::{
+    bench::{Bench, Turn},
+    website::Website,
+};
 
 /// Longer than any test on a slow machine with a real ComfyUI: three boots of it.
 const LONGEST_TEST: Duration = Duration::from_secs(600);
@@ -17,6 +20,8 @@ const LONGEST_TEST: Duration = Duration::from_secs(600);
 pub(crate) const JOB: Duration = Duration::from_secs(240);
 /// For what takes a moment on an idle machine.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
+/// What the worker of [`Web`] keeps of models.
+pub(crate) const MODEL_CACHE_BYTES: u64 = 250_000;
 
 /// Broker, S3 server and the two workers.
 pub(crate) struct Suite {
@@ -24,6 +29,46 @@ pub(crate) struct Suite {
     site: OnceCell<Arc<Site>>,
     any: OnceCell<Bench>,
     standin: OnceCell<Bench>,
+    web: OnceCell<Web>,
+}
+
+/// A worker on the stand-in that may read from a web server, with few bytes for models and two jobs in
+/// hand at once.
+pub(crate) struct Web {
+    bench: Bench,
+    /// It may read beneath `/open/` there, by the address and by the name `localhost`.
+    pub(crate) site: Website,
+    /// Before the S3 server; its requests pass the gate.
+    pub(crate) front: Front,
+    pub(crate) gate: Gate,
+}
+
+impl Web {
+    async fn start(site: &Arc<Site>) -> Result<Self> {
+        let engine = Engine::standin(&site.folder.join("web"))?;
+        let gate = Gate::start(site.s3.address()).await?;
+        let front = Front::start(gate.address()).await?;
+        let web = Website::start().await?;
+        let allow = format!(
+            "s3://web-in/open/,{},http://localhost:{}/open/,http://169.254.169.254/",
+            web.url("open/"),
+            web.port()
+        );
+        let settings = [
+            ("store.endpoint", format!("http://{}", front.address())),
+            ("inputs.allow", allow),
+            ("inputs.model_cache_bytes", MODEL_CACHE_BYTES.to_string()),
+            ("amqp.lookahead", "1".to_owned()),
+            ("log.level", "comfy_worker=debug,info".to_owned()),
+        ];
+        let bench = Bench::start_with(site, "web", engine, &settings).await?;
+        Ok(Self { bench, site: web, front, gate })
+    }
+
+    /// For the caller alone.
+    pub(crate) async fn bench(&self) -> Turn<'_> {
+        self.bench.turn().await
+    }
 }
 
 /// What both workers use.
@@ -37,7 +82,13 @@ pub(crate) struct Site {
 impl Suite {
     pub(crate) fn new() -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        Ok(Self { runtime, site: OnceCell::new(), any: OnceCell::new(), standin: OnceCell::new() })
+        Ok(Self {
+            runtime,
+            site: OnceCell::new(),
+            any: OnceCell::new(),
+            standin: OnceCell::new(),
+            web: OnceCell::new(),
+        })
     }
 
     /// Runs one test.
@@ -70,6 +121,12 @@ impl Suite {
         Ok(self.standin.get_or_try_init(start).await?.turn().await)
     }
 
+    /// The worker that reads from the web.
+    pub(crate) async fn web(&self) -> Result<&Web> {
+        let site = self.site().await?;
+        self.web.get_or_try_init(|| Web::start(site)).await
+    }
+
     /// Drains what runs and looks at what is left. `keep`: the data too, for whoever looks for a
     /// failure's cause.
     pub(crate) fn close(&self, keep: bool) -> Result<()> {
@@ -79,7 +136,8 @@ impl Suite {
                 .into_iter()
                 .filter(|process| !is_own_guard(process))
                 .collect();
-            for bench in [&self.any, &self.standin].into_iter().filter_map(OnceCell::get) {
+            let web = self.web.get().map(|web| &web.bench);
+            for bench in [&self.any, &self.standin].into_iter().filter_map(OnceCell::get).chain(web) {
                 bench.drain().await.with_context(|| format!("worker {}: {}", bench.name(), bench.log()))?;
             }
             site.queues_are_empty().await?;

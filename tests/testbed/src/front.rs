@@ -17,7 +17,7 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
 
 use crate::background;
@@ -158,8 +158,12 @@ async fn answer(State(passage): State<Passage>, request: Request) -> Response {
         Some(Spoil::Truncate(bytes)) => {
             with_body(answer, |body| {
                 let start = body.slice(..bytes.min(body.len()));
-                let broken = Err(std::io::Error::other("the answer breaks off"));
-                Body::from_stream(stream::iter([Ok(start), broken]))
+                // A moment later: an error at once would go out in place of what was to come before.
+                let broken = stream::once(async {
+                    tokio::task::yield_now().await;
+                    Err(std::io::Error::other("the answer breaks off"))
+                });
+                Body::from_stream(stream::iter([Ok(start)]).chain(broken))
             })
             .await
         }

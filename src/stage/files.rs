@@ -1,0 +1,164 @@
+//! A job's `files`: each into the folder that it names, models by way of their cache.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use uuid::Uuid;
+
+use super::{
+    PARALLEL_FETCHES, PlaceError, Staged, Stager, UploadOptions,
+    fetch::{self, Budget},
+    journal::Owned,
+    models::{self, Order},
+    names::{FileName, Subfolder},
+    place,
+};
+use crate::job::{
+    failure::Failure,
+    request::{FileRequest, FileSource, FolderType},
+    result::ModelTimings,
+};
+
+impl Stager {
+    /// Brings a job's `files` to where they belong.
+    pub(super) async fn stage_files(
+        &self,
+        files: &[FileRequest],
+        budget: &Budget,
+        staged: &mut Staged,
+    ) -> Result<(), Failure> {
+        let (models, others): (Vec<_>, Vec<_>) =
+            files.iter().partition(|file| file.folder == FolderType::Models && !file.ephemeral);
+        let placed = stream::iter(others)
+            .map(|file| self.stage_file(file, budget))
+            .buffer_unordered(PARALLEL_FETCHES)
+            .try_collect::<Vec<_>>()
+            .await?;
+        staged.owned.extend(placed.into_iter().flatten());
+        self.stage_models(&models, budget, staged).await?;
+        staged.files += files.len();
+        Ok(())
+    }
+
+    async fn stage_models(
+        &self,
+        models: &[&FileRequest],
+        budget: &Budget,
+        staged: &mut Staged,
+    ) -> Result<(), Failure> {
+        if models.is_empty() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let orders = models.iter().map(|file| self.order(file)).collect::<Result<Vec<_>, _>>()?;
+        let fetcher = self.fetcher(&self.allow);
+        let placed = stream::iter(&orders)
+            .map(|order| self.models.place(order, fetcher, budget))
+            .buffer_unordered(PARALLEL_FETCHES)
+            .try_collect::<Vec<_>>()
+            .await?;
+        let mut timings = ModelTimings::default();
+        for model in placed {
+            let count = if model.is_cold { &mut timings.models_cold } else { &mut timings.models_warm };
+            count.files += 1;
+            count.bytes += model.bytes;
+            staged.leases.extend(model.lease);
+        }
+        timings.models_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        staged.models = Some(timings);
+        Ok(())
+    }
+
+    fn order(&self, file: &FileRequest) -> Result<Order, Failure> {
+        let Target { name, options, path } = self.target(file)?;
+        Ok(Order {
+            name: options.subfolder.join(&name),
+            target: path,
+            source: file.source.clone(),
+            sha256: file.sha256.clone(),
+            overwrite: file.overwrite,
+        })
+    }
+
+    /// Where one of a job's `files` goes.
+    fn target(&self, file: &FileRequest) -> Result<Target, Failure> {
+        let source = FileSource { source: file.source.clone(), sha256: None, name: file.name.clone() };
+        let invalid = |problem: String| Failure::Invalid(format!("files: {problem}"));
+        let name = fetch::name_of(&source)?;
+        let subfolder = Subfolder::parse(file.subfolder.as_deref().unwrap_or_default())
+            .map_err(|error| invalid(error.to_string()))?;
+        let is_ours = subfolder.parts().chain([name.as_str()]).any(models::is_reserved);
+        if is_ours && file.folder == FolderType::Models {
+            return Err(invalid("models: names that start with .comfy-worker are the worker's own".into()));
+        }
+        let options = UploadOptions {
+            folder: file.folder,
+            subfolder,
+            overwrite: file.overwrite,
+            ephemeral: file.ephemeral,
+        };
+        let path = options.target(&self.folders, &name).map_err(place_failure)?;
+        Ok(Target { name, options, path })
+    }
+
+    /// One of a job's `files`; what is to be removed afterwards.
+    async fn stage_file(&self, file: &FileRequest, budget: &Budget) -> Result<Option<Owned>, Failure> {
+        let Target { name, options, path: target } = self.target(file)?;
+        let existing = async || {
+            // The same model is not fetched again, and stays: it was not this job that brought it.
+            if file.folder == FolderType::Models && fetch::matches(&target, file.sha256.as_deref()).await {
+                return Ok(None);
+            }
+            let (folder, name) = (file.folder.name(), options.subfolder.join(&name));
+            Err(Failure::Invalid(format!("files: {folder}/{name} exists and `overwrite` is false")))
+        };
+        if !file.overwrite && target.symlink_metadata().is_ok() {
+            return existing().await;
+        }
+        let scratch = self.scratch_beside(&target).await?;
+        let part = scratch.path().join(name.as_str());
+        self.fetcher(&self.allow).fetch(&file.source, file.sha256.as_deref(), part.clone(), budget).await?;
+        match place::settle(&self.journal, &part, &target, &options) {
+            // Another job, or another of this job's files, was faster.
+            Err(PlaceError::Exists(_)) => existing().await,
+            settled => settled.map_err(place_failure),
+        }
+    }
+
+    /// A folder of our own on the target's file system, for the file until it is whole.
+    async fn scratch_beside(&self, target: &Path) -> Result<Owned, Failure> {
+        let parent = target.parent().unwrap_or(target);
+        let name = format!(".comfy-worker-{}", Uuid::new_v4().simple());
+        self.journal
+            .create_folder(parent, &name)
+            .await
+            .map_err(|source| place_failure(PlaceError::io(parent, source)))
+    }
+}
+
+/// Where a file goes.
+struct Target {
+    name: FileName,
+    options: UploadOptions,
+    path: PathBuf,
+}
+
+/// A name that the folder cannot take is the job's fault, a disk that is full is not.
+pub(super) fn place_failure(error: PlaceError) -> Failure {
+    use std::io::ErrorKind as Kind;
+    match &error {
+        PlaceError::Io { source, .. }
+            if !matches!(
+                source.kind(),
+                Kind::AlreadyExists | Kind::NotADirectory | Kind::IsADirectory | Kind::InvalidFilename
+            ) =>
+        {
+            Failure::Local(error.to_string())
+        }
+        PlaceError::DiskFull(_) => Failure::DiskFull(error.to_string()),
+        _ => Failure::Invalid(format!("files: {error}")),
+    }
+}

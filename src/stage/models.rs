@@ -1,0 +1,346 @@
+//! Models that jobs bring: fetched once, kept, and shared between jobs, workers and restarts.
+//!
+//! ```text
+//! models/.comfy-worker/index.json         what was placed here, and what is not whole yet
+//!                      locks/<key>.use    shared by the jobs that use a model
+//!                      locks/<key>.fetch  held while it is fetched
+//! models/loras/.comfy-worker-<key>.part   a model that is not whole
+//! models/loras/x.safetensors              a whole one, renamed into place
+//! ```
+//!
+//! Invariants: only what the index lists, and still finds as it was placed, is ever evicted; never a model
+//! that a job uses; and a model is in the index before it is in its place, so that none is forgotten.
+
+mod index;
+mod part;
+mod room;
+mod slot;
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio::task::spawn_blocking;
+
+use super::{
+    fetch::{self, Budget, CHUNK, Fetcher, OpenError, Share},
+    files::place_failure,
+    journal::rename_new,
+    place::PlaceError,
+};
+use crate::{checksum, job::failure::Failure};
+use index::{FOLDER, Identity, IndexFile, Model, Origin, Part};
+use part::PartFile;
+use slot::{Slot, Turn};
+
+pub use slot::Lease;
+
+/// How often a model may change at its source while it is fetched.
+const RESTARTS: u32 = 3;
+
+/// The models of one models folder.
+#[derive(Clone, Debug)]
+pub(super) struct Models {
+    root: PathBuf,
+    index: IndexFile,
+    limit: Option<u64>,
+}
+
+/// A model that a job wants.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// Its path beneath the models folder.
+    pub(super) name: String,
+    /// The same, whole and checked.
+    pub(super) target: PathBuf,
+    pub(super) source: String,
+    pub(super) sha256: Option<String>,
+    pub(super) overwrite: bool,
+}
+
+/// A model that is there.
+#[derive(Debug)]
+pub(super) struct Placed {
+    /// Keeps it there; `None` where nobody can remove it.
+    pub(super) lease: Option<Lease>,
+    pub(super) bytes: u64,
+    /// Whether it had to be fetched.
+    pub(super) is_cold: bool,
+}
+
+/// Whether a job may give this name to a model, or to a folder of models.
+pub(super) fn is_reserved(name: &str) -> bool {
+    name.get(..FOLDER.len()).is_some_and(|start| start.eq_ignore_ascii_case(FOLDER))
+}
+
+impl Models {
+    /// Those of the folder `root`; of the fetched ones at most `limit` bytes are kept.
+    pub(super) fn new(root: PathBuf, limit: Option<u64>) -> Self {
+        Self { index: IndexFile::of(&root), root, limit }
+    }
+
+    /// Has a model in its place, and leases it.
+    pub(super) async fn place(
+        &self,
+        order: &Order,
+        fetcher: Fetcher<'_>,
+        budget: &Budget,
+    ) -> Result<Placed, Failure> {
+        let slot = Slot::of(&self.root, &order.name);
+        // Before the look: what is found must still be there afterwards.
+        let lease = match slot.lease().await {
+            Ok(lease) => Ok(lease),
+            // A folder that cannot be written holds its owner's models only.
+            Err(error) if is_read_only(&error) => Err(error),
+            Err(error) => return Err(self.failed(&error)),
+        };
+        if let Some(bytes) = self.warm(order, fetcher).await? {
+            return Ok(Placed { lease: lease.ok(), bytes, is_cold: false });
+        }
+        let lease = Some(lease.map_err(|error| self.failed(&error))?);
+        let turn = Arc::new(slot.turn().await.map_err(|error| self.failed(&error))?);
+        // Somebody may have been faster.
+        if let Some(bytes) = self.warm(order, fetcher).await? {
+            return Ok(Placed { lease, bytes, is_cold: false });
+        }
+        let mut fetched = self.fetch(order, &slot, &turn, fetcher, budget).await;
+        if matches!(fetched, Err(Failure::DiskFull(_)))
+            && self.free(order.target.parent().unwrap_or(&self.root), self.missing(order)).await > 0
+        {
+            fetched = self.fetch(order, &slot, &turn, fetcher, budget).await;
+        }
+        let bytes = fetched?;
+        self.trim(0).await;
+        Ok(Placed { lease, bytes, is_cold: true })
+    }
+
+    /// The size of the model that is there, if it is the one that is wanted.
+    async fn warm(&self, order: &Order, fetcher: Fetcher<'_>) -> Result<Option<u64>, Failure> {
+        let target = &order.target;
+        if target.symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        let found = Identity::at(target).ok().filter(|_| target.is_file());
+        let Some(found) = found else {
+            let replaceable = order.overwrite && !target.is_dir();
+            return if replaceable { Ok(None) } else { Err(exists(order)) };
+        };
+        let known = self.known(&order.name).await.filter(|model| model.file == found);
+        let is_same = match (&order.sha256, &known) {
+            (Some(sum), Some(model)) => model.sha256.eq_ignore_ascii_case(sum),
+            (Some(sum), None) => {
+                let is_same = fetch::matches(target, Some(sum)).await;
+                if is_same {
+                    self.adopt(order, found, sum).await;
+                }
+                is_same
+            }
+            (None, _) if !order.overwrite => true,
+            (None, Some(Model { origin: Some(origin), .. })) => {
+                origin.source == digest(&order.source)
+                    && fetcher.version(&order.source).await?.as_ref() == Some(&origin.version)
+            }
+            (None, _) => false,
+        };
+        if is_same {
+            if known.is_some() {
+                let name = order.name.clone();
+                self.note(move |index| index.touch(&name)).await;
+            }
+            return Ok(Some(found.size));
+        }
+        if order.overwrite { Ok(None) } else { Err(exists(order)) }
+    }
+
+    async fn known(&self, name: &str) -> Option<Model> {
+        let (index, name) = (self.index.clone(), name.to_owned());
+        spawn_blocking(move || index.read().models.remove(&name)).await.ok().flatten()
+    }
+
+    /// Remembers the checksum of somebody's own model: it was read as a whole.
+    async fn adopt(&self, order: &Order, file: Identity, sha256: &str) {
+        let (name, sha256) = (order.name.clone(), sha256.to_lowercase());
+        self.note(move |index| {
+            index.models.insert(name, Model { origin: None, sha256, file, used: 0, kept: true });
+        })
+        .await;
+    }
+
+    /// Changes the index where the change may be lost.
+    async fn note(&self, change: impl FnOnce(&mut index::Index) + Send + 'static) {
+        if let Err(error) = self.change(change).await {
+            tracing::debug!(%error, "the index of models cannot be written");
+        }
+    }
+
+    async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut index::Index) -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let index = self.index.clone();
+        spawn_blocking(move || index.change(change)).await.map_err(io::Error::other)?
+    }
+
+    /// Fetches a model into its place; its size.
+    async fn fetch(
+        &self,
+        order: &Order,
+        slot: &Slot,
+        turn: &Arc<Turn>,
+        fetcher: Fetcher<'_>,
+        budget: &Budget,
+    ) -> Result<u64, Failure> {
+        let folder = order.target.parent().unwrap_or(&self.root);
+        fs::create_dir_all(folder).map_err(|error| place_failure(PlaceError::io(folder, error)))?;
+        let path = folder.join(slot.part_name());
+        let mut restarts = 0;
+        loop {
+            let share = Share::of(budget, &order.source);
+            match self.receive(order, &path, turn, fetcher, share).await {
+                Err(OpenError::Changed) if restarts < RESTARTS => {
+                    restarts += 1;
+                    tracing::info!(model = order.name, "changed at its source: fetched from the start");
+                    self.forget_part(order, &path).await;
+                }
+                Err(error) => {
+                    // Without a version nobody can go on with it.
+                    if self.part(order).await.is_none_or(|part| part.origin.is_none()) {
+                        self.forget_part(order, &path).await;
+                    }
+                    return Err(error.into_failure(&order.source));
+                }
+                Ok((sum, file, origin)) => return self.settle(order, &path, sum, file, origin).await,
+            }
+        }
+    }
+
+    /// Receives what is missing of a model; what the whole is known by.
+    async fn receive(
+        &self,
+        order: &Order,
+        path: &Path,
+        turn: &Arc<Turn>,
+        fetcher: Fetcher<'_>,
+        mut share: Share<'_>,
+    ) -> Result<(String, Identity, Option<Origin>), OpenError> {
+        let local = |error: io::Error| place_failure(PlaceError::io(path, error));
+        let (source, digest) = (&order.source, digest(&order.source));
+        let begun = self.part(order).await.filter(|part| {
+            part.path == path && part.origin.as_ref().is_some_and(|origin| origin.source == digest)
+        });
+        let most = begun.as_ref().map_or(0, |part| part.size.unwrap_or(u64::MAX));
+        let mut part = PartFile::open(path, most, Arc::clone(turn)).await.map_err(local)?;
+        share.take(part.len())?;
+        let mut origin = begun.as_ref().and_then(|part| part.origin.clone()).filter(|_| part.len() > 0);
+        // Its last byte came before an earlier try ended.
+        let is_whole = origin.is_some() && begun.and_then(|part| part.size) == Some(part.len());
+        if !is_whole {
+            let version = origin.as_ref().map(|origin| origin.version.as_str());
+            let mut object = fetcher.open_from(source, part.len(), version).await?;
+            if let Some(size) = object.size {
+                share.check(size.saturating_sub(part.len()))?;
+                self.trim(size).await;
+            }
+            if origin.is_none() {
+                origin = object.version.clone().map(|version| Origin { source: digest, version });
+                let begun = Part { path: path.to_owned(), origin: origin.clone(), size: object.size };
+                let name = order.name.clone();
+                // Before the first byte: a part that nobody knows is begun again.
+                self.change(move |index| index.parts.insert(name, begun)).await.map_err(local)?;
+            } else {
+                tracing::info!(model = order.name, offset = part.len(), "a model is fetched on");
+            }
+            let mut chunk = vec![0; CHUNK];
+            loop {
+                let read = fetch::next(&mut object, &mut chunk, source).await?.len();
+                if read == 0 {
+                    break;
+                }
+                share.take(read as u64)?;
+                (part, chunk) = part.append(chunk, read).await.map_err(local)?;
+            }
+            if object.size.is_some_and(|size| size != part.len()) {
+                let problem = format!("{}: it ended after {} bytes", fetch::show(source), part.len());
+                return Err(Failure::StoreUnavailable(problem).into());
+            }
+        }
+        let (sum, file) = part.finish().await.map_err(local)?;
+        if let Some(expected) = order.sha256.as_ref().filter(|expected| !expected.eq_ignore_ascii_case(&sum))
+        {
+            self.forget_part(order, path).await;
+            return Err(fetch::checksum_mismatch(source, &sum, expected).into());
+        }
+        share.keep();
+        Ok((sum, file, origin))
+    }
+
+    /// Gives a whole model its name.
+    async fn settle(
+        &self,
+        order: &Order,
+        path: &Path,
+        sha256: String,
+        file: Identity,
+        origin: Option<Origin>,
+    ) -> Result<u64, Failure> {
+        let (name, target, path) = (order.name.clone(), order.target.clone(), path.to_owned());
+        let overwrite = order.overwrite;
+        let placing = self.change(move |index| {
+            let there = fs::symlink_metadata(&target).ok().map(|metadata| Identity::of(&metadata));
+            let ours = index.models.get(&name).is_some_and(|model| !model.kept && Some(model.file) == there);
+            let kept = there.is_some() && !ours;
+            index.parts.remove(&name);
+            let replaced = index.models.insert(name.clone(), Model { origin, sha256, file, used: 0, kept });
+            index.touch(&name);
+            let renamed = if overwrite { fs::rename(&path, &target) } else { rename_new(&path, &target) };
+            if renamed.is_err() {
+                index.models.remove(&name);
+                index.models.extend(replaced.map(|replaced| (name, replaced)));
+                let _ = fs::remove_file(&path);
+            }
+            renamed
+        });
+        match placing.await.map_err(|error| self.failed(&error))? {
+            Ok(()) => Ok(file.size),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(exists(order)),
+            Err(error) => Err(place_failure(PlaceError::io(&order.target, error))),
+        }
+    }
+
+    async fn part(&self, order: &Order) -> Option<Part> {
+        let (index, name) = (self.index.clone(), order.name.clone());
+        spawn_blocking(move || index.read().parts.remove(&name)).await.ok().flatten()
+    }
+
+    async fn forget_part(&self, order: &Order, path: &Path) {
+        let (name, path) = (order.name.clone(), path.to_owned());
+        self.note(move |index| {
+            index.parts.remove(&name);
+            let _ = fs::remove_file(path);
+        })
+        .await;
+    }
+
+    fn failed(&self, error: &io::Error) -> Failure {
+        Failure::local(self.root.display(), error)
+    }
+}
+
+fn exists(order: &Order) -> Failure {
+    Failure::Invalid(format!("files: models/{} exists and `overwrite` is false", order.name))
+}
+
+fn digest(source: &str) -> String {
+    checksum::of_bytes(source.as_bytes())
+}
+
+fn is_read_only(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
+}
+
+#[cfg(test)]
+#[path = "models/tests.rs"]
+mod tests;

@@ -1,0 +1,86 @@
+//! A model on its way here: a file that a later try goes on with.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::Arc,
+};
+
+use rustix::fs::OFlags;
+use tokio::task::spawn_blocking;
+
+use super::{index::Identity, slot::Turn};
+use crate::checksum::Running;
+
+const CHUNK: usize = 1 << 20;
+
+/// An open part and the sum of what it holds.
+///
+/// It owns its turn, and goes with it to the thread that writes: a caller that is dropped meanwhile leaves
+/// both there, so that nobody else opens the part before the last write is over.
+#[derive(Debug)]
+pub(super) struct PartFile {
+    file: File,
+    sum: Running,
+    len: u64,
+    _turn: Arc<Turn>,
+}
+
+impl PartFile {
+    /// Opens the part at `path`; from a part that was begun at most `most` bytes count, and none where it
+    /// holds more.
+    pub(super) async fn open(path: &Path, most: u64, turn: Arc<Turn>) -> io::Result<Self> {
+        let path = path.to_owned();
+        blocking(move || {
+            let mut options = OpenOptions::new();
+            options.create(true).truncate(false).read(true).append(true);
+            let mut file = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path)?;
+            if file.metadata()?.len() > most {
+                file.set_len(0)?;
+            }
+            let (mut sum, mut len, mut chunk) = (Running::default(), 0, vec![0; CHUNK]);
+            loop {
+                let read = file.read(&mut chunk)?;
+                let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
+                sum.update(bytes);
+                len += bytes.len() as u64;
+            }
+            Ok(Self { file, sum, len, _turn: turn })
+        })
+        .await
+    }
+
+    /// Bytes so far.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Appends the first `len` bytes of `chunk`, and gives both back.
+    pub(super) async fn append(mut self, chunk: Vec<u8>, len: usize) -> io::Result<(Self, Vec<u8>)> {
+        blocking(move || {
+            let bytes = chunk.get(..len).unwrap_or_default();
+            self.file.write_all(bytes)?;
+            self.sum.update(bytes);
+            self.len += bytes.len() as u64;
+            Ok((self, chunk))
+        })
+        .await
+    }
+
+    /// Its checksum, and what it will be known by, once its bytes are on the disk: a model is used for
+    /// months, after crashes of the machine too.
+    pub(super) async fn finish(self) -> io::Result<(String, Identity)> {
+        blocking(move || {
+            self.file.sync_all()?;
+            let identity = Identity::of(&self.file.metadata()?);
+            Ok((self.sum.finish(), identity))
+        })
+        .await
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other)?
+}
