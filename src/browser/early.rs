@@ -6,12 +6,12 @@
 //! with what ComfyUI serves: another `index.html` is another frontend, whose page this is not.
 
 use std::{
+    fs::File,
     path::{Component, Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use chromiumoxide::{
     Page as CdpPage,
     cdp::browser_protocol::{
@@ -68,7 +68,7 @@ impl Early {
         blank.chromium().call("holding requests", ANSWER_LIMIT, intercept).await?;
         let (answers, answering) = watch::channel(false);
         let index = root.join("index.html");
-        let gate = Gate { page: page.clone(), root, answering };
+        let gate = Gate { chromium: Arc::clone(blank.chromium()), page: page.clone(), root, answering };
         let gate = AbortOnDropHandle::new(tokio::spawn(gate.keep(requests)));
         let target = server.to_string();
         let opening = AbortOnDropHandle::new(tokio::spawn(async move { page.goto(target).await.map(drop) }));
@@ -101,6 +101,7 @@ impl Early {
 
 /// Answers the page's requests from the disk, or holds them.
 struct Gate {
+    chromium: Arc<Chromium>,
     page: CdpPage,
     root: PathBuf,
     answering: watch::Receiver<bool>,
@@ -118,14 +119,11 @@ impl Gate {
                 () = opened => break,
                 request = requests.next() => {
                     let Some(request) = request else { return };
-                    match self.answer(&request).await {
-                        Some(answer) => self.send(self.page.execute(answer).await),
-                        None => {
-                            if held.is_empty() {
-                                self.look_ahead().await;
-                            }
-                            held.push(request);
+                    if !self.answer(&request) {
+                        if held.is_empty() {
+                            self.look_ahead().await;
                         }
+                        held.push(request);
                     }
                 }
             }
@@ -154,22 +152,32 @@ impl Gate {
         }
     }
 
-    /// The answer that needs no ComfyUI.
-    async fn answer(&self, paused: &EventRequestPaused) -> Option<FulfillRequestParams> {
-        let url: Url = paused.request.url.parse().ok()?;
-        let file = file_of(&self.root, url.path())?;
-        let (content, kind) = match tokio::fs::read(&file).await {
-            Ok(content) => (content, mime_guess::from_path(&file).first_or_octet_stream().to_string()),
+    /// Answers without ComfyUI, where that can be.
+    fn answer(&self, paused: &EventRequestPaused) -> bool {
+        let url = paused.request.url.parse::<Url>();
+        let path = url.ok().and_then(|url| file_of(&self.root, url.path()));
+        let Some(path) = path else { return false };
+        // A folder may have the name of one of ComfyUI's calls.
+        let opened = File::open(&path).ok().filter(|file| file.metadata().is_ok_and(|found| found.is_file()));
+        let (file, kind) = match opened {
+            Some(file) => (file, mime_guess::from_path(&path).first_or_octet_stream()),
             // The user's own style sheets would hold up every script, and nobody looks at this page.
-            Err(_) if paused.resource_type == ResourceType::Stylesheet => {
-                (Vec::new(), mime_guess::mime::TEXT_CSS.to_string())
-            }
-            Err(_) => return None,
+            None if paused.resource_type == ResourceType::Stylesheet => match File::open("/dev/null") {
+                Ok(empty) => (empty, mime_guess::mime::TEXT_CSS),
+                Err(_) => return false,
+            },
+            None => return false,
         };
         let mut answer = FulfillRequestParams::new(paused.request_id.clone(), 200);
-        answer.response_headers = Some(vec![HeaderEntry::new("Content-Type", kind)]);
-        answer.body = Some(BASE64.encode(content).into());
-        Some(answer)
+        answer.response_headers = Some(vec![HeaderEntry::new("Content-Type", kind.to_string())]);
+        let session = self.page.session_id().as_ref();
+        match serde_json::to_value(&answer) {
+            Ok(params) => {
+                self.chromium.side_door().send_file(session, FulfillRequestParams::IDENTIFIER, &params, file);
+                true
+            }
+            Err(_) => false,
+        }
     }
 }
 

@@ -4,14 +4,28 @@
 //! ComfyUI's nodes included. chromiumoxide speaks websocket only: it gets an address that is good for
 //! one connection and holds a secret, and what passes there goes on through the pipe.
 
-use std::{io, os::unix::net::UnixStream as StdStream, time::Duration};
+use std::{
+    io,
+    os::unix::net::UnixStream as StdStream,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use command_fds::{CommandFdExt, FdMapping};
 use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream, UnixStream},
+    net::{
+        TcpListener, TcpStream, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
     process::Command,
+    sync::Mutex,
     time::timeout,
 };
 use tokio_tungstenite::{
@@ -31,6 +45,10 @@ const READS: i32 = 3;
 const WRITES: i32 = 4;
 /// Longest answer: a workflow of our largest message, as the frontend saved it, in JSON in JSON.
 const LARGEST_ANSWER: u64 = 512 << 20;
+/// Bytes of a file that are held at a time; a multiple of three, so that their texts fit together.
+const PIECE: usize = 96 << 10;
+/// Commands beside chromiumoxide's have numbers that it does not come to. Chromium's are 32 bits wide.
+const FIRST_ID: u32 = 1 << 30;
 /// For the websocket's handshake, all in this process.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -44,20 +62,69 @@ pub(super) fn attach(command: &mut Command) -> io::Result<StdStream> {
     Ok(ours)
 }
 
+/// A way beside the bridge for large commands: chromiumoxide would hold each several times over.
+#[derive(Clone, Debug)]
+pub(super) struct SideDoor {
+    pipe: Arc<Mutex<OwnedWriteHalf>>,
+    sent: Arc<AtomicU32>,
+}
+
+impl SideDoor {
+    /// Sends the command `method` of a session with the content of `file`, in base64, as its parameter
+    /// `body`, beside `params`. Nobody hears of the answer.
+    pub(super) fn send_file(&self, session: &str, method: &str, params: &Value, file: std::fs::File) {
+        let id = FIRST_ID + self.sent.fetch_add(1, Ordering::Relaxed);
+        let Ok(Value::Object(params)) = serde_json::to_value(params) else { return };
+        let mut params = params.iter().map(|(key, value)| format!("{}:{value},", json!(key)));
+        let head = format!(
+            "{{\"id\":{id},\"sessionId\":{},\"method\":{},\"params\":{{{}\"body\":\"",
+            json!(session),
+            json!(method),
+            params.by_ref().collect::<String>(),
+        );
+        let pipe = Arc::clone(&self.pipe);
+        // A task that nobody aborts: half a command would spoil all that follow.
+        tokio::spawn(async move {
+            let mut pipe = pipe.lock().await;
+            if let Err(error) = stream_file(&mut pipe, &head, file).await {
+                tracing::debug!(%error, "a file for DevTools");
+            }
+        });
+    }
+}
+
+async fn stream_file(pipe: &mut OwnedWriteHalf, head: &str, file: std::fs::File) -> io::Result<()> {
+    let mut file = tokio::fs::File::from_std(file);
+    pipe.write_all(head.as_bytes()).await?;
+    let mut chunk = Vec::with_capacity(PIECE);
+    loop {
+        chunk.clear();
+        // One that cannot be read on ends there: the command must end in any case.
+        let read = (&mut file).take(PIECE as u64).read_to_end(&mut chunk).await.unwrap_or_default();
+        if read == 0 {
+            break;
+        }
+        pipe.write_all(BASE64.encode(&chunk).as_bytes()).await?;
+    }
+    pipe.write_all(b"\"}}\0").await
+}
+
 /// An address at which one client that knows it gets what is at the other end of `pipe`; ends with
 /// the task.
-pub(super) async fn bridge(pipe: StdStream) -> io::Result<(String, AbortOnDropHandle<()>)> {
-    let pipe = UnixStream::from_std(pipe)?;
+pub(super) async fn bridge(pipe: StdStream) -> io::Result<(String, SideDoor, AbortOnDropHandle<()>)> {
+    let (from_chromium, to_chromium) = UnixStream::from_std(pipe)?.into_split();
+    let to_chromium = Arc::new(Mutex::new(to_chromium));
+    let side_door = SideDoor { pipe: Arc::clone(&to_chromium), sent: Arc::default() };
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let path = format!("/{}", Uuid::new_v4().simple());
     let address = format!("ws://{}{path}", listener.local_addr()?);
     let task = tokio::spawn(async move {
         let Ok(client) = admit(listener, &path).await else { return };
-        if let Err(error) = pass(client, pipe).await {
+        if let Err(error) = pass(client, from_chromium, &to_chromium).await {
             tracing::debug!(%error, "DevTools' pipe");
         }
     });
-    Ok((address, AbortOnDropHandle::new(task)))
+    Ok((address, side_door, AbortOnDropHandle::new(task)))
 }
 
 /// The first client that knows the path. Nobody can connect afterwards.
@@ -83,16 +150,19 @@ async fn admit(listener: TcpListener, path: &str) -> io::Result<WebSocketStream<
 }
 
 /// Passes messages both ways until either side ends. In the pipe a zero byte ends each.
-async fn pass(client: WebSocketStream<TcpStream>, pipe: UnixStream) -> io::Result<()> {
+async fn pass(
+    client: WebSocketStream<TcpStream>,
+    from_chromium: OwnedReadHalf,
+    to_chromium: &Mutex<OwnedWriteHalf>,
+) -> io::Result<()> {
     let (mut answers, mut commands) = client.split();
-    let (from_chromium, mut to_chromium) = pipe.into_split();
     let mut from_chromium = BufReader::new(from_chromium);
     let down = async {
         while let Some(message) = commands.next().await {
             if let Message::Text(text) = message.map_err(io::Error::other)? {
                 let mut command = Vec::from(text.as_str());
                 command.push(0);
-                to_chromium.write_all(&command).await?;
+                to_chromium.lock().await.write_all(&command).await?;
             }
         }
         Ok(())
@@ -127,7 +197,7 @@ mod tests {
         ours.set_nonblocking(true).unwrap();
         theirs.set_nonblocking(true).unwrap();
         let mut chromium = UnixStream::from_std(theirs).unwrap();
-        let (address, task) = bridge(ours).await.unwrap();
+        let (address, side_door, task) = bridge(ours).await.unwrap();
         let (place, _) = address.rsplit_once('/').unwrap();
         for path in ["", "/", "/devtools/browser", "/json/version"] {
             assert!(connect_async(format!("{place}{path}")).await.is_err(), "{path}");
@@ -139,6 +209,20 @@ mod tests {
         let mut read = [0; 12];
         chromium.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"to Chromium\0");
+        // A file passes beside it, in pieces.
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..PIECE + 100).map(|byte| byte as u8).collect();
+        io::Write::write_all(&mut file, &content).unwrap();
+        io::Seek::rewind(&mut file).unwrap();
+        side_door.send_file("S", "Fetch.fulfillRequest", &json!({"responseCode": 200}), file);
+        let mut command = Vec::new();
+        BufReader::new(&mut chromium).read_until(0, &mut command).await.unwrap();
+        let command: Value = serde_json::from_slice(command.strip_suffix(&[0]).unwrap()).unwrap();
+        let params = json!({"responseCode": 200, "body": BASE64.encode(&content)});
+        let expected =
+            json!({"id": FIRST_ID, "sessionId": "S", "method": "Fetch.fulfillRequest", "params": params});
+        assert!(command == expected, "{command}");
+
         chromium.write_all(b"one\0two\0").await.unwrap();
         for answer in ["one", "two"] {
             assert_eq!(client.next().await.unwrap().unwrap().to_text().unwrap(), answer);

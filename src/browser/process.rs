@@ -52,6 +52,7 @@ pub(super) enum CallError {
 #[derive(Debug)]
 pub(super) struct Chromium {
     cdp: Cdp,
+    side_door: pipe::SideDoor,
     product: String,
     running: Mutex<Option<Running>>,
     dead: CancellationToken,
@@ -108,7 +109,8 @@ impl Chromium {
         let stderr = AbortOnDropHandle::new(tokio::spawn(follow));
 
         let connect = async {
-            let (address, bridge) = pipe::bridge(pipe).await.map_err(|error| error.to_string())?;
+            let bridged = pipe::bridge(pipe).await.map_err(|error| error.to_string())?;
+            let (address, side_door, bridge) = bridged;
             let settings = HandlerConfig {
                 viewport: None,
                 // Our own limits are shorter. Theirs would fail a conversion that may take longer.
@@ -134,14 +136,14 @@ impl Chromium {
                 version = cdp.execute(GetVersionParams::default()) => version.map_err(|error| error.to_string())?,
                 () = dead.cancelled() => return Err("it ended".to_owned()),
             };
-            Ok((cdp, handler, bridge, version.result.product))
+            Ok((cdp, side_door, handler, bridge, version.result.product))
         };
         let failed = |text: &str| {
             let words = one_line(tail.last(6).trim(), 900);
             let text = if words.is_empty() { format!("{text} and said nothing") } else { words };
             format!("{} did not start: {text}", program.display())
         };
-        let (cdp, handler, bridge, product) = match timeout(START_LIMIT, connect).await {
+        let (cdp, side_door, handler, bridge, product) = match timeout(START_LIMIT, connect).await {
             Ok(Ok(connected)) => connected,
             Ok(Err(text)) => {
                 // What it wrote last may still be in the pipe. A program that ends is noticed by the
@@ -153,6 +155,7 @@ impl Chromium {
         };
         Ok(Self {
             cdp,
+            side_door,
             product,
             running: Mutex::new(Some(running)),
             dead,
@@ -165,6 +168,11 @@ impl Chromium {
     /// The DevTools connection. Every call through it belongs into [`Chromium::call`].
     pub(super) fn cdp(&self) -> &Cdp {
         &self.cdp
+    }
+
+    /// The way for large commands.
+    pub(super) fn side_door(&self) -> &pipe::SideDoor {
+        &self.side_door
     }
 
     /// Such as `Chrome/156.0.8078.79`.

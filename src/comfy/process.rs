@@ -18,7 +18,7 @@ const STOP_GRACE: Duration = Duration::from_secs(3);
 /// A boot that lost its port to somebody else moves on this often.
 const PORT_TRIES: u32 = 10;
 /// How often the boot looks whether ComfyUI answers.
-const PROBE_EVERY: Duration = Duration::from_millis(100);
+const PROBE_EVERY: Duration = Duration::from_millis(20);
 /// Lines of ComfyUI's log in an error.
 const LINES_IN_ERROR: usize = 12;
 

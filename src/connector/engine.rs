@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use tokio::{sync::watch, time::timeout};
 use url::Url;
 use uuid::Uuid;
@@ -38,7 +38,7 @@ pub(super) const PROOF_LASTS: Duration = Duration::from_secs(5);
 /// Where programs put temporary files.
 const TMPDIR: &str = "TMPDIR";
 
-/// The workflow that must run before anybody is served.
+/// The built-in [`SelfTest::workflow`].
 const SELF_TEST: &str = include_str!("selftest.json");
 
 /// ComfyUI and a browser, running.
@@ -72,13 +72,11 @@ impl Engine {
             comfyui.env.0.insert(TMPDIR.to_owned(), scratch.path().display().to_string());
         }
         let (server, browser) = boot_both(&comfyui, &config.browser, on_line).await?;
-        let connecting = async { Ok::<_, ConnectorError>(Socket::connect(server.client().base()).await?) };
-        let attaching = async { Ok(browser.attach().await?) };
-        let socket = match tokio::try_join!(connecting, attaching) {
-            Ok((socket, ())) => socket,
+        let socket = match Socket::connect(server.client().base()).await {
+            Ok(socket) => socket,
             Err(error) => {
                 tokio::join!(browser.shutdown(), server.stop());
-                return Err(error);
+                return Err(error.into());
             }
         };
         let engine = Self {
@@ -90,16 +88,42 @@ impl Engine {
             proven_at: Mutex::default(),
             _scratch: scratch,
         };
-        match engine.run(&test, SELF_TEST_LIMIT, &mut Silent::default()).await {
-            Ok(history) => {
+        match engine.open_and_test(&test, &Folders::new(config.comfyui.path.clone())).await {
+            Ok(()) => {
                 engine.ran.store(0, Ordering::Relaxed);
-                deliver::discard(&Folders::new(config.comfyui.path.clone()), &history);
                 Ok(engine)
             }
             Err(error) => {
                 engine.stop().await;
-                Err(ConnectorError::SelfTest(Box::new(error)))
+                Err(error)
             }
+        }
+    }
+
+    /// Opens ComfyUI's page and runs the self-test through conversion, execution and result. What the
+    /// built-in workflow becomes is known, so that it runs while the page still loads.
+    async fn open_and_test(&self, test: &SelfTest, folders: &Folders) -> Result<(), ConnectorError> {
+        let failed = |error| ConnectorError::SelfTest(Box::new(error));
+        let run = async |payload: &Payload| {
+            let ran = self.run(payload, SELF_TEST_LIMIT, &mut Silent::default()).await;
+            ran.map(|history| deliver::discard(folders, &history)).map_err(failed)
+        };
+        let opening = async { self.browser.attach().await.map_err(ConnectorError::from) };
+        let Some(expected) = &test.becomes else {
+            opening.await?;
+            return run(&test.workflow.clone().into()).await;
+        };
+        let converting = async {
+            opening.await?;
+            let converted = self.browser.convert(&test.workflow).await;
+            Ok(converted.map_err(|error| failed(error.into()))?.prompt)
+        };
+        let expected = Payload::Prompt(expected.clone());
+        let (converted, ()) = tokio::try_join!(converting, run(&expected))?;
+        match Payload::Prompt(without_titles(converted)) {
+            same if same == expected => Ok(()),
+            // Another version's nodes may have other inputs.
+            other => run(&other).await,
         }
     }
 
@@ -282,20 +306,41 @@ fn scratch(config: &ComfyUiConfig, journal: &Arc<Journal>) -> Result<Option<Owne
     }
 }
 
-fn self_test(config: &Config) -> Result<Payload, ConnectorError> {
+/// What must run before anybody is served.
+struct SelfTest {
+    /// A UI workflow; one of the operator's may be a prompt.
+    workflow: Value,
+    /// The prompt that it becomes, where that is known.
+    becomes: Option<Value>,
+}
+
+fn without_titles(mut prompt: Map<String, Value>) -> Value {
+    for node in prompt.values_mut().filter_map(Value::as_object_mut) {
+        node.remove("_meta");
+    }
+    Value::Object(prompt)
+}
+
+fn self_test(config: &Config) -> Result<SelfTest, ConnectorError> {
     let problem = ConnectorError::TestWorkflow;
-    // The original's file names a test workflow by default; without that file ours is as good.
-    let text = match &config.comfyui.test_workflow {
+    let parse = |text: &str| {
+        serde_json::from_str(text).map_err(|error| problem(format!("the test workflow is no JSON: {error}")))
+    };
+    match &config.comfyui.test_workflow {
         Some(path) if path.exists() => {
-            fs::read_to_string(path).map_err(|error| problem(format!("{}: {error}", path.display())))?
+            let text = fs::read_to_string(path);
+            let text = text.map_err(|error| problem(format!("{}: {error}", path.display())))?;
+            return Ok(SelfTest { workflow: parse(&text)?, becomes: None });
         }
+        // The original's file names a test workflow by default; without that file ours is as good.
         Some(path) => {
             tracing::warn!(path = %path.display(), "no such test workflow, using the built-in one");
-            SELF_TEST.to_owned()
         }
-        None => SELF_TEST.to_owned(),
-    };
-    let workflow: Value = serde_json::from_str(&text)
-        .map_err(|error| problem(format!("the test workflow is no JSON: {error}")))?;
-    Ok(workflow.into())
+        None => {}
+    }
+    let becomes = json!({
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 0}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    });
+    Ok(SelfTest { workflow: parse(SELF_TEST)?, becomes: Some(becomes) })
 }
