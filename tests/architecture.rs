@@ -106,7 +106,10 @@ fn vendor_crates_stay_in_their_adapters() {
         ),
         (&["chromiumoxide", "command_fds"], &["browser/"]),
         (&["tokio_tungstenite"], &["comfy/", "browser/pipe.rs"]),
-        (&["reqwest"], &["comfy/", "browser/install.rs", "queue/management.rs", "stage/web"]),
+        (
+            &["reqwest"],
+            &["comfy/", "browser/early.rs", "browser/install.rs", "queue/management.rs", "stage/web"],
+        ),
         (&["zip"], &["browser/unpack.rs"]),
         (&["axum"], &["admin/"]),
     ];

@@ -88,7 +88,8 @@ impl Engine {
             proven_at: Mutex::default(),
             _scratch: scratch,
         };
-        match engine.open_and_test(&test, &Folders::new(config.comfyui.path.clone())).await {
+        let folders = Folders::new(config.comfyui.path.clone());
+        match Box::pin(engine.open_and_test(&test, &folders)).await {
             Ok(()) => {
                 engine.ran.store(0, Ordering::Relaxed);
                 Ok(engine)

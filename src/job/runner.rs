@@ -275,7 +275,7 @@ impl Life<'_> {
         let mut seen = HashMap::<_, u32>::new();
         let mut executor = Executor::new(self.runner, self.turn, job, attempt.number, reporter, self.end);
         loop {
-            let met = match executor.execute(&mut self.timings).await {
+            let met = match Box::pin(executor.execute(&mut self.timings)).await {
                 Ok(done) => return Ok(self.succeeded(job, attempt.number, done, &executor)),
                 Err(met) => met,
             };

@@ -6,7 +6,6 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use bytes::Bytes;
 use comfy_worker::store::{Content, ObjectStore, StoreError, Stores};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -150,7 +149,7 @@ async fn many_large_files_and_small_ones_at_once_all_arrive() {
         assert_eq!(stored.size, fs::metadata(path).unwrap().len());
     }
     let read = bed.store.read(&uri("s3://bucket/0.bin"), 17 * MIB).await.unwrap();
-    assert!(read == Bytes::from(fs::read(large.0).unwrap()));
+    assert!(read == fs::read(large.0).unwrap());
 }
 
 fn same(one: &Path, other: &Path) -> bool {
