@@ -84,7 +84,12 @@ pub(super) type Starting = Shared<BoxFuture<'static, Result<Arc<Engine>, Arc<Con
 /// The ComfyUI that runs and is well, else one that is started.
 pub(super) fn starting(connector: &ComfyConnector) -> Starting {
     let connector = connector.clone();
-    async move { connector.engine().await.map_err(Arc::new) }.boxed().shared()
+    let start = async move {
+        let engine = connector.engine().await.map_err(Arc::new)?;
+        tracing::info!("ComfyUI and browser ready");
+        Ok(engine)
+    };
+    start.boxed().shared()
 }
 
 pub(super) fn boot_error(error: &ConnectorError) -> ServeError {
