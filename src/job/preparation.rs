@@ -50,10 +50,12 @@ impl Executor<'_> {
     pub(super) async fn ready(&self, timings: &mut Timings) -> Result<Ready, Met> {
         self.turn.prepare();
         let begun = Instant::now();
+        // Staging may fail before ComfyUI is asked for.
+        self.runner.connector.running().iter().for_each(|engine| self.met(engine));
         let before_post = async {
             let preparing = async {
                 let engine = self.engine().await?;
-                self.comfyui_version.get_or_init(|| engine.server().version().to_owned());
+                self.met(&engine);
                 timed(self.prepare(&engine)).await
             };
             // Files come while ComfyUI still starts.
@@ -76,6 +78,10 @@ impl Executor<'_> {
         self.turn.lane().prepared_in(begun.elapsed());
         self.runner.connector.stager().warm(apply::models_named(&prompt));
         Ok(Ready { prompt, extra_data, folder, warnings, _staged: staged })
+    }
+
+    fn met(&self, engine: &Engine) {
+        self.comfyui_version.get_or_init(|| engine.server().version().to_owned());
     }
 
     async fn stage(&self) -> Result<Staged, Met> {
