@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{process::Command, time::timeout};
+use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 
 use super::process::hide_secrets;
 use crate::config::ComfyUiConfig;
@@ -35,10 +35,20 @@ pub async fn root(config: &ComfyUiConfig) -> Option<PathBuf> {
         .current_dir(&config.workdir)
         .envs(&config.env.0)
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .kill_on_drop(true);
-    let found = timeout(LIMIT, command.output()).await.ok()?.ok()?;
-    let package = String::from_utf8(found.stdout).ok()?;
+    // A task that nobody drops: a child that nobody waits for stays a zombie.
+    let asked = tokio::spawn(async move {
+        let mut child = command.spawn().ok()?;
+        let mut answer = String::new();
+        let mut output = child.stdout.take()?;
+        let read = timeout(LIMIT, output.read_to_string(&mut answer)).await;
+        // It has said all, or takes too long.
+        let _ = child.kill().await;
+        read.ok()?.ok().map(|_| answer)
+    });
+    let package = asked.await.ok()??;
     with_index(Path::new(package.trim()).join("static"))
 }
 
