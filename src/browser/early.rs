@@ -39,6 +39,8 @@ const INDEX_LIMIT: Duration = Duration::from_secs(10);
 const VIEW: &str = "GraphView-";
 /// From ComfyUI's answer until the page can convert; after that one is made in the common way.
 const READY_LIMIT: Duration = Duration::from_secs(40);
+/// Held requests that are let go at a time.
+const SIDE_BY_SIDE: usize = 16;
 const OPENING: &str = "opening ComfyUI's page";
 
 /// The page, waiting for ComfyUI.
@@ -68,11 +70,12 @@ impl Early {
         blank.chromium().call("holding requests", ANSWER_LIMIT, intercept).await?;
         let (answers, answering) = watch::channel(false);
         let index = root.join("index.html");
-        let gate = Gate { chromium: Arc::clone(blank.chromium()), page: page.clone(), root, answering };
+        let (chromium, server) = (Arc::clone(blank.chromium()), server.clone());
+        let gate = Gate { chromium, page: page.clone(), server: server.clone(), root, answering };
         let gate = AbortOnDropHandle::new(tokio::spawn(gate.keep(requests)));
         let target = server.to_string();
         let opening = AbortOnDropHandle::new(tokio::spawn(async move { page.goto(target).await.map(drop) }));
-        Ok(Self { blank, server: server.clone(), index, answers, opening, _gate: gate })
+        Ok(Self { blank, server, index, answers, opening, _gate: gate })
     }
 
     /// ComfyUI answers: the page, once it can convert.
@@ -103,6 +106,7 @@ impl Early {
 struct Gate {
     chromium: Arc<Chromium>,
     page: CdpPage,
+    server: Url,
     root: PathBuf,
     answering: watch::Receiver<bool>,
 }
@@ -129,9 +133,11 @@ impl Gate {
             }
         }
         let rest = futures_util::stream::iter(held).chain(requests);
-        let go_on =
-            rest.map(|request| self.page.execute(ContinueRequestParams::new(request.request_id.clone())));
-        go_on.buffer_unordered(16).for_each(|sent| async { self.send(sent) }).await;
+        rest.for_each_concurrent(SIDE_BY_SIDE, |request| {
+            let go_on = ContinueRequestParams::new(request.request_id.clone());
+            self.ask("letting a request go", self.page.execute(go_on))
+        })
+        .await;
     }
 
     /// Has the page load the view that it opens once ComfyUI has told it its users: a second of work.
@@ -141,21 +147,22 @@ impl Gate {
             let name = asset.file_name();
             if let Some(name) = name.to_str().filter(|name| name.starts_with(VIEW) && name.ends_with(".js")) {
                 let import = format!("void import({})", serde_json::json!(format!("./assets/{name}")));
-                self.send(self.page.evaluate_expression(import).await);
+                self.ask("a look ahead", self.page.evaluate_expression(import)).await;
             }
         }
     }
 
-    fn send<T>(&self, sent: Result<T, CdpError>) {
-        if let Err(error) = sent {
-            tracing::debug!(%error, "a request of the early page");
+    async fn ask<T>(&self, what: &'static str, answer: impl Future<Output = Result<T, CdpError>>) {
+        if let Err(error) = self.chromium.call(what, ANSWER_LIMIT, answer).await {
+            tracing::debug!(%error, "the early page");
         }
     }
 
     /// Answers without ComfyUI, where that can be.
     fn answer(&self, paused: &EventRequestPaused) -> bool {
-        let url = paused.request.url.parse::<Url>();
-        let path = url.ok().and_then(|url| file_of(&self.root, url.path()));
+        let url = paused.request.url.parse::<Url>().ok();
+        let own = url.filter(|url| url.origin() == self.server.origin());
+        let path = own.and_then(|url| file_of(&self.root, url.path()));
         let Some(path) = path else { return false };
         // A folder may have the name of one of ComfyUI's calls.
         let opened = File::open(&path).ok().filter(|file| file.metadata().is_ok_and(|found| found.is_file()));
