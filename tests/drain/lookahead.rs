@@ -94,8 +94,8 @@ async fn a_drain_hands_back_the_job_behind_and_finishes_the_one_that_runs() -> R
     let site = Site::new(&bed, "a")?.set("amqp.lookahead", "1");
     let mut worker = two_in_hand(&bed, &site, &slow_job("first", 4.0), &staged_job("second", 600.0)).await?;
     worker.signal(Signal::TERM)?;
-    ensure!(bed.answer("first").await?["status"] == "succeeded");
     site.wait_drained(&mut worker, site.initial(), SOON).await?;
+    ensure!(bed.answer("first").await?["status"] == "succeeded");
     bed.wait_queued(1).await?;
     ensure!(bed.marker("second", 1).await?["closed"].is_string(), "it would count as a crash");
     Ok(())
