@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
-use testbed::checkout;
+use testbed::{S3Server, checkout};
 use tokio::{process::Command, time::sleep};
 
 use crate::{
@@ -72,7 +72,7 @@ pub(crate) async fn pass(bed: &Bed) -> Result<&Pass> {
 async fn go_through(bed: &Bed) -> Result<Pass> {
     let name = "large";
     let s3 = bed.s3().await?;
-    write_file(&s3.path(BUCKET, KEY), bed.sizes.megabytes)?;
+    put_large(bed, s3).await?;
     s3.put(BUCKET, "in/small.bin", vec![1; 1 << 20]).await?;
     let engine = bed.engine(On::Standin, name)?;
     let (worker, mut queue) = bed.boot(name, bed.worker(name, name, &engine).await?).await?;
@@ -142,12 +142,15 @@ fn status(pid: u32, name: &str) -> Result<u64> {
     Ok(kib << 10)
 }
 
-/// Straight into the server's folder: content that differs in every block.
-fn write_file(path: &Path, megabytes: u64) -> Result<()> {
-    fs::create_dir_all(path.parent().context("a folder")?)?;
-    let mut file = std::io::BufWriter::with_capacity(1 << 20, fs::File::create(path)?);
-    for block in 0..megabytes << 8 {
+/// Content that differs in every block. Through S3: then the server has its ETag and checksum, and does not make
+/// them anew for each range.
+async fn put_large(bed: &Bed, s3: &S3Server) -> Result<()> {
+    let path = bed.folder.join("large.bin");
+    let mut file = std::io::BufWriter::with_capacity(1 << 20, fs::File::create(&path)?);
+    for block in 0..bed.sizes.megabytes << 8 {
         file.write_all(&block.to_le_bytes().repeat(512))?;
     }
-    Ok(file.flush()?)
+    file.flush()?;
+    s3.put_file(BUCKET, KEY, &path).await?;
+    Ok(fs::remove_file(&path)?)
 }

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, anyhow};
 use aws_sdk_s3::{
     Client,
     config::{BehaviorVersion, Credentials, Region},
+    primitives::ByteStream,
 };
 use hyper::{Method, Request, Uri, body::Incoming, service::service_fn};
 use hyper_util::{
@@ -169,6 +170,16 @@ impl S3Server {
     /// What S3 answers.
     pub async fn put(&self, bucket: &str, key: &str, body: impl Into<Vec<u8>> + Send) -> Result<()> {
         let put = self.client().put_object().bucket(bucket).key(key).body(body.into().into());
+        put.send().await.with_context(|| format!("cannot put s3://{bucket}/{key}")).map(drop)
+    }
+
+    /// Stores a file through S3, in one request.
+    ///
+    /// # Errors
+    /// When the file cannot be read; what S3 answers.
+    pub async fn put_file(&self, bucket: &str, key: &str, file: &Path) -> Result<()> {
+        let body = ByteStream::from_path(file).await?;
+        let put = self.client().put_object().bucket(bucket).key(key).body(body);
         put.send().await.with_context(|| format!("cannot put s3://{bucket}/{key}")).map(drop)
     }
 
