@@ -1,12 +1,15 @@
 //! SHA-256 sums, in lower-case hexadecimal digits.
 
-use std::io::{self, Read};
+use std::{
+    fmt,
+    io::{self, Read},
+};
 
-use sha2::{Digest, Sha256};
+use aws_lc_rs::digest::{Context, SHA256, digest};
 
 /// Of bytes in memory.
 pub(crate) fn of_bytes(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex(digest(&SHA256, bytes).as_ref())
 }
 
 /// Of everything that a reader gives, with its length. Blocks.
@@ -26,8 +29,20 @@ pub(crate) fn of_reader(mut reader: impl Read) -> io::Result<(String, u64)> {
 }
 
 /// A sum of bytes that pass.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Running(Sha256);
+#[derive(Clone)]
+pub(crate) struct Running(Context);
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").finish_non_exhaustive()
+    }
+}
+
+impl Default for Running {
+    fn default() -> Self {
+        Self(Context::new(&SHA256))
+    }
+}
 
 impl Running {
     pub(crate) fn update(&mut self, bytes: &[u8]) {
@@ -35,7 +50,7 @@ impl Running {
     }
 
     pub(crate) fn finish(self) -> String {
-        hex(&self.0.finalize())
+        hex(self.0.finish().as_ref())
     }
 }
 

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use moka::sync::Cache;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::{
     Conversion,
     convert::{self, Answer},
     page::Served,
 };
+use crate::checksum;
 
 /// Nothing that an extension of the frontend does unseen, such as writing a date, stays for longer.
 const LIFETIME: Duration = Duration::from_secs(3600);
@@ -23,18 +23,18 @@ const LARGEST_BYTES: u64 = 32 << 20;
 pub(super) struct Known(Cache<Key, String>);
 
 /// A digest of all that an answer depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key([u8; 32]);
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key(String);
 
 impl Key {
     pub(super) fn new(text: &str, served: &Served) -> Self {
-        let mut digest = Sha256::new();
+        let mut sum = checksum::Running::default();
         for part in [&served.frontend, &served.definitions] {
-            digest.update(part);
-            digest.update([0]);
+            sum.update(part.as_bytes());
+            sum.update(&[0]);
         }
-        digest.update(text);
-        Self(digest.finalize().into())
+        sum.update(text.as_bytes());
+        Self(sum.finish())
     }
 }
 
@@ -45,8 +45,8 @@ impl Known {
     }
 
     /// What `workflow` became before.
-    pub(super) fn get(&self, key: Key, workflow: &Value) -> Option<Conversion> {
-        match Answer::parse(self.0.get(&key)?) {
+    pub(super) fn get(&self, key: &Key, workflow: &Value) -> Option<Conversion> {
+        match Answer::parse(self.0.get(key)?) {
             Ok(Answer::Converted { prompt, workflow: saved, .. }) => {
                 Some(Conversion::new(prompt, saved, workflow))
             }
@@ -88,10 +88,10 @@ mod tests {
         let known = Known::new();
         let key = Key::new("{}", &served("1", ""));
         let answer = |size: usize| format!(r#"{{"output": {{}}, "workflow": "{}"}}"#, "x".repeat(size));
-        known.put(key, &json!({"nodes": [{"widgets_values": ["a {red|blue} fox"]}]}), answer(1));
-        assert!(known.get(key, &json!({})).is_none());
-        known.put(key, &json!({"nodes": [{"widgets_values": ["a red fox"]}]}), answer(1));
-        assert!(known.get(key, &json!({})).is_some());
+        known.put(key.clone(), &json!({"nodes": [{"widgets_values": ["a {red|blue} fox"]}]}), answer(1));
+        assert!(known.get(&key, &json!({})).is_none());
+        known.put(key.clone(), &json!({"nodes": [{"widgets_values": ["a red fox"]}]}), answer(1));
+        assert!(known.get(&key, &json!({})).is_some());
         for number in 0..100 {
             let key = Key::new(&number.to_string(), &served("1", ""));
             known.put(key, &json!({}), answer(1 << 20));

@@ -179,7 +179,7 @@ impl Browser {
         let Owner { shared, known, .. } = &*self.0;
         let text = convert::text_of(workflow)?;
         let served = shared.served();
-        if let Some(conversion) = served.and_then(|served| known.get(Key::new(&text, &served), workflow)) {
+        if let Some(conversion) = served.and_then(|served| known.get(&Key::new(&text, &served), workflow)) {
             return if shared.is_stopped() { Err(shared::is_shut_down()) } else { Ok(conversion) };
         }
         tokio::select! {

@@ -48,8 +48,7 @@ pub(super) async fn outputs(
         let part = folder.join(format!(".{}.part", Uuid::new_v4().simple()));
         let copied = async {
             let mut target = fs::File::create_new(&part).await?;
-            let mut body = object.body;
-            tokio::io::copy(&mut body, &mut target).await?;
+            tokio::io::copy(&mut object.into_reader(), &mut target).await?;
             target.flush().await?;
             settle(&part, folder, name.as_str()).await
         };

@@ -1,17 +1,17 @@
 //! Sources: read in a stream, bounded before and while they are read, summed as they pass.
 
 use std::{
+    fs::File,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use base64::Engine;
-use tokio::{
-    fs::File,
-    io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
-};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
@@ -27,7 +27,6 @@ use crate::{
 
 /// A read that brings nothing for this long has failed.
 const STALL_LIMIT: Duration = Duration::from_secs(60);
-pub(super) const CHUNK: usize = 256 * 1024;
 
 /// Why a source could not be read.
 #[derive(Debug)]
@@ -143,19 +142,21 @@ impl Fetcher<'_> {
     ) -> Result<(), Failure> {
         // A random name: `x.part` could be the name of another input.
         let part = target.with_file_name(format!(".{}.part", Uuid::new_v4().simple()));
-        let local = |error: std::io::Error| Failure::local(part.display(), &error);
-        let mut file = File::create_new(&part).await.map_err(local)?;
-        let fetched = match self.open(source).await {
-            Ok(object) => copy(object, &mut file, source, budget).await,
-            Err(failure) => Err(failure),
-        };
-        let outcome = match fetched {
-            Ok(sum) if sha256.is_some_and(|expected| !expected.eq_ignore_ascii_case(&sum)) => {
-                Err(checksum_mismatch(source, &sum, sha256.unwrap_or_default()))
+        let local = |error: io::Error| Failure::local(part.display(), &error);
+        let fetched = async {
+            // None is made of what nobody can compare it with.
+            let sum = sha256.map(|_| checksum::Running::default());
+            let file = Written { file: File::create_new(&part).map_err(local)?, sum };
+            let written = copy(self.open(source).await?, file, source, budget).await?;
+            if let Some((expected, sum)) = sha256.zip(written.sum) {
+                let found = sum.finish();
+                if !expected.eq_ignore_ascii_case(&found) {
+                    return Err(checksum_mismatch(source, &found, expected));
+                }
             }
-            Ok(_) => tokio::fs::rename(&part, &target).await.map_err(local),
-            Err(failure) => Err(failure),
+            tokio::fs::rename(&part, &target).await.map_err(local)
         };
+        let outcome = fetched.await;
         if outcome.is_err() {
             let _ = tokio::fs::remove_file(&part).await;
         }
@@ -163,7 +164,7 @@ impl Fetcher<'_> {
     }
 
     /// Reads an object of at most `limit` bytes into memory.
-    pub(super) async fn read(self, source: &str, limit: u64) -> Result<bytes::Bytes, Failure> {
+    pub(super) async fn read(self, source: &str, limit: u64) -> Result<Bytes, Failure> {
         if !web::is_web(source) {
             return self.store.read(&self.allowed(source)?, limit).await.map_err(store_failure);
         }
@@ -171,17 +172,12 @@ impl Fetcher<'_> {
         let budget = Budget::new(limit);
         let too_large = |_| Failure::InputTooLarge(format!("{}: larger than {limit} bytes", show(source)));
         budget.check(object.size.unwrap_or_default(), source).map_err(too_large)?;
-        let (mut text, mut chunk) = (Vec::new(), vec![0; CHUNK]);
-        loop {
-            let read = next(&mut object, &mut chunk, source).await;
-            match read.map_err(|error| error.into_failure(source))? {
-                [] => return Ok(text.into()),
-                bytes => {
-                    budget.take(bytes.len() as u64, source).map_err(too_large)?;
-                    text.extend_from_slice(bytes);
-                }
-            }
+        let mut text = Vec::new();
+        while let Some(chunk) = next(&mut object, source).await.map_err(|error| error.into_failure(source))? {
+            budget.take(chunk.len() as u64, source).map_err(too_large)?;
+            text.extend_from_slice(&chunk);
         }
+        Ok(text.into())
     }
 
     fn allowed(&self, source: &str) -> Result<ObjectUri, Failure> {
@@ -210,7 +206,8 @@ impl Fetcher<'_> {
             let bytes = decode_data(content)
                 .map_err(|problem| Failure::Invalid(format!("{}: {problem}", show(source))))?;
             let size = Some(bytes.len() as u64);
-            return Ok(Object { size, version: None, body: Box::pin(std::io::Cursor::new(bytes)) });
+            let body = stream::once(async { Ok(bytes.into()) }).boxed();
+            return Ok(Object { size, version: None, body });
         }
         if web::is_web(source) {
             return self.web.open(source, self.allow, offset, version).await;
@@ -253,36 +250,48 @@ fn store_failure(error: StoreError) -> Failure {
     }
 }
 
-async fn copy(mut object: Object, file: &mut File, source: &str, budget: &Budget) -> Result<String, Failure> {
-    budget.check(object.size.unwrap_or_default(), source)?;
-    let mut sum = checksum::Running::default();
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        let read = next(&mut object, &mut chunk, source).await;
-        let bytes = read.map_err(|error| error.into_failure(source))?;
-        if bytes.is_empty() {
-            break;
-        }
-        budget.take(bytes.len() as u64, source)?;
-        sum.update(bytes);
-        file.write_all(bytes).await.map_err(|error| Failure::local("staging", &error))?;
-    }
-    file.flush().await.map_err(|error| Failure::local("staging", &error))?;
-    Ok(sum.finish())
+/// A file that is written, and the sum of what it holds, where somebody wants it.
+#[derive(Debug)]
+struct Written {
+    file: File,
+    sum: Option<checksum::Running>,
 }
 
-/// The next bytes of a source, in `chunk`; none at its end.
-pub(super) async fn next<'c>(
-    object: &mut Object,
-    chunk: &'c mut [u8],
+impl Written {
+    async fn append(mut self, bytes: Bytes) -> io::Result<Self> {
+        let append = move || {
+            self.file.write_all(&bytes)?;
+            if let Some(sum) = &mut self.sum {
+                sum.update(&bytes);
+            }
+            Ok(self)
+        };
+        tokio::task::spawn_blocking(append).await.map_err(io::Error::other)?
+    }
+}
+
+async fn copy(
+    mut object: Object,
+    mut file: Written,
     source: &str,
-) -> Result<&'c [u8], OpenError> {
+    budget: &Budget,
+) -> Result<Written, Failure> {
+    budget.check(object.size.unwrap_or_default(), source)?;
+    while let Some(chunk) = next(&mut object, source).await.map_err(|error| error.into_failure(source))? {
+        budget.take(chunk.len() as u64, source)?;
+        file = file.append(chunk).await.map_err(|error| Failure::local("staging", &error))?;
+    }
+    Ok(file)
+}
+
+/// The next bytes of a source; `None` at its end.
+pub(super) async fn next(object: &mut Object, source: &str) -> Result<Option<Bytes>, OpenError> {
     let unavailable = |reason: String| Failure::StoreUnavailable(format!("{}: {reason}", show(source)));
-    let read = timeout(STALL_LIMIT, object.body.read(chunk))
+    let arrival = timeout(STALL_LIMIT, object.body.next())
         .await
         .map_err(|_| unavailable(format!("nothing came for {STALL_LIMIT:?}")))?;
-    match read {
-        Ok(read) => Ok(chunk.get(..read).unwrap_or_default()),
+    match arrival.transpose() {
+        Ok(chunk) => Ok(chunk),
         Err(error) => Err(match error.downcast::<StoreError>() {
             Ok(StoreError::Changed { .. }) => OpenError::Changed,
             Ok(error) => unavailable(error.to_string()).into(),
@@ -299,7 +308,7 @@ pub(super) async fn next<'c>(
 pub(super) async fn matches(path: &Path, sha256: Option<&str>) -> bool {
     let Some(expected) = sha256 else { return path.is_file() };
     let path = path.to_owned();
-    let sum = tokio::task::spawn_blocking(move || checksum::of_reader(std::fs::File::open(path)?));
+    let sum = tokio::task::spawn_blocking(move || checksum::of_reader(File::open(path)?));
     matches!(sum.await, Ok(Ok((sum, _))) if sum.eq_ignore_ascii_case(expected))
 }
 

@@ -2,8 +2,6 @@
 
 use std::fs;
 
-use tokio::io::AsyncRead;
-
 use super::*;
 use crate::store::{Content, Creation, LocalStore, Object, Stored};
 
@@ -18,9 +16,10 @@ struct Odd {
 #[async_trait::async_trait]
 impl ObjectStore for Odd {
     async fn open_from(&self, _: &ObjectUri, _: u64, _: Option<&str>) -> Result<Object, StoreError> {
-        let rest: Box<dyn AsyncRead + Send + Unpin> =
-            if self.breaks { Box::new(broken_off()) } else { Box::new(tokio::io::empty()) };
-        Ok(Object { size: self.claimed, version: None, body: Box::pin(self.content.chain(rest)) })
+        let content = Ok(Bytes::from_static(self.content));
+        let end = self.breaks.then(|| Err(io::Error::other("broken off")));
+        let body = stream::iter([content].into_iter().chain(end)).boxed();
+        Ok(Object { size: self.claimed, version: None, body })
     }
 
     async fn version(&self, _: &ObjectUri) -> Result<Option<String>, StoreError> {
@@ -31,7 +30,7 @@ impl ObjectStore for Odd {
         Err(StoreError::NotFound { uri: uri.to_string() })
     }
 
-    async fn create(&self, uri: &ObjectUri, _: bytes::Bytes, _: &str) -> Result<Creation, StoreError> {
+    async fn create(&self, uri: &ObjectUri, _: Bytes, _: &str) -> Result<Creation, StoreError> {
         Err(StoreError::NotFound { uri: uri.to_string() })
     }
 
@@ -46,13 +45,6 @@ impl ObjectStore for Odd {
     async fn probe(&self, _: &ObjectUri) -> Result<(), StoreError> {
         Ok(())
     }
-}
-
-/// A body that breaks off.
-fn broken_off() -> impl AsyncRead + Send + Unpin {
-    tokio_util::io::StreamReader::new(futures_util::stream::iter([Err::<bytes::Bytes, _>(
-        std::io::Error::other("broken off"),
-    )]))
 }
 
 struct Bed {

@@ -26,7 +26,7 @@ use std::{
 use tokio::task::spawn_blocking;
 
 use super::{
-    fetch::{self, Budget, CHUNK, Fetcher, OpenError, Share},
+    fetch::{self, Budget, Fetcher, OpenError, Share},
     files::place_failure,
     journal::rename_new,
     place::PlaceError,
@@ -253,14 +253,9 @@ impl Models {
             } else {
                 tracing::info!(model = order.name, offset = part.len(), "a model is fetched on");
             }
-            let mut chunk = vec![0; CHUNK];
-            loop {
-                let read = fetch::next(&mut object, &mut chunk, source).await?.len();
-                if read == 0 {
-                    break;
-                }
-                share.take(read as u64)?;
-                (part, chunk) = part.append(chunk, read).await.map_err(local)?;
+            while let Some(chunk) = fetch::next(&mut object, source).await? {
+                share.take(chunk.len() as u64)?;
+                part = part.append(chunk).await.map_err(local)?;
             }
             if object.size.is_some_and(|size| size != part.len()) {
                 let problem = format!("{}: it ended after {} bytes", fetch::show(source), part.len());

@@ -10,15 +10,16 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use rustix::fs::OFlags;
 use tempfile::NamedTempFile;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{io::ReaderStream, sync::CancellationToken};
 use url::Url;
 
 use super::{Content, Creation, Object, ObjectStore, ObjectUri, StoreError, Stored, probe};
 use crate::checksum::Running;
 
-/// Bytes copied between two looks at whether somebody still waits for the copy.
+/// Bytes read at a time, or copied between two looks at whether somebody still waits for the copy.
 const CHUNK: usize = 1 << 20;
 
 /// Objects in local folders.
@@ -44,8 +45,8 @@ impl ObjectStore for LocalStore {
         if version.is_some_and(|version| version != found) {
             return Err(StoreError::Changed { uri: uri.to_string() });
         }
-        let body = Box::pin(tokio::fs::File::from_std(file));
-        Ok(Object { size: Some(metadata.len()), version: Some(found), body })
+        let body = ReaderStream::with_capacity(tokio::fs::File::from_std(file), CHUNK);
+        Ok(Object { size: Some(metadata.len()), version: Some(found), body: body.boxed() })
     }
 
     async fn version(&self, uri: &ObjectUri) -> Result<Option<String>, StoreError> {

@@ -5,11 +5,13 @@ mod probe;
 mod s3;
 mod uri;
 
-use std::{path::PathBuf, pin::Pin, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio_util::io::StreamReader;
 use url::Url;
 
 pub use local::LocalStore;
@@ -79,7 +81,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// What a failed read of [`Object::body`] meant; `uri` only names the object in the message.
+    /// What an error of [`Object::body`] meant; `uri` only names the object in the message.
     #[must_use]
     pub fn from_read(uri: &ObjectUri, error: std::io::Error) -> Self {
         error.downcast::<Self>().unwrap_or_else(|source| Self::Local { uri: uri.to_string(), source })
@@ -100,7 +102,14 @@ pub struct Object {
     pub version: Option<String>,
     /// Its content from where it was opened. Dropping it ends the transfer. It ends early only with an error, which
     /// [`StoreError::from_read`] turns back into the reason.
-    pub body: Pin<Box<dyn AsyncRead + Send>>,
+    pub body: BoxStream<'static, std::io::Result<Bytes>>,
+}
+
+impl Object {
+    /// Its content for those who read rather than take what comes.
+    pub fn into_reader(self) -> impl AsyncRead + Send + Unpin {
+        StreamReader::new(self.body)
+    }
 }
 
 /// What is written.
@@ -196,7 +205,7 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
             return Err(too_large());
         }
         let mut body = Vec::new();
-        let read = object.body.take(limit.saturating_add(1)).read_to_end(&mut body).await;
+        let read = object.into_reader().take(limit.saturating_add(1)).read_to_end(&mut body).await;
         read.map_err(|error| StoreError::from_read(uri, error))?;
         if body.len() as u64 > limit { Err(too_large()) } else { Ok(body.into()) }
     }

@@ -61,7 +61,7 @@ async fn large_client() {
     let up = (peak_kib() - before, since.elapsed());
 
     let since = Instant::now();
-    let mut body = store.open(&object).await.unwrap().body;
+    let mut body = store.open(&object).await.unwrap().into_reader();
     let mut chunk = vec![0; 64 << 10];
     let mut total = 0;
     loop {

@@ -6,12 +6,14 @@ use std::{
     sync::atomic::Ordering,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use comfy_worker::store::{Content, ObjectStore, StoreError, Stores};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
+    fake::{Fake, Reply},
     files_beneath,
     server::{PartFault, S3Server},
     stores, uri,
@@ -56,6 +58,39 @@ impl Bed {
 
 fn sum(content: &[u8]) -> String {
     Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Not every store reads `aws-chunked` bodies with their checksum behind them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_put_is_sent_as_it_is_with_its_checksum_before_it() {
+    let fake = Fake::start(|asked, _| match asked.path.as_str() {
+        path if path.ends_with("?uploads") => Reply::new(
+            200,
+            "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>",
+        ),
+        _ if asked.method == "POST" => Reply::new(200, "<CompleteMultipartUploadResult/>"),
+        _ => Reply::new(200, "").header("ETag", "\"v1\""),
+    })
+    .await;
+    let store = stores(&fake.endpoint(), "key", "hush-hush").await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let content: Vec<u8> = (0..u32::MAX).flat_map(u32::to_le_bytes).take(9 * MIB as usize).collect();
+    fs::write(file.path(), &content).unwrap();
+    let path = file.path().to_owned();
+    let _alone = ALONE.lock().await;
+    store.put(&uri(OBJECT), Content::Bytes(vec![1; 1000].into()), "x/y").await.unwrap();
+    store.put(&uri(OBJECT), Content::File { path: path.clone(), size: 5000 }, "x/y").await.unwrap();
+    store.put(&uri(OBJECT), Content::File { path, size: 9 * MIB }, "x/y").await.unwrap();
+    let mut puts = fake.asked();
+    puts.retain(|asked| asked.method == "PUT");
+    puts.sort_by_key(|asked| asked.body.len());
+    let (first, second) = content.split_at(5 * MIB as usize);
+    for (put, body) in puts.iter().zip([&[1; 1000], &content[..5000], second, first]) {
+        assert!(put.body == body && !put.headers.contains_key("content-encoding"), "{:?}", put.headers);
+        let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32IsoHdlc, body).to_be_bytes();
+        assert_eq!(put.headers["x-amz-checksum-crc32"], STANDARD.encode(&sum[4..]));
+    }
+    assert_eq!(puts.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,11 @@ use super::{
 
 const OBJECT: &str = "s3://bucket/object";
 const MIB: usize = 1 << 20;
-/// Five stretches after the 4 MiB that the first request brings, and a bit.
+/// What the first request of a large object brings, and then each stretch.
+const STRETCH: usize = 2 * MIB;
+/// Stretches on their way at a time: all the memory there is for them.
+const AHEAD: usize = 8;
+/// More than can be on its way at a time, and a bit.
 const LARGE: usize = 24 * MIB + 5;
 
 /// How much of an object is read ahead depends on what other downloads of this process hold.
@@ -55,9 +59,9 @@ async fn open(fake: &Fake) -> Object {
 }
 
 /// The rest of an object.
-async fn rest(mut object: Object) -> Result<Vec<u8>, StoreError> {
+async fn rest(object: Object) -> Result<Vec<u8>, StoreError> {
     let mut read = Vec::new();
-    let outcome = object.body.read_to_end(&mut read).await;
+    let outcome = object.into_reader().read_to_end(&mut read).await;
     outcome.map(|_| read).map_err(|error| StoreError::from_read(&uri(OBJECT), error))
 }
 
@@ -91,8 +95,8 @@ async fn a_large_object_comes_in_stretches() {
     let mut ranges: Vec<_> = fake.asked().iter().map(|asked| range(asked, LARGE)).collect();
     assert_eq!(ranges.remove(0), None);
     ranges.sort_unstable();
-    let step = 4 * MIB;
-    let expected = (step..LARGE).step_by(step).map(|start| Some((start, LARGE.min(start + step))));
+    let starts = (STRETCH..LARGE).step_by(STRETCH);
+    let expected = starts.map(|start| Some((start, LARGE.min(start + STRETCH))));
     assert_eq!(ranges, expected.collect::<Vec<_>>());
 }
 
@@ -106,13 +110,13 @@ async fn the_rest_of_a_large_object_comes_in_stretches() {
     assert!(rest(object).await.unwrap() == content[offset..]);
     let asked = fake.asked();
     assert_eq!(asked[0].headers["range"], format!("bytes={offset}-"));
-    assert_eq!(asked.len(), 6, "{asked:?}");
+    assert_eq!(asked.len(), (LARGE - offset).div_ceil(STRETCH), "{asked:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_stretch_goes_on_where_it_ended() {
     let content = content(LARGE);
-    let broken = (8 * MIB, 12 * MIB);
+    let broken = (8 * MIB, 8 * MIB + STRETCH);
     let (fake, _alone) = store_of(&content, move |asked, reply| match range(asked, LARGE) {
         Some(range) if range == broken => reply.cut_after(MIB),
         _ => reply,
@@ -202,17 +206,19 @@ async fn the_checksum_of_the_whole_is_checked() {
 async fn a_reader_that_waits_holds_up_no_other() {
     let content = content(LARGE);
     let (fake, _alone) = store_of(&content, |_, reply| reply).await;
-    let mut first = open(&fake).await;
-    let begin = first.body.read_u32_le().await.unwrap();
+    let mut first = open(&fake).await.into_reader();
+    let begin = first.read_u32_le().await.unwrap();
     // It holds all the memory there is to read ahead.
-    fake.reaches(|asked, _| asked == 5).await;
+    fake.reaches(|asked, _| asked == 1 + AHEAD).await;
     for _ in 0..2 {
         assert!(rest(open(&fake).await).await.unwrap() == *content);
     }
     // They had one stream each.
-    assert_eq!(fake.asked().len(), 7);
+    assert_eq!(fake.asked().len(), 1 + AHEAD + 2);
     assert_eq!(begin, 0);
-    assert!(rest(first).await.unwrap() == content[4..]);
+    let mut read = Vec::new();
+    first.read_to_end(&mut read).await.unwrap();
+    assert!(read == content[4..]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -231,9 +237,9 @@ async fn dropping_the_body_ends_its_transfers() {
         Some(_) => reply.hang_after(MIB),
     })
     .await;
-    let mut object = open(&fake).await;
-    object.body.read_u32_le().await.unwrap();
-    fake.reaches(|_, hanging| hanging == 4).await;
+    let mut object = open(&fake).await.into_reader();
+    object.read_u32_le().await.unwrap();
+    fake.reaches(|_, hanging| hanging == AHEAD).await;
     drop(object);
     fake.reaches(|_, hanging| hanging == 0).await;
     // The memory is there again.
@@ -241,5 +247,5 @@ async fn dropping_the_body_ends_its_transfers() {
     drop(_alone);
     let (fake, _alone) = store_of(&content, reply).await;
     assert!(rest(open(&fake).await).await.unwrap() == *content);
-    assert_eq!(fake.asked().len(), 7);
+    assert_eq!(fake.asked().len(), LARGE.div_ceil(STRETCH));
 }

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use rustix::fs::OFlags;
 use tokio::task::spawn_blocking;
 
@@ -57,14 +58,12 @@ impl PartFile {
         self.len
     }
 
-    /// Appends the first `len` bytes of `chunk`, and gives both back.
-    pub(super) async fn append(mut self, chunk: Vec<u8>, len: usize) -> io::Result<(Self, Vec<u8>)> {
+    pub(super) async fn append(mut self, bytes: Bytes) -> io::Result<Self> {
         blocking(move || {
-            let bytes = chunk.get(..len).unwrap_or_default();
-            self.file.write_all(bytes)?;
-            self.sum.update(bytes);
+            self.file.write_all(&bytes)?;
+            self.sum.update(&bytes);
             self.len += bytes.len() as u64;
-            Ok((self, chunk))
+            Ok(self)
         })
         .await
     }

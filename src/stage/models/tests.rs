@@ -7,10 +7,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    sync::Notify,
-};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use tokio::sync::Notify;
 
 use super::*;
 use crate::{
@@ -59,22 +58,22 @@ impl ObjectStore for Bucket {
         }
         let rest = content[usize::try_from(offset).unwrap()..].to_vec();
         let mut breaks = self.breaks.lock().unwrap();
-        let body: Box<dyn AsyncRead + Send + Unpin> = match (!breaks.is_empty()).then(|| breaks.remove(0)) {
-            None => Box::new(io::Cursor::new(rest)),
+        let body = match (!breaks.is_empty()).then(|| breaks.remove(0)) {
+            None => stream::iter([Ok(Bytes::from(rest))]).boxed(),
             Some((after, stays)) => {
                 let stuck = Arc::clone(&self.stuck);
-                let end = Box::pin(futures_util::stream::once(async move {
+                let end = async move {
                     if stays {
                         stuck.notify_one();
                         std::future::pending::<()>().await;
                     }
-                    Err::<bytes::Bytes, _>(io::Error::other("broken off"))
-                }));
-                let start = io::Cursor::new(rest[..after].to_vec());
-                Box::new(start.chain(tokio_util::io::StreamReader::new(end)))
+                    Err(io::Error::other("broken off"))
+                };
+                let start = Bytes::copy_from_slice(&rest[..after]);
+                stream::iter([Ok(start)]).chain(stream::once(end)).boxed()
             }
         };
-        Ok(Object { size: Some(content.len() as u64), version: Some(found), body: Box::pin(body) })
+        Ok(Object { size: Some(content.len() as u64), version: Some(found), body })
     }
 
     async fn version(&self, uri: &ObjectUri) -> Result<Option<String>, StoreError> {
@@ -86,7 +85,7 @@ impl ObjectStore for Bucket {
         Err(StoreError::NotFound { uri: uri.to_string() })
     }
 
-    async fn create(&self, uri: &ObjectUri, _: bytes::Bytes, _: &str) -> Result<Creation, StoreError> {
+    async fn create(&self, uri: &ObjectUri, _: Bytes, _: &str) -> Result<Creation, StoreError> {
         Err(StoreError::NotFound { uri: uri.to_string() })
     }
 

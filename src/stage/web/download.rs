@@ -1,14 +1,11 @@
 //! A body that survives broken connections: each goes on where the last one ended, in the same version.
 
-use std::{io, pin::Pin, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
 use reqwest::{Response, header};
-use tokio::{
-    io::AsyncRead,
-    time::{sleep, timeout},
-};
-use tokio_util::io::StreamReader;
+use tokio::time::{sleep, timeout};
 
 use super::{Asked, BACKOFF, broken, is_partial, version_of};
 use crate::{
@@ -46,15 +43,12 @@ impl Download {
     }
 
     pub(super) fn into_object(self) -> Object {
-        Object { size: self.size, version: self.version.clone(), body: self.into_reader() }
-    }
-
-    fn into_reader(self) -> Pin<Box<dyn AsyncRead + Send>> {
-        let chunks = futures_util::stream::try_unfold(Box::new(self), |mut download| async move {
+        let (size, version) = (self.size, self.version.clone());
+        let body = stream::try_unfold(Box::new(self), |mut download| async move {
             let chunk = download.next().await?;
-            Ok::<_, io::Error>(chunk.map(|chunk| (chunk, download)))
+            Ok(chunk.map(|chunk| (chunk, download)))
         });
-        Box::pin(StreamReader::new(chunks))
+        Object { size, version, body: body.boxed() }
     }
 
     async fn next(&mut self) -> io::Result<Option<Bytes>> {

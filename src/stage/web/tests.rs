@@ -68,13 +68,10 @@ impl Site {
 async fn read(url: &str, allow: &[String]) -> Result<String, OpenError> {
     let mut object = Web::default().open(url, allow, 0, None).await?;
     let mut text = Vec::new();
-    let mut chunk = vec![0; 1000];
-    loop {
-        match crate::stage::fetch::next(&mut object, &mut chunk, url).await? {
-            [] => return Ok(String::from_utf8(text).unwrap()),
-            bytes => text.extend_from_slice(bytes),
-        }
+    while let Some(chunk) = crate::stage::fetch::next(&mut object, url).await? {
+        text.extend_from_slice(&chunk);
     }
+    Ok(String::from_utf8(text).unwrap())
 }
 
 fn answer(status: &str, headers: &str, body: &str) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! A GET whose body survives broken connections: each goes on where the last one ended.
 
-use std::{ops::Range, pin::Pin, time::Duration};
+use std::{io, ops::Range, time::Duration};
 
 use aws_sdk_s3::{
     config::{Config, ResponseChecksumValidation},
@@ -8,11 +8,8 @@ use aws_sdk_s3::{
     primitives::ByteStream,
 };
 use bytes::Bytes;
-use tokio::{
-    io::AsyncRead,
-    time::{Instant, timeout},
-};
-use tokio_util::io::StreamReader;
+use futures_util::stream::{self, BoxStream, StreamExt};
+use tokio::time::{Instant, timeout};
 
 use super::{S3Store, claim::Claim, object_of};
 use crate::store::{ObjectUri, StoreError};
@@ -121,12 +118,12 @@ impl Download {
     }
 
     /// The bytes as they arrive: one chunk is held in memory.
-    pub(super) fn into_reader(self) -> Pin<Box<dyn AsyncRead + Send>> {
-        let chunks = futures_util::stream::try_unfold(Box::new(self), |mut download| async move {
-            let chunk = download.next().await.map_err(std::io::Error::from)?;
-            Ok::<_, std::io::Error>(chunk.map(|chunk| (chunk, download)))
-        });
-        Box::pin(StreamReader::new(chunks))
+    pub(super) fn into_stream(self) -> BoxStream<'static, io::Result<Bytes>> {
+        stream::try_unfold(Box::new(self), |mut download| async move {
+            let chunk = download.next().await?;
+            Ok(chunk.map(|chunk| (chunk, download)))
+        })
+        .boxed()
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {

@@ -1,6 +1,9 @@
 //! The memory that transfers hold, bounded over the whole process.
 
+use std::io::{self, Read};
+
 use bytes::Bytes;
+use memmap2::MmapMut;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// What all uploads hold: three parts of one, or one each of three.
@@ -22,9 +25,9 @@ impl Memory {
 
     /// Room for `length` bytes, when it is free. Whoever waits here must hold none that only it can give back.
     /// More than there is at all is lent to one at a time: a part of a file beyond 156 GiB.
-    pub(super) async fn take(&'static self, length: usize) -> Buffer {
+    pub(super) async fn take(&'static self, length: usize) -> io::Result<Buffer> {
         match self.free.acquire_many(self.share(length)).await {
-            Ok(lent) => Buffer { bytes: Vec::with_capacity(length), lent },
+            Ok(lent) => Buffer::new(length, lent),
             Err(_) => unreachable!("nobody closes it"),
         }
     }
@@ -32,7 +35,7 @@ impl Memory {
     /// Room for `length` bytes, if it is free now.
     pub(super) fn try_take(&'static self, length: usize) -> Option<Buffer> {
         let lent = self.free.try_acquire_many(self.share(length)).ok()?;
-        Some(Buffer { bytes: Vec::with_capacity(length), lent })
+        Buffer::new(length, lent).ok()
     }
 
     fn share(&self, length: usize) -> u32 {
@@ -43,13 +46,34 @@ impl Memory {
 /// Memory on loan.
 #[derive(Debug)]
 pub(super) struct Buffer {
-    bytes: Vec<u8>,
+    room: Room,
     lent: SemaphorePermit<'static>,
 }
 
+/// A mapping of its own: what a heap got in pieces of this size, it would keep.
+#[derive(Debug)]
+struct Room {
+    map: MmapMut,
+    filled: usize,
+}
+
 impl Buffer {
-    pub(super) fn bytes_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
+    fn new(length: usize, lent: SemaphorePermit<'static>) -> io::Result<Self> {
+        Ok(Self { room: Room { map: MmapMut::map_anon(length)?, filled: 0 }, lent })
+    }
+
+    /// Reads until it is full, or nothing more comes.
+    pub(super) fn fill(&mut self, mut from: impl Read) -> io::Result<()> {
+        let Room { map, filled } = &mut self.room;
+        while let Some(rest) = map.get_mut(*filled..).filter(|rest| !rest.is_empty()) {
+            match from.read(rest) {
+                Ok(0) => break,
+                Ok(read) => *filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Its loan goes back when the last of the [`Bytes`] made of it is dropped, wherever that is.
@@ -60,12 +84,18 @@ impl Buffer {
     /// What is read and the loan apart, for those who hand the bytes to a connection: one whose peer
     /// reads no more keeps them beyond the end of its request.
     pub(super) fn split(self) -> (Bytes, SemaphorePermit<'static>) {
-        (self.bytes.into(), self.lent)
+        (Bytes::from_owner(self.room), self.lent)
     }
 }
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        self.room.as_ref()
+    }
+}
+
+impl AsRef<[u8]> for Room {
+    fn as_ref(&self) -> &[u8] {
+        self.map.get(..self.filled).unwrap_or_default()
     }
 }

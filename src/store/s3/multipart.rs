@@ -3,7 +3,6 @@
 use std::{path::Path, pin::pin, sync::Arc, time::Duration};
 
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
-use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesOrdered};
 use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -12,7 +11,7 @@ use super::{
     S3Store,
     classify::Failure,
     object_of,
-    source::{self, Source},
+    source::{Source, SummedBytes},
     upload::time_for,
 };
 use crate::store::{ObjectUri, StoreError, Stored};
@@ -103,7 +102,7 @@ impl OpenUpload {
                     sleep(LAST_PARTS).await;
                 };
                 tokio::select! {
-                    sent = target.store.again(|| target.send_part(number, part.bytes.clone())) => sent,
+                    sent = target.store.again(|| target.send_part(number, &part.body)) => sent,
                     () = late => Err(target.store.unavailable(&target.uri, "given up".to_owned())),
                 }
             }));
@@ -139,15 +138,15 @@ fn whole(
 }
 
 impl Target {
-    async fn send_part(&self, number: i32, part: Bytes) -> Result<CompletedPart, Failure> {
+    async fn send_part(&self, number: i32, part: &SummedBytes) -> Result<CompletedPart, Failure> {
         let store = &self.store;
-        let length = part.len() as u64;
+        let length = part.len();
         let request = store.client.upload_part().bucket(&self.bucket).key(&self.key);
         let request = request
             .upload_id(&self.id)
             .part_number(number)
-            .set_checksum_algorithm(store.checksums.then_some(ChecksumAlgorithm::Crc32))
-            .body(source::body(part));
+            .set_checksum_crc32(store.checksums.then(|| part.crc32()))
+            .body(part.stream());
         let sent = request.customize().config_override(time_for(store, length)).send();
         let sent = Box::pin(sent).await.map_err(|error| store.failure(&self.uri, error))?;
         Ok(CompletedPart::builder()

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
@@ -10,7 +10,9 @@ use std::{
 };
 
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
+use crc_fast::CrcAlgorithm;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::SemaphorePermit;
 
@@ -26,7 +28,7 @@ const SLICE: usize = 128 << 10;
 /// Bytes of the file, and the loan of their memory, which goes back with this.
 #[derive(Debug)]
 pub(super) struct Piece {
-    pub(super) bytes: Bytes,
+    pub(super) body: SummedBytes,
     _lent: SemaphorePermit<'static>,
 }
 
@@ -66,22 +68,25 @@ impl Source {
         if length == 0 {
             return Ok(None);
         }
-        let mut buffer = UPLOADS.take(usize::try_from(length).unwrap_or(usize::MAX)).await;
+        let lent = UPLOADS.take(usize::try_from(length).unwrap_or(usize::MAX)).await;
+        let mut buffer = lent.map_err(|error| unreadable(&self.uri, &self.path, &error))?;
         let (file, mut sum) = (Arc::clone(&self.file), std::mem::take(&mut self.sum));
         let read = move || {
-            (&*file).take(length).read_to_end(buffer.bytes_mut())?;
+            buffer.fill(&*file)?;
             sum.update(buffer.as_ref());
-            Ok((buffer, sum))
+            let crc32 = crc32(buffer.as_ref());
+            Ok((buffer, sum, crc32))
         };
         let read = blocking(read).await;
-        let (buffer, sum) = read.map_err(|error: io::Error| unreadable(&self.uri, &self.path, &error))?;
+        let (buffer, sum, crc32) =
+            read.map_err(|error: io::Error| unreadable(&self.uri, &self.path, &error))?;
         if (buffer.as_ref().len() as u64) < length {
             return Err(shorter(&self.uri, &self.path, self.size));
         }
         self.sum = sum;
         self.read += length;
         let (bytes, lent) = buffer.split();
-        Ok(Some(Piece { bytes, _lent: lent }))
+        Ok(Some(Piece { body: SummedBytes { bytes, crc32 }, _lent: lent }))
     }
 
     /// What was read.
@@ -108,9 +113,39 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
-/// The body of a request: these very bytes, for each of its tries.
-pub(super) fn body(bytes: Bytes) -> ByteStream {
-    ByteStream::new(SdkBody::retryable(move || SdkBody::from_body_1_x(Slices(bytes.clone()))))
+/// The body of a request, with the checksum that its header names. Were it left to the SDK, it would send the
+/// body in `aws-chunked` encoding with the checksum behind it, which not every store reads, and where there is no
+/// TLS make a SHA-256 of it all, too.
+#[derive(Clone, Debug)]
+pub(super) struct SummedBytes {
+    bytes: Bytes,
+    crc32: String,
+}
+
+impl SummedBytes {
+    pub(super) fn of(bytes: Bytes) -> Self {
+        Self { crc32: crc32(&bytes), bytes }
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// `x-amz-checksum-crc32`
+    pub(super) fn crc32(&self) -> String {
+        self.crc32.clone()
+    }
+
+    /// These very bytes, for each of a request's tries.
+    pub(super) fn stream(&self) -> ByteStream {
+        let bytes = self.bytes.clone();
+        ByteStream::new(SdkBody::retryable(move || SdkBody::from_body_1_x(Slices(bytes.clone()))))
+    }
+}
+
+fn crc32(bytes: &[u8]) -> String {
+    let sum = crc_fast::checksum(CrcAlgorithm::Crc32IsoHdlc, bytes).to_be_bytes();
+    STANDARD.encode(&sum[4..])
 }
 
 struct Slices(Bytes);

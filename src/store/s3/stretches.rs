@@ -4,11 +4,11 @@
 //! others hold; what lies ahead is asked for only while memory is free. The head ends where the first stretch
 //! that is there begins, and is opened anew where there was no memory for the next one.
 
-use std::{collections::VecDeque, io, pin::Pin};
+use std::{collections::VecDeque, io};
 
 use bytes::Bytes;
-use tokio::io::AsyncRead;
-use tokio_util::{io::StreamReader, task::AbortOnDropHandle};
+use futures_util::stream::{self, BoxStream, StreamExt};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{S3Store, claim::Claim, download::Download, memory::DOWNLOADS};
 use crate::store::{ObjectUri, StoreError};
@@ -16,9 +16,9 @@ use crate::store::{ObjectUri, StoreError};
 /// Objects with more than this to read are read in stretches.
 const SPLIT_FROM: u64 = 16 << 20;
 /// Bytes of a stretch.
-const STRETCH: u64 = 4 << 20;
+const STRETCH: u64 = 2 << 20;
 /// Stretches of one object on their way, or waiting to be read.
-const MOST_AHEAD: usize = 4;
+const MOST_AHEAD: usize = 8;
 
 pub(super) struct Stretches {
     store: S3Store,
@@ -50,7 +50,7 @@ struct Stretch {
 
 impl Stretches {
     /// The rest of `download`: in stretches where there is much of it, else itself.
-    pub(super) fn of(mut download: Download) -> Pin<Box<dyn AsyncRead + Send>> {
+    pub(super) fn of(mut download: Download) -> BoxStream<'static, io::Result<Bytes>> {
         let (size, version) = (download.size(), download.version().map(str::to_owned));
         match (size, version, download.take_claim()) {
             // A weak ETag matches nothing.
@@ -70,18 +70,18 @@ impl Stretches {
                     ahead: VecDeque::new(),
                     claim,
                 }
-                .into_reader()
+                .into_stream()
             }
-            _ => download.into_reader(),
+            _ => download.into_stream(),
         }
     }
 
-    fn into_reader(self) -> Pin<Box<dyn AsyncRead + Send>> {
-        let chunks = futures_util::stream::try_unfold(Box::new(self), |mut stretches| async move {
-            let chunk = stretches.next().await.map_err(io::Error::from)?;
-            Ok::<_, io::Error>(chunk.map(|chunk| (chunk, stretches)))
-        });
-        Box::pin(StreamReader::new(chunks))
+    fn into_stream(self) -> BoxStream<'static, io::Result<Bytes>> {
+        stream::try_unfold(Box::new(self), |mut stretches| async move {
+            let chunk = stretches.next().await?;
+            Ok(chunk.map(|chunk| (chunk, stretches)))
+        })
+        .boxed()
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
@@ -155,7 +155,7 @@ impl Stretches {
                 let opened = Box::pin(Download::stretch(&store, &uri, &version, start..end)).await?;
                 let Some(mut download) = opened else { return Ok(None) };
                 while let Some(chunk) = download.next().await? {
-                    buffer.bytes_mut().extend_from_slice(&chunk);
+                    buffer.fill(&*chunk).map_err(|error| store.unavailable(&uri, error.to_string()))?;
                 }
                 Ok(Some(buffer.freeze()))
             };

@@ -12,7 +12,7 @@ use super::{
     S3Store,
     classify::Failure,
     multipart, object_of,
-    source::{self, Source},
+    source::{Source, SummedBytes},
 };
 use crate::store::{Content, Creation, ObjectUri, StoreError, Stored};
 
@@ -28,10 +28,11 @@ pub(super) async fn put(
     content_type: &str,
 ) -> Result<Stored, StoreError> {
     let (bucket, key) = object_of(uri)?;
-    let (bytes, piece, stored) = match content {
+    // The loan of the memory goes back when all is sent.
+    let (body, _piece, stored) = match content {
         Content::Bytes(bytes) => {
             let stored = Stored::of(&bytes).await;
-            (bytes, None, stored)
+            (SummedBytes::of(bytes), None, stored)
         }
         Content::File { path, size } if size > MULTIPART_FROM => {
             let whole = || Box::pin(multipart::put(store, uri, &path, size, content_type));
@@ -40,17 +41,16 @@ pub(super) async fn put(
         Content::File { path, size } => {
             let mut source = Source::open(uri, &path, size).await?;
             let piece = source.next(size).await?;
-            let bytes = piece.as_ref().map(|piece| piece.bytes.clone()).unwrap_or_default();
-            (bytes, piece, source.finish())
+            let body = piece.as_ref().map(|piece| piece.body.clone());
+            (body.unwrap_or_else(|| SummedBytes::of(Bytes::new())), piece, source.finish())
         }
     };
     let attempt = || {
         let request = store.client.put_object().bucket(bucket).key(key).content_type(content_type);
-        send(store, uri, request.body(source::body(bytes.clone())), stored.size)
+        let request = request.set_checksum_crc32(store.checksums.then(|| body.crc32()));
+        send(store, uri, request.body(body.stream()), stored.size)
     };
-    let sent = store.again(attempt).await;
-    drop(piece);
-    sent.map(|()| stored)
+    store.again(attempt).await.map(|()| stored)
 }
 
 pub(super) async fn create(

@@ -60,6 +60,8 @@ impl S3Server {
         let server = background::spawn(async move {
             loop {
                 let Ok((socket, _)) = listener.accept().await else { continue };
+                // Else the end of an answer waits 40 ms for the client's delayed ACK.
+                let _ = socket.set_nodelay(true);
                 let (service, writing) = (service.clone(), writing.clone());
                 let service = service_fn(move |request: Request<Incoming>| {
                     let (service, writing) = (service.clone(), writing.clone());
