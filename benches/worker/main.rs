@@ -38,7 +38,7 @@ use std::{fs, path::Path, process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum as _};
 use comfy_worker::ComfyConnector;
-use testbed::{processes_with_env_or_cwd_beneath, scratch_root, wait_for};
+use testbed::{checkout, processes_with_env_or_cwd_beneath, scratch_root, wait_for};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -66,6 +66,9 @@ struct Arguments {
     /// Size of the large file in MiB
     #[arg(long, value_name = "MIB")]
     megabytes: Option<u64>,
+    /// Puts the figures into README.md and docs/figures.svg, too: measured whole, on a quiet machine
+    #[arg(long, conflicts_with_all = ["rows", "quick", "megabytes"])]
+    readme: bool,
     /// Cargo says so
     #[arg(long, hide = true)]
     bench: bool,
@@ -110,6 +113,13 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::from(130));
     };
     publish(&figures, &machine)?;
+    if arguments.readme && failed.is_empty() {
+        let (readme, plot) = (checkout().join("README.md"), checkout().join("docs/figures.svg"));
+        fs::write(&readme, report::in_readme(&fs::read_to_string(&readme)?, &figures, &machine)?)?;
+        fs::create_dir_all(checkout().join("docs"))?;
+        fs::write(&plot, plot::svg(&figures, &machine.describe()))?;
+        println!("{}\n{}", readme.display(), plot.display());
+    }
     for row in &failed {
         eprintln!("{row} could not be measured, see above");
     }

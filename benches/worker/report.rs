@@ -2,9 +2,14 @@
 
 use std::{fmt::Write as _, fs, thread};
 
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use crate::figure::Figure;
+
+/// Around the figures in the README.
+const BEGIN: &str = "<!-- figures -->";
+const END: &str = "<!-- /figures -->";
 
 /// Where it was measured, and how.
 pub(crate) struct Machine {
@@ -71,6 +76,20 @@ pub(crate) fn bounds(figures: &[Figure]) -> String {
         let _ = writeln!(text, "- {}{on}: {}.", figure.name, figure.bound);
     }
     text
+}
+
+/// The README with these figures in place of those it has.
+pub(crate) fn in_readme(readme: &str, figures: &[Figure], machine: &Machine) -> Result<String> {
+    let (before, rest) = readme.split_once(BEGIN).context("README.md has no figures")?;
+    let (_, after) = rest.split_once(END).context("README.md's figures do not end")?;
+    let bounds = bounds(figures);
+    let bounds =
+        if bounds.is_empty() { bounds } else { format!("\nWhat bounds those that miss:\n\n{bounds}") };
+    Ok(format!(
+        "{before}{BEGIN}\n{}, which worker, RabbitMQ, S3 server and ComfyUI share:\n\n{}{bounds}{END}{after}",
+        machine.describe(),
+        table(figures)
+    ))
 }
 
 pub(crate) fn json(figures: &[Figure], machine: &Machine) -> Value {

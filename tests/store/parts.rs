@@ -81,16 +81,17 @@ async fn what_is_put_is_sent_as_it_is_with_its_checksum_before_it() {
     store.put(&uri(OBJECT), Content::Bytes(vec![1; 1000].into()), "x/y").await.unwrap();
     store.put(&uri(OBJECT), Content::File { path: path.clone(), size: 5000 }, "x/y").await.unwrap();
     store.put(&uri(OBJECT), Content::File { path, size: 9 * MIB }, "x/y").await.unwrap();
+    store.create(&uri(OBJECT), vec![2; 100].into(), "x/y").await.unwrap();
     let mut puts = fake.asked();
     puts.retain(|asked| asked.method == "PUT");
     puts.sort_by_key(|asked| asked.body.len());
     let (first, second) = content.split_at(5 * MIB as usize);
-    for (put, body) in puts.iter().zip([&[1; 1000], &content[..5000], second, first]) {
+    for (put, body) in puts.iter().zip([&[2; 100][..], &[1; 1000], &content[..5000], second, first]) {
         assert!(put.body == body && !put.headers.contains_key("content-encoding"), "{:?}", put.headers);
         let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32IsoHdlc, body).to_be_bytes();
         assert_eq!(put.headers["x-amz-checksum-crc32"], STANDARD.encode(&sum[4..]));
     }
-    assert_eq!(puts.len(), 4);
+    assert_eq!(puts.len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
