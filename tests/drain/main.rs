@@ -9,6 +9,7 @@ mod deadlines;
 mod engine;
 mod kills;
 mod lookahead;
+mod models;
 mod outages;
 mod outputs;
 mod refusals;
