@@ -38,8 +38,12 @@ pub(crate) async fn measure(bed: &Bed, on: On) -> Result<Vec<Figure>> {
     let ahead = run(bed, on, "auto").await?;
     let beside =
         format!("serial worker: {:.3}, gap p50 {:.1} ms", serial.share, quantile(&serial.gaps_ms, 0.5));
-    let mut all =
-        figures(&ahead, engine, &beside, "what overlaps takes longer than an execution, or starts late");
+    let bound = match on {
+        On::Standin => "what overlaps takes longer than an execution, or starts late",
+        // `gc_collect_interval` in its main.py (0.3.64).
+        On::Real => "every 10 s ComfyUI itself collects garbage between two prompts, for a quarter of a second",
+    };
+    let mut all = figures(&ahead, engine, &beside, bound);
     all.push(
         Figure::new(ROW, "engine busy, serial worker", serial.share, "")
             .on(engine)
