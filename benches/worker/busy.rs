@@ -41,7 +41,9 @@ pub(crate) async fn measure(bed: &Bed, on: On) -> Result<Vec<Figure>> {
     let bound = match on {
         On::Standin => "what overlaps takes longer than an execution, or starts late",
         // `gc_collect_interval` in its main.py (0.3.64).
-        On::Real => "every 10 s ComfyUI itself collects garbage between two prompts, for a quarter of a second",
+        On::Real => {
+            "every 10 s ComfyUI itself collects garbage between two prompts, for a quarter of a second"
+        }
     };
     let mut all = figures(&ahead, engine, &beside, bound);
     all.push(

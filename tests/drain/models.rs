@@ -31,7 +31,8 @@ async fn two_workers_with_one_folder_fetch_a_model_once() -> Result<()> {
     gate.set(Fault::Hold, &format!("GET /inputs/{NAME}"));
     for id in ["first", "second"] {
         let mut job = slow_job(id, 0.1);
-        job["files"] = json!([{"source": format!("s3://inputs/{NAME}"), "folder": "models", "subfolder": "loras"}]);
+        job["files"] =
+            json!([{"source": format!("s3://inputs/{NAME}"), "folder": "models", "subfolder": "loras"}]);
         bed.publish(&job).await?;
     }
     let both = || async {
