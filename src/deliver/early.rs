@@ -92,7 +92,7 @@ impl Early {
         })));
     }
 
-    /// No more is begun; what is, is what [`Early::take`] finds.
+    /// No more is begun; what is, is what `take` finds.
     pub async fn settle(&mut self) {
         for look in self.looks.drain(..) {
             let _ = look.await;
