@@ -32,6 +32,7 @@ pub mod connector;
 pub mod deliver;
 pub mod job;
 pub mod lifecycle;
+pub mod metrics;
 mod phases;
 pub mod queue;
 pub mod stage;

@@ -1,13 +1,10 @@
-//! The README's table of settings is the one that the settings make.
+//! Tables in the documents are those that the program makes.
 
 use std::{fmt::Write as _, path::Path};
 
-use comfy_worker::config::settings::SETTINGS;
+use comfy_worker::{config::settings::SETTINGS, metrics};
 
-const BEGIN: &str = "<!-- settings -->";
-const END: &str = "<!-- /settings -->";
-
-fn table() -> String {
+fn settings() -> String {
     let mut table = "| key | default | example | what it does |\n|---|---|---|---|\n".to_owned();
     // In a cell a bar would end it, also within code.
     let code =
@@ -20,14 +17,23 @@ fn table() -> String {
     table
 }
 
-#[test]
-fn the_table_of_settings_is_up_to_date() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = std::fs::read_to_string(&path).unwrap_or_default();
-    let between = readme.split_once(BEGIN).and_then(|(_, rest)| Some(rest.split_once(END)?.0));
-    let expected = table();
+/// `file` must hold `expected` between the marks `<!-- name -->` and `<!-- /name -->`.
+fn must_hold(file: &str, name: &str, expected: &str) {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap_or_default();
+    let (begin, end) = (format!("<!-- {name} -->"), format!("<!-- /{name} -->"));
+    let between = text.split_once(&begin).and_then(|(_, rest)| Some(rest.split_once(&end)?.0));
     assert!(
         between.is_some_and(|found| found.trim() == expected.trim()),
-        "README.md must hold between {BEGIN} and {END}:\n\n{expected}"
+        "{file} must hold between {begin} and {end}:\n\n{expected}"
     );
+}
+
+#[test]
+fn the_table_of_settings_is_up_to_date() {
+    must_hold("README.md", "settings", &settings());
+}
+
+#[test]
+fn the_table_of_metrics_is_up_to_date() {
+    must_hold("docs/metrics.md", "metrics", &metrics::table());
 }

@@ -13,6 +13,7 @@ use crate::{
     job::{
         event::{EventKind, JobEvent},
         report::{EventSink, Preview},
+        result::JobResult,
     },
     queue::Health,
 };
@@ -180,4 +181,6 @@ impl EventSink for JobPlace {
     }
 
     fn preview(&self, _: &Preview<'_>) {}
+
+    fn ended(&self, _: &JobResult) {}
 }

@@ -7,6 +7,7 @@ use crate::{
     job::{
         event::JobEvent,
         report::{EventSink, Preview},
+        result::JobResult,
     },
     queue,
 };
@@ -40,5 +41,9 @@ impl EventSink for Sinks {
             worker: preview.worker.to_owned(),
             node: preview.image.node.clone().unwrap_or_default(),
         }));
+    }
+
+    fn ended(&self, result: &JobResult) {
+        self.place.ended(result);
     }
 }

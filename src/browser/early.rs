@@ -123,7 +123,7 @@ impl Gate {
                 () = opened => break,
                 request = requests.next() => {
                     let Some(request) = request else { return };
-                    if !self.answer(&request) {
+                    if !self.answer(&request, true) {
                         if held.is_empty() {
                             self.look_ahead().await;
                         }
@@ -133,11 +133,14 @@ impl Gate {
             }
         }
         let rest = futures_util::stream::iter(held).chain(requests);
-        rest.for_each_concurrent(SIDE_BY_SIDE, |request| {
-            let go_on = ContinueRequestParams::new(request.request_id.clone());
-            self.ask("letting a request go", self.page.execute(go_on))
-        })
-        .await;
+        let gate = &self;
+        let on_its_way = |request: Arc<EventRequestPaused>| async move {
+            if !gate.answer(&request, false) {
+                let go_on = ContinueRequestParams::new(request.request_id.clone());
+                gate.ask("letting a request go", gate.page.execute(go_on)).await;
+            }
+        };
+        rest.for_each_concurrent(SIDE_BY_SIDE, on_its_way).await;
     }
 
     /// Has the page load the view that it opens once ComfyUI has told it its users: a second of work.
@@ -158,8 +161,8 @@ impl Gate {
         }
     }
 
-    /// Answers without ComfyUI, where that can be.
-    fn answer(&self, paused: &EventRequestPaused) -> bool {
+    /// Answers without ComfyUI, where that can be. `alone`: ComfyUI does not answer yet.
+    fn answer(&self, paused: &EventRequestPaused, alone: bool) -> bool {
         let url = paused.request.url.parse::<Url>().ok();
         let own = url.filter(|url| url.origin() == self.server.origin());
         let path = own.and_then(|url| file_of(&self.root, url.path()));
@@ -169,10 +172,12 @@ impl Gate {
         let (file, kind) = match opened {
             Some(file) => (file, mime_guess::from_path(&path).first_or_octet_stream()),
             // The user's own style sheets would hold up every script, and nobody looks at this page.
-            None if paused.resource_type == ResourceType::Stylesheet => match File::open("/dev/null") {
-                Ok(empty) => (empty, mime_guess::mime::TEXT_CSS),
-                Err(_) => return false,
-            },
+            None if alone && paused.resource_type == ResourceType::Stylesheet => {
+                match File::open("/dev/null") {
+                    Ok(empty) => (empty, mime_guess::mime::TEXT_CSS),
+                    Err(_) => return false,
+                }
+            }
             None => return false,
         };
         let mut answer = FulfillRequestParams::new(paused.request_id.clone(), 200);

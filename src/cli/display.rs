@@ -13,6 +13,7 @@ use crate::{
     job::{
         event::{EventKind, JobEvent},
         report::{EventSink, Preview},
+        result::JobResult,
     },
     telemetry::BARS,
     text::one_line,
@@ -106,4 +107,6 @@ impl EventSink for Display {
     }
 
     fn preview(&self, _: &Preview<'_>) {}
+
+    fn ended(&self, _: &JobResult) {}
 }

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, path::Path};
 pub use reader::{Mistake, Mistakes};
 pub use sections::{
     AdminConfig, AmqpConfig, BrowserConfig, ComfyUiConfig, InputsConfig, InstallConfig, JobConfig, LogConfig,
-    LogFormat, Lookahead, OutputsConfig, StoreConfig, Variables, WorkerConfig,
+    LogFormat, Lookahead, MetricsConfig, OutputsConfig, StoreConfig, TracesConfig, Variables, WorkerConfig,
 };
 
 use reader::Reader;
@@ -38,8 +38,12 @@ pub struct Config {
     pub job: JobConfig,
     /// This worker: identity, state, grace.
     pub worker: WorkerConfig,
-    /// The health endpoint.
+    /// The health endpoint and the status page.
     pub admin: AdminConfig,
+    /// How jobs are counted.
+    pub metrics: MetricsConfig,
+    /// Where traces go.
+    pub traces: TracesConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -116,6 +120,8 @@ impl Config {
             job: JobConfig::read(&mut reader),
             worker,
             admin: AdminConfig::read(&mut reader),
+            metrics: MetricsConfig::read(&mut reader),
+            traces: TracesConfig::read(&mut reader),
             log: LogConfig::read(&mut reader),
         };
         reader.finish().map(|()| config)

@@ -46,10 +46,19 @@ pub(super) fn host(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn endpoint(text: &str) -> Result<Url, String> {
+    address(text, "the AWS chain (AWS_ACCESS_KEY_ID …)")
+}
+
+pub(super) fn collector(text: &str) -> Result<Url, String> {
+    address(text, "OTEL_EXPORTER_OTLP_HEADERS")
+}
+
+/// `secrets`: where an address's credentials belong.
+fn address(text: &str, secrets: &str) -> Result<Url, String> {
     match Url::parse(text) {
         // Not repeated: it holds a password.
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-            Err("must hold no credentials; they belong into the AWS chain (AWS_ACCESS_KEY_ID …)".into())
+            Err(format!("must hold no credentials; they belong into {secrets}"))
         }
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
         _ => Err(format!("{text:?} is no http(s) URL")),

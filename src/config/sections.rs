@@ -185,6 +185,12 @@ pub struct WorkerConfig {
     pub state_dir: PathBuf,
     /// Until the running job is interrupted in a drain.
     pub grace: Duration,
+    /// Idle time after which it drains and ends; `None`: never.
+    pub idle_exit: Option<Duration>,
+    /// Jobs after which it drains and ends; `None`: no limit.
+    pub max_jobs: Option<u32>,
+    /// Bytes of memory, its children's too, above which it drains and ends; `None`: no limit.
+    pub max_rss: Option<u64>,
 }
 
 /// `[admin]`
@@ -192,6 +198,22 @@ pub struct WorkerConfig {
 pub struct AdminConfig {
     /// Where to listen; `None`: nowhere.
     pub listen: Option<SocketAddr>,
+    /// What opens the page's orders; `None`: nobody gives any.
+    pub token: Option<SecretString>,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug)]
+pub struct MetricsConfig {
+    /// Key of a job's metadata by which GPU seconds are counted.
+    pub tenant_key: Option<String>,
+}
+
+/// `[traces]`
+#[derive(Clone, Debug)]
+pub struct TracesConfig {
+    /// The collector; `None`: no traces.
+    pub endpoint: Option<Url>,
 }
 
 /// `[log]`
@@ -333,6 +355,9 @@ impl WorkerConfig {
             id: reader.optional("worker.id", worker_id).unwrap_or_else(default_worker_id),
             state_dir: reader.optional("worker.state_dir", path).unwrap_or_else(default_state_dir),
             grace: reader.required("worker.grace", duration),
+            idle_exit: reader.optional("worker.idle_exit", duration),
+            max_jobs: reader.optional("worker.max_jobs", at_least_one),
+            max_rss: reader.optional("worker.max_rss", bytes),
         }
     }
 }
@@ -343,7 +368,20 @@ impl AdminConfig {
             "off" => Ok(None),
             address => address.parse().map(Some).map_err(|_| format!("{address:?} is no ADDRESS:PORT")),
         });
-        Self { listen }
+        let token = reader.optional("admin.token", |text| Ok(SecretString::from(text)));
+        Self { listen, token }
+    }
+}
+
+impl MetricsConfig {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        Self { tenant_key: reader.optional("metrics.tenant_key", |text| Ok(text.to_owned())) }
+    }
+}
+
+impl TracesConfig {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        Self { endpoint: reader.optional("traces.endpoint", collector) }
     }
 }
 

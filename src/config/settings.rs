@@ -243,10 +243,46 @@ pub const SETTINGS: &[Setting] = &[
         "what a drain may take until the running job is interrupted and handed back",
     ),
     setting(
+        "worker.idle_exit",
+        "",
+        "10m",
+        "so long without a job, and the worker drains and ends (exit code 0); default: never",
+    ),
+    setting(
+        "worker.max_jobs",
+        "",
+        "1",
+        "jobs after which the worker drains and ends (exit code 0); one that goes back to the queue does not count; default: no limit",
+    ),
+    setting(
+        "worker.max_rss",
+        "",
+        "100GiB",
+        "main memory of worker, ComfyUI and Chromium together above which the worker drains after its job and ends (exit code 0); default: no limit",
+    ),
+    setting(
         "admin.listen",
         "127.0.0.1:9188",
         "0.0.0.0:9188",
-        "address of /livez, /readyz and /status; `off` for none",
+        "address of the status page, /livez, /readyz, /metrics and /status; `off` for none",
+    ),
+    setting(
+        "admin.token",
+        "",
+        "a-long-random-text",
+        "whoever gives it may cancel jobs and drain the worker on the status page; default: the page is read-only",
+    ),
+    setting(
+        "metrics.tenant_key",
+        "",
+        "tenant",
+        "key of a job's `metadata` by whose text GPU seconds are counted; at most 100 texts are told apart; default: all are one",
+    ),
+    setting(
+        "traces.endpoint",
+        "",
+        "http://collector:4318",
+        "OpenTelemetry collector that gets a trace of each job (OTLP over HTTP); the usual OTEL_* variables apply too; default: no traces",
     ),
     setting(
         "log.level",

@@ -61,7 +61,11 @@ fn nothing_given_is_the_defaults() {
     assert_eq!((config.job.timeout, config.job.max_attempts), (Duration::from_secs(3600), 3));
     assert_eq!(config.job.max_message_bytes, 16 << 20);
     assert_eq!(config.worker.grace, Duration::from_secs(25));
+    let WorkerConfig { idle_exit, max_jobs, max_rss, .. } = config.worker;
+    assert_eq!((idle_exit, max_jobs, max_rss), (None, None, None));
     assert_eq!(config.admin.listen, "127.0.0.1:9188".parse().ok());
+    assert!(config.admin.token.is_none());
+    assert_eq!((config.metrics.tenant_key, config.traces.endpoint), (None, None));
     assert_eq!((config.log.level.as_str(), config.log.format), ("", LogFormat::Auto));
 }
 

@@ -11,6 +11,7 @@ use std::{
 use super::{
     JobId,
     event::{EventKind, JobEvent},
+    result::JobResult,
 };
 use crate::comfy::{PromptId, events::Image, tracker::Progress};
 
@@ -26,6 +27,9 @@ pub trait EventSink: Send + Sync {
 
     /// A picture of the work in progress.
     fn preview(&self, preview: &Preview<'_>);
+
+    /// The job has this result, durably.
+    fn ended(&self, result: &JobResult);
 }
 
 /// A preview and where it belongs.
@@ -80,6 +84,12 @@ impl Reporter {
             worker: self.worker.clone(),
             kind,
         });
+    }
+
+    /// Tells that the result is durable.
+    pub(super) fn ended(&self, result: &JobResult) {
+        self.tell(EventKind::Finished { status: result.status });
+        self.sink.ended(result);
     }
 
     fn next(&self) -> u64 {
@@ -159,6 +169,8 @@ mod tests {
             assert_eq!((preview.id.as_str(), preview.attempt, preview.worker), ("job", 2, "w"));
             self.previews.lock().unwrap().push(preview.seq);
         }
+
+        fn ended(&self, _: &JobResult) {}
     }
 
     fn reporter() -> (Reporter, Arc<Heard>) {

@@ -246,7 +246,7 @@ impl Life<'_> {
             Ok(result) => match runner.stops.unless_aborted(records.settle(encode(&result)?)).await {
                 Ok(body) => {
                     crate::phases::reached("result-stored").await;
-                    reporter.tell(EventKind::Finished { status: result.status });
+                    reporter.ended(&result);
                     return Ok(body);
                 }
                 Err(failure) => failure,

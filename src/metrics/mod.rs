@@ -1,0 +1,185 @@
+//! What is counted and measured: the only place that writes metrics, one function for each thing that
+//! happens. Labels take few values each, so that thousands of workers are no burden to a Prometheus.
+
+mod meter;
+mod names;
+
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use prometheus_client::encoding::text::encode;
+use serde::Serialize;
+
+use self::names::METERS;
+pub use self::{
+    meter::Kind,
+    names::{METRICS, Metric, table},
+};
+use crate::job::{
+    incoming::Fault,
+    result::{JobResult, Timings},
+};
+
+/// Media type of [`render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Tenants that are told apart; all others are `other`.
+const MOST_TENANTS: usize = 100;
+
+/// All metrics that have a value, as Prometheus reads them (OpenMetrics 1.0).
+///
+/// # Errors
+/// Never, but for a lack of memory.
+pub fn render() -> Result<String, fmt::Error> {
+    let mut text = String::new();
+    encode(&mut text, &METERS.registry)?;
+    Ok(text)
+}
+
+/// A job has its result. `tenant_key`: the key of its metadata that says whom it was for.
+pub(crate) fn job_ended(result: &JobResult, tenant_key: Option<&str>) {
+    let code = result.error.as_ref().map(|error| word(&error.code)).unwrap_or_default();
+    METERS.jobs.add(&[("status", &word(&result.status)), ("code", &code)], 1.0);
+    let Timings { staged_ms, converted_ms, waited_ms, executed_ms, uploaded_ms, total_ms, models, .. } =
+        result.timings;
+    for (stage, ms) in [
+        ("staged", staged_ms),
+        ("converted", converted_ms),
+        ("waited", waited_ms),
+        ("executed", executed_ms),
+        ("uploaded", uploaded_ms),
+        ("total", total_ms),
+    ] {
+        METERS.stages.record(&[("stage", stage)], Duration::from_millis(ms));
+    }
+    let tenant = tenant_key.and_then(|key| result.metadata.as_ref()?.get(key)?.as_str());
+    let executed = Duration::from_millis(executed_ms);
+    METERS.gpu.add(&[("tenant", &bounded(tenant.unwrap_or_default()))], executed.as_secs_f64());
+    METERS
+        .sent
+        .add(&[], float(result.outputs.iter().filter_map(|output| Some(output.file.as_ref()?.size)).sum()));
+    let models = models.unwrap_or_default();
+    looked_up("model", models.models_warm.files, models.models_cold.files);
+    let remembered = result.nodes.values().filter(|node| node.cached).count();
+    looked_up("execution", remembered as u64, (result.nodes.len() - remembered) as u64);
+}
+
+fn looked_up(cache: &str, hits: u64, misses: u64) {
+    for (outcome, count) in [("hit", hits), ("miss", misses)] {
+        METERS.cache.add(&[("cache", cache), ("outcome", outcome)], float(count));
+    }
+}
+
+/// A workflow was to be converted.
+pub(crate) fn conversion(known: bool) {
+    looked_up("conversion", known.into(), (!known).into());
+}
+
+/// A job was taken from the queue.
+pub(crate) fn job_taken(redelivered: bool) {
+    METERS.in_hand.add(1.0);
+    METERS.redeliveries.add(&[], redelivered.into());
+}
+
+/// A job in hand was settled.
+pub(crate) fn job_settled() {
+    METERS.in_hand.add(-1.0);
+}
+
+/// A job was accepted, so long after it was published.
+pub(crate) fn job_waited(queued: Duration) {
+    METERS.queue_wait.record(&[], queued);
+}
+
+/// A job went back to the queue.
+pub(crate) fn handed_back(fault: Fault) {
+    let fault = match fault {
+        Fault::None => "none",
+        Fault::Passing => "passing",
+        Fault::DiskFull => "disk_full",
+    };
+    METERS.hand_backs.add(&[("fault", fault)], 1.0);
+}
+
+/// The broker's connection was made anew.
+pub(crate) fn reconnected() {
+    METERS.reconnects.add(&[], 1.0);
+}
+
+/// ComfyUI ran a job for so long.
+pub(crate) fn engine_ran(executed: Duration) {
+    METERS.busy.add(&[], executed.as_secs_f64());
+}
+
+/// From the end of one execution to the begin of the next, which was waiting.
+pub(crate) fn engine_waited(gap: Duration) {
+    METERS.gap.record(&[], gap);
+}
+
+/// The last start came to `phase` after so long.
+pub(crate) fn booted(phase: &str, after: Duration) {
+    METERS.boot.set(&[("phase", phase)], after.as_secs_f64());
+}
+
+/// Bytes were fetched for a job.
+pub(crate) fn received(model: bool, bytes: u64) {
+    METERS.received.add(&[("kind", if model { "model" } else { "input" })], float(bytes));
+}
+
+/// A child is started again.
+pub(crate) fn restarted(child: &str, cause: &str) {
+    METERS.restarts.add(&[("child", child), ("cause", cause)], 1.0);
+}
+
+/// Whether jobs are taken.
+pub(crate) fn ready(ready: bool) {
+    METERS.ready.set(&[], ready.into());
+}
+
+/// Main memory of a process and its children.
+pub(crate) fn memory(process: &str, bytes: u64) {
+    METERS.memory.set(&[("process", process)], float(bytes));
+}
+
+/// Memory of one of ComfyUI's devices.
+pub(crate) fn device_memory(device: &str, total: u64, free: u64) {
+    for (state, bytes) in [("total", total), ("free", free)] {
+        METERS.device_memory.set(&[("device", device), ("state", state)], float(bytes));
+    }
+}
+
+/// Who this is.
+pub(crate) fn identify(worker: &str, comfyui: &str) {
+    let version = env!("CARGO_PKG_VERSION");
+    METERS.info.set(&[("worker", worker), ("version", version), ("comfyui_version", comfyui)], 1.0);
+}
+
+/// The word that the result has for it.
+fn word(value: &impl Serialize) -> String {
+    let word = serde_json::to_value(value).ok();
+    word.and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Publishers make tenants up: past so many, all new ones are one.
+fn bounded(tenant: &str) -> String {
+    static SEEN: Mutex<Option<HashSet<String>>> = Mutex::new(None);
+    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let seen = seen.get_or_insert_default();
+    let known = tenant.is_empty() || seen.contains(tenant);
+    if !known && (seen.len() >= MOST_TENANTS || tenant.len() > 128) {
+        return "other".to_owned();
+    }
+    if !known {
+        seen.insert(tenant.to_owned());
+    }
+    tenant.to_owned()
+}
+
+#[allow(clippy::cast_precision_loss, reason = "bytes and counts up to 2^53 are exact")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
