@@ -1,12 +1,20 @@
-//! Health and status over HTTP: `/livez`, `/readyz`, `/status`.
+//! Health and status over HTTP: `/livez`, `/readyz`, `/metrics`, `/status`.
 
 mod board;
 
 use std::net::SocketAddr;
 
-use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::metrics;
 
 pub use board::{Board, JobPlace, Phase};
 
@@ -28,6 +36,7 @@ pub async fn serve(address: SocketAddr, board: Board) -> std::io::Result<Admin> 
     let routes = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))
+        .route("/metrics", get(measured))
         .route("/status", get(async |State(board): State<Board>| Json(board.status())))
         .with_state(board);
     let server = tokio::spawn(async move {
@@ -36,6 +45,14 @@ pub async fn serve(address: SocketAddr, board: Board) -> std::io::Result<Admin> 
         }
     });
     Ok(Admin { address, _server: AbortOnDropHandle::new(server) })
+}
+
+async fn measured(State(board): State<Board>) -> impl IntoResponse {
+    metrics::ready(board.unready_reason().is_none());
+    match metrics::render() {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
 }
 
 async fn ready(State(board): State<Board>) -> impl IntoResponse {
