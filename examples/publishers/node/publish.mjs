@@ -5,7 +5,8 @@
 // The picture goes to S3, the job into the queue; progress is shown, outputs are fetched, Ctrl-C cancels.
 // The same call is the same job: it is run once, however often it is published.
 //
-// Environment: AMQP_URL, INPUTS (s3://bucket/folder for pictures), and the usual AWS_* variables.
+// Environment: AMQP_URL, INPUTS (s3://bucket/folder for pictures), RESULTS (the workers' store.uri), and the
+// usual AWS_* variables.
 // Exit codes: 0 done, 1 the job failed, 2 wrong call, 3 broker or store failed, 130 cancelled.
 
 import { createHash, randomUUID } from "node:crypto";
@@ -20,6 +21,7 @@ import amqp from "amqplib";
 const [QUEUE, EVENTS, CONTROL] = ["comfy.jobs", "comfy.events", "comfy.control"];
 const TRIES = 8; // connections in a row that fail before this gives up
 const CANCEL_EVERY = 5000; // milliseconds: an order that no worker heard is lost
+const LOOK_EVERY = 2000; // milliseconds: once the line was cut, the answer may lie in the store alone
 
 /** Trying again does not help. */
 class Final extends Error {}
@@ -50,33 +52,38 @@ async function makeJob(s3, { workflow, input, picture, id }) {
   await s3.send(new PutObjectCommand({ ...split(source), Body: bytes }));
   const job = { version: 1, workflow: JSON.parse(await readFile(workflow)), inputs: { [input]: source } };
   job.id = id ?? `picture-${sha256(JSON.stringify(job)).slice(0, 32)}`;
-  return { id: job.id, body: Buffer.from(JSON.stringify(job)) };
+  // What stays the same over lost connections.
+  return {
+    id: job.id,
+    body: Buffer.from(JSON.stringify(job)),
+    replies: `replies.${randomUUID()}`,
+    correlationId: randomUUID(),
+    confirmed: false, // The broker has it: publishing it again could only run it twice.
+    failures: 0,
+  };
 }
 
-/**
- * The result's bytes. A lost connection costs nothing: the job is published again, with the same id and the
- * same body, and whoever gets it answers from the result that is there, or runs it.
- */
-async function run(url, job) {
-  for (let failures = 0; ; ) {
+/** The result's bytes, over lost connections. */
+async function run(url, s3, letter) {
+  for (;;) {
     let connection;
     try {
       connection = await amqp.connect(url);
-      failures = 0;
-      return await publishAndWait(connection, job);
+      return await publishAndWait(connection, s3, letter);
     } catch (error) {
-      failures += 1;
+      letter.failures += 1;
       // 403 and 404: refused, whoever asks again.
-      if (error instanceof Final || [403, 404].includes(error.code) || failures === TRIES) throw error;
-      note(`${error.message}: publishing again`);
-      await sleep(Math.min(500 * 2 ** failures, 30_000));
+      if (error instanceof Final || [403, 404].includes(error.code) || letter.failures === TRIES) throw error;
+      note(`${error.message}: connecting again`);
+      await sleep(Math.min(500 * 2 ** letter.failures, 30_000));
     } finally {
       await connection?.close().catch(() => {});
     }
   }
 }
 
-async function publishAndWait(connection, { id, body }) {
+async function publishAndWait(connection, s3, letter) {
+  const { id, body, replies, correlationId } = letter;
   const channel = await connection.createConfirmChannel();
   const lost = new Promise((_, reject) => {
     for (const part of [connection, channel]) {
@@ -86,9 +93,7 @@ async function publishAndWait(connection, { id, body }) {
   });
   lost.catch(() => {}); // It is looked at below, or no more.
 
-  // Listen first: events are not kept. The queue goes with the connection, the result stays in S3.
-  const replies = `replies.${randomUUID()}`;
-  const correlationId = randomUUID();
+  // Listen first: events are not kept. The queue goes with the connection, and has its name again on the next.
   await channel.assertQueue(replies, { exclusive: true });
   await channel.bindQueue(replies, EVENTS, `job.${id}.*`);
   const result = Promise.withResolvers();
@@ -103,10 +108,8 @@ async function publishAndWait(connection, { id, body }) {
     { noAck: true },
   );
 
-  // Mandatory: without it a message that no queue takes is confirmed, and gone.
-  let returned = false;
-  channel.once("return", () => (returned = true));
-  const published = new Promise((resolve, reject) => {
+  const wasCut = letter.confirmed;
+  if (!letter.confirmed) {
     const properties = {
       contentType: "application/json",
       persistent: true,
@@ -114,13 +117,19 @@ async function publishAndWait(connection, { id, body }) {
       correlationId,
       replyTo: replies,
       timestamp: Math.floor(Date.now() / 1000),
-      mandatory: true,
+      mandatory: true, // Without it a message that no queue takes is confirmed, and gone.
     };
-    channel.publish("", QUEUE, body, properties, (error) => (error ? reject(error) : resolve()));
-  });
-  await Promise.race([published, lost]);
-  if (returned) throw new Final(`there is no queue ${QUEUE}: has a worker ever run?`);
-  note(`${id} is in the queue`);
+    let returned = false;
+    channel.once("return", () => (returned = true));
+    const published = new Promise((resolve, reject) =>
+      channel.publish("", QUEUE, body, properties, (error) => (error ? reject(error) : resolve())),
+    );
+    await Promise.race([published, lost]);
+    if (returned) throw new Final(`there is no queue ${QUEUE}: has a worker ever run?`);
+    letter.confirmed = true;
+    note(`${id} is in the queue`);
+  }
+  letter.failures = 0;
 
   const order = () => {
     note("cancelling");
@@ -133,11 +142,25 @@ async function publishAndWait(connection, { id, body }) {
   };
   if (cancel.signal.aborted) cancelling();
   else cancel.signal.addEventListener("abort", cancelling);
+  const look = () => storedResult(s3, id).then((stored) => stored && result.resolve(stored), result.reject);
+  const looks = wasCut && setInterval(look, LOOK_EVERY);
   try {
     return await Promise.race([result.promise, lost]);
   } finally {
     cancel.signal.removeEventListener("abort", cancelling);
     clearInterval(orders);
+    clearInterval(looks);
+  }
+}
+
+/** What the worker sends is this object, byte for byte; nothing: the job is not over. */
+async function storedResult(s3, id) {
+  const object = split(`${process.env.RESULTS.replace(/\/$/, "")}/${id}/result.json`);
+  try {
+    return await (await s3.send(new GetObjectCommand(object))).Body.transformToString();
+  } catch (error) {
+    if (error.name === "NoSuchKey") return undefined;
+    throw error;
   }
 }
 
@@ -165,21 +188,21 @@ async function fetchOutputs(s3, result, folder) {
 }
 
 async function main() {
-  const usage = "usage: node publish.mjs WORKFLOW.json NODE.INPUT PICTURE [--id ID] [--out DIR], with INPUTS set";
+  const usage = "usage: node publish.mjs WORKFLOW.json NODE.INPUT PICTURE [--id ID] [--out DIR], with INPUTS and RESULTS set";
   let parsed;
   try {
     parsed = parseArgs({ allowPositionals: true, options: { id: { type: "string" }, out: { type: "string", default: "." } } });
   } catch (error) {
     note(error.message);
   }
-  if (parsed?.positionals.length !== 3 || !process.env.INPUTS) {
+  if (parsed?.positionals.length !== 3 || ![process.env.INPUTS, process.env.RESULTS].every((uri) => uri?.startsWith("s3://"))) {
     note(usage);
     return 2;
   }
   const [workflow, input, picture] = parsed.positionals;
   const s3 = s3Client();
   const job = await makeJob(s3, { workflow, input, picture, id: parsed.values.id });
-  const result = JSON.parse(await run(process.env.AMQP_URL ?? "amqp://localhost", job));
+  const result = JSON.parse(await run(process.env.AMQP_URL ?? "amqp://localhost", s3, job));
   if (result.status === "succeeded") {
     await fetchOutputs(s3, result, parsed.values.out);
     return 0;

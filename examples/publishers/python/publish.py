@@ -5,7 +5,8 @@
 The picture goes to S3, the job into the queue; progress is shown, outputs are fetched, Ctrl-C cancels.
 The same call is the same job: it is run once, however often it is published.
 
-Environment: AMQP_URL, INPUTS (s3://bucket/folder for pictures), and the usual AWS_* variables.
+Environment: AMQP_URL, INPUTS (s3://bucket/folder for pictures), RESULTS (the workers' store.uri), and the
+usual AWS_* variables.
 Exit codes: 0 done, 1 the job failed, 2 wrong call, 3 broker or store failed, 130 cancelled.
 """
 
@@ -28,6 +29,7 @@ from botocore.config import Config
 QUEUE, EVENTS, CONTROL = "comfy.jobs", "comfy.events", "comfy.control"
 TRIES = 8  # connections in a row that fail before this gives up
 CANCEL_EVERY = 5  # seconds: an order that no worker heard is lost
+LOOK_EVERY = 2  # seconds: once the line was cut, the answer may lie in the store alone
 
 
 class Cancelled:
@@ -73,58 +75,85 @@ def make_job(s3, arguments):
     return job["id"], json.dumps(job, sort_keys=True).encode()
 
 
-def run(url, job_id, body, cancelled):
-    """The result's bytes. A lost connection costs nothing: the job is published again, with the same id
-    and the same body, and whoever gets it answers from the result that is there, or runs it."""
+class Letter:
+    """A job on its way: what stays the same over lost connections."""
+
+    def __init__(self, job_id, body):
+        self.job_id, self.body = job_id, body
+        self.replies = f"replies.{uuid.uuid4().hex}"
+        self.correlation_id = uuid.uuid4().hex
+        self.confirmed = False  # The broker has it: publishing it again could only run it twice.
+        self.failures = 0
+
+
+def run(url, s3, letter, cancelled):
+    """The result's bytes, over lost connections."""
     parameters = pika.URLParameters(url)
-    failures = 0
     while True:
         try:
             with pika.BlockingConnection(parameters) as connection:
-                failures = 0
-                return publish_and_wait(connection, job_id, body, cancelled)
+                return publish_and_wait(connection, s3, letter, cancelled)
         except (pika.exceptions.AuthenticationError, pika.exceptions.ProbableAccessDeniedError):
             raise
-        except (pika.exceptions.AMQPConnectionError, pika.exceptions.NackError) as error:
-            failures += 1
-            if failures == TRIES:
+        except (pika.exceptions.AMQPConnectionError, pika.exceptions.NackError, pika.exceptions.ChannelClosedByBroker) as error:
+            letter.failures += 1
+            # 405: the reply queue still belongs to the connection that was lost.
+            is_final = isinstance(error, pika.exceptions.ChannelClosedByBroker) and error.reply_code != 405
+            if is_final or letter.failures == TRIES:
                 raise
-            note(f"{type(error).__name__}: publishing again")
-            time.sleep(min(0.5 * 2**failures, 30))
+            note(f"{type(error).__name__}: connecting again")
+            time.sleep(min(0.5 * 2**letter.failures, 30))
 
 
-def publish_and_wait(connection, job_id, body, cancelled):
+def publish_and_wait(connection, s3, letter, cancelled):
     channel = connection.channel()
     channel.confirm_delivery()
-    # Listen first: events are not kept. The queue goes with the connection, the result stays in S3.
-    replies = f"replies.{uuid.uuid4().hex}"
-    channel.queue_declare(replies, exclusive=True)
-    channel.queue_bind(replies, EVENTS, f"job.{job_id}.*")
-    correlation_id = uuid.uuid4().hex
-    properties = pika.BasicProperties(
-        content_type="application/json",
-        delivery_mode=pika.DeliveryMode.Persistent,
-        message_id=job_id,
-        correlation_id=correlation_id,
-        reply_to=replies,
-        timestamp=int(time.time()),
-    )
-    # Mandatory: without it a message that no queue takes is confirmed, and gone.
-    channel.basic_publish("", QUEUE, body, properties, mandatory=True)
-    note(f"{job_id} is in the queue")
-    cancel_at = 0
-    for method, properties, message in channel.consume(replies, auto_ack=True, inactivity_timeout=0.2):
-        if cancelled.asked and time.monotonic() >= cancel_at:
+    # Listen first: events are not kept. The queue goes with the connection, and has its name again on the next.
+    channel.queue_declare(letter.replies, exclusive=True)
+    channel.queue_bind(letter.replies, EVENTS, f"job.{letter.job_id}.*")
+    was_cut = letter.confirmed
+    if not letter.confirmed:
+        properties = pika.BasicProperties(
+            content_type="application/json",
+            delivery_mode=pika.DeliveryMode.Persistent,
+            message_id=letter.job_id,
+            correlation_id=letter.correlation_id,
+            reply_to=letter.replies,
+            timestamp=int(time.time()),
+        )
+        # Mandatory: without it a message that no queue takes is confirmed, and gone.
+        channel.basic_publish("", QUEUE, letter.body, properties, mandatory=True)
+        letter.confirmed = True
+        note(f"{letter.job_id} is in the queue")
+    letter.failures = 0
+    cancel_at = look_at = 0
+    for method, properties, message in channel.consume(letter.replies, auto_ack=True, inactivity_timeout=0.2):
+        now = time.monotonic()
+        if cancelled.asked and now >= cancel_at:
             note("cancelling")
-            channel.basic_publish(CONTROL, "", json.dumps({"cancel": job_id}))
-            cancel_at = time.monotonic() + CANCEL_EVERY
+            channel.basic_publish(CONTROL, "", json.dumps({"cancel": letter.job_id}))
+            cancel_at = now + CANCEL_EVERY
+        if was_cut and now >= look_at:
+            result = stored_result(s3, letter.job_id)
+            if result is not None:
+                return result
+            look_at = now + LOOK_EVERY
         if method is None:
             continue
         if method.exchange != EVENTS:
-            if properties.correlation_id == correlation_id:
+            if properties.correlation_id == letter.correlation_id:
                 return message
         elif not method.routing_key.endswith(".preview"):  # a preview is a picture
             show(json.loads(message))
+
+
+def stored_result(s3, job_id):
+    """What the worker sends is this object, byte for byte; `None`: the job is not over."""
+    bucket, key = split(f"{os.environ['RESULTS'].rstrip('/')}/{job_id}/result.json")
+    try:
+        return s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    except s3.exceptions.NoSuchKey:
+        return None
 
 
 def show(event):
@@ -160,14 +189,15 @@ def main():
     parser.add_argument("--id")
     parser.add_argument("--out", default=".", type=Path)
     arguments = parser.parse_args()
-    if "INPUTS" not in os.environ:
-        parser.error("INPUTS is not set: s3://bucket/folder where pictures go")
+    for name in ("INPUTS", "RESULTS"):
+        if not os.environ.get(name, "").startswith("s3://"):
+            parser.error(f"{name} must be set: s3://bucket/folder")
     cancelled = Cancelled()
     s3 = s3_client()
     url = os.environ.get("AMQP_URL", "amqp://localhost")
     try:
         job_id, body = make_job(s3, arguments)
-        result = json.loads(run(url, job_id, body, cancelled))
+        result = json.loads(run(url, s3, Letter(job_id, body), cancelled))
         if result["status"] == "succeeded":
             fetch(s3, result, arguments.out)
             return 0

@@ -38,6 +38,8 @@ const CONTROL: &str = "comfy.control";
 const TRIES: u32 = 8;
 /// An order that no worker heard is lost.
 const CANCEL_EVERY: Duration = Duration::from_secs(5);
+/// Once the line was cut, the answer may lie in the store alone.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Runs a workflow on a picture through comfy-worker.
 #[derive(Parser)]
@@ -57,14 +59,23 @@ struct Args {
     /// s3://bucket/folder where pictures go.
     #[arg(long, env = "INPUTS")]
     inputs: String,
+    /// The workers' store.uri.
+    #[arg(long, env = "RESULTS")]
+    results: String,
     /// The broker.
     #[arg(long, env = "AMQP_URL", default_value = "amqp://localhost", hide_env_values = true)]
     amqp_url: String,
 }
 
-struct Job {
+/// A job on its way: what stays the same over lost connections.
+struct Letter {
     id: String,
     body: Vec<u8>,
+    replies: String,
+    correlation_id: String,
+    /// The broker has it: publishing it again could only run it twice.
+    confirmed: bool,
+    failures: u32,
 }
 
 #[tokio::main]
@@ -90,8 +101,8 @@ async fn publish(args: Args) -> Result<u8> {
         }
     });
     let s3 = s3_client().await;
-    let job = make_job(&s3, &args).await?;
-    let result: Value = serde_json::from_slice(&run(&args.amqp_url, &job, &cancel).await?)?;
+    let letter = make_job(&s3, &args).await?;
+    let result: Value = serde_json::from_slice(&run(&args, &s3, letter, &cancel).await?)?;
     match result["status"].as_str() {
         Some("succeeded") => {
             fetch(&s3, &result, &args.out).await?;
@@ -128,7 +139,7 @@ fn split(uri: &str) -> Result<(&str, &str)> {
 }
 
 /// The body, the same bytes for the same call: only then it is the same job.
-async fn make_job(s3: &aws_sdk_s3::Client, args: &Args) -> Result<Job> {
+async fn make_job(s3: &aws_sdk_s3::Client, args: &Args) -> Result<Letter> {
     let picture = fs::read(&args.picture).await.with_context(|| args.picture.display().to_string())?;
     let workflow = fs::read(&args.workflow).await.with_context(|| args.workflow.display().to_string())?;
     let workflow: Value = serde_json::from_slice(&workflow).context("the workflow is no JSON")?;
@@ -147,18 +158,27 @@ async fn make_job(s3: &aws_sdk_s3::Client, args: &Args) -> Result<Job> {
     let id =
         args.id.clone().unwrap_or_else(|| format!("picture-{}", &sha256(job.to_string().as_bytes())[..32]));
     job["id"] = json!(id);
-    Ok(Job { id, body: job.to_string().into() })
+    Ok(Letter {
+        id,
+        body: job.to_string().into(),
+        replies: format!("replies.{}", Uuid::new_v4().simple()),
+        correlation_id: Uuid::new_v4().to_string(),
+        confirmed: false,
+        failures: 0,
+    })
 }
 
-/// The result's bytes. A lost connection costs nothing: the job is published again, with the same id and
-/// the same body, and whoever gets it answers from the result that is there, or runs it.
-async fn run(url: &str, job: &Job, cancel: &watch::Receiver<bool>) -> Result<Vec<u8>> {
-    let mut failures = 0;
+/// The result's bytes, over lost connections.
+async fn run(
+    args: &Args,
+    s3: &aws_sdk_s3::Client,
+    mut letter: Letter,
+    cancel: &watch::Receiver<bool>,
+) -> Result<Vec<u8>> {
     loop {
-        let error = match Connection::connect(url, ConnectionProperties::default()).await {
+        let error = match Connection::connect(&args.amqp_url, ConnectionProperties::default()).await {
             Ok(connection) => {
-                failures = 0;
-                match publish_and_wait(&connection, job, cancel.clone()).await {
+                match publish_and_wait(&connection, &mut letter, args, s3, cancel.clone()).await {
                     Ok(result) => {
                         let _ = connection.close(200, "done".into()).await;
                         return Ok(result);
@@ -168,12 +188,12 @@ async fn run(url: &str, job: &Job, cancel: &watch::Receiver<bool>) -> Result<Vec
             }
             Err(error) => error.into(),
         };
-        failures += 1;
-        if is_final(&error) || failures == TRIES {
+        letter.failures += 1;
+        if is_final(&error) || letter.failures == TRIES {
             return Err(error);
         }
-        eprintln!("{error:#}: publishing again");
-        sleep(Duration::from_millis(500) * 2_u32.pow(failures)).await;
+        eprintln!("{error:#}: connecting again");
+        sleep(Duration::from_millis(500) * 2_u32.pow(letter.failures)).await;
     }
 }
 
@@ -200,59 +220,88 @@ impl std::error::Error for Again {}
 
 async fn publish_and_wait(
     connection: &Connection,
-    job: &Job,
+    letter: &mut Letter,
+    args: &Args,
+    s3: &aws_sdk_s3::Client,
     mut cancel: watch::Receiver<bool>,
 ) -> Result<Vec<u8>> {
     let channel = connection.create_channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    // Listen first: events are not kept. The queue goes with the connection, the result stays in S3.
-    let replies = format!("replies.{}", Uuid::new_v4().simple());
-    let (name, key) = (replies.as_str(), format!("job.{}.*", job.id));
+    // Listen first: events are not kept. The queue goes with the connection, and has its name again on the next.
+    let (name, key) = (letter.replies.clone(), format!("job.{}.*", letter.id));
     let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(name.into(), options, FieldTable::default()).await?;
+    channel.queue_declare(name.as_str().into(), options, FieldTable::default()).await?;
     let options = QueueBindOptions::default();
-    channel.queue_bind(name.into(), EVENTS.into(), key.into(), options, FieldTable::default()).await?;
+    channel
+        .queue_bind(name.as_str().into(), EVENTS.into(), key.into(), options, FieldTable::default())
+        .await?;
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-    let mut messages = channel.basic_consume(name.into(), "".into(), options, FieldTable::default()).await?;
-
-    let correlation_id = Uuid::new_v4().to_string();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let properties = BasicProperties::default()
-        .with_content_type("application/json".into())
-        .with_delivery_mode(2)
-        .with_message_id(job.id.as_str().into())
-        .with_correlation_id(correlation_id.as_str().into())
-        .with_reply_to(name.into())
-        .with_timestamp(now);
-    // Mandatory: without it a message that no queue takes is confirmed, and gone.
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    match channel.basic_publish("".into(), QUEUE.into(), options, &job.body, properties).await?.await? {
-        Confirmation::Ack(None) => eprintln!("{} is in the queue", job.id),
-        Confirmation::Ack(Some(_)) => bail!("there is no queue {QUEUE}: has a worker ever run?"),
-        _ => return Err(Again("the queue is full").into()),
+    let mut messages =
+        channel.basic_consume(name.as_str().into(), "".into(), options, FieldTable::default()).await?;
+    let was_cut = letter.confirmed;
+    if !letter.confirmed {
+        publish_once(&channel, letter).await?;
+        letter.confirmed = true;
+        eprintln!("{} is in the queue", letter.id);
     }
+    letter.failures = 0;
 
-    let mut orders = interval_at(Instant::now(), CANCEL_EVERY);
+    let [mut orders, mut looks] = [CANCEL_EVERY, LOOK_EVERY].map(|every| interval_at(Instant::now(), every));
     orders.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             message = messages.next() => {
                 let message = message.ok_or(Again("the reply queue is gone"))??;
+                let id = message.properties.correlation_id().as_ref();
                 if message.exchange.as_str() == EVENTS {
                     show(&message)?;
-                } else if message.properties.correlation_id().as_ref().is_some_and(|id| id.as_str() == correlation_id) {
+                } else if id.is_some_and(|id| id.as_str() == letter.correlation_id) {
                     return Ok(message.data);
                 }
             }
-            _ = orders.tick(), if *cancel.borrow() => order(&channel, job).await?,
+            _ = orders.tick(), if *cancel.borrow() => order(&channel, &letter.id).await?,
+            _ = looks.tick(), if was_cut => {
+                if let Some(result) = stored_result(s3, &args.results, &letter.id).await? {
+                    return Ok(result);
+                }
+            }
             Ok(()) = cancel.changed() => {}
         }
     }
 }
 
-async fn order(channel: &Channel, job: &Job) -> Result<()> {
+async fn publish_once(channel: &Channel, letter: &Letter) -> Result<()> {
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_delivery_mode(2)
+        .with_message_id(letter.id.as_str().into())
+        .with_correlation_id(letter.correlation_id.as_str().into())
+        .with_reply_to(letter.replies.as_str().into())
+        .with_timestamp(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs());
+    // Mandatory: without it a message that no queue takes is confirmed, and gone.
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    match channel.basic_publish("".into(), QUEUE.into(), options, &letter.body, properties).await?.await? {
+        Confirmation::Ack(None) => Ok(()),
+        Confirmation::Ack(Some(_)) => bail!("there is no queue {QUEUE}: has a worker ever run?"),
+        _ => Err(Again("the queue is full").into()),
+    }
+}
+
+/// What the worker sends is this object, byte for byte; `None`: the job is not over.
+async fn stored_result(s3: &aws_sdk_s3::Client, results: &str, id: &str) -> Result<Option<Vec<u8>>> {
+    let uri = format!("{}/{id}/result.json", results.trim_end_matches('/'));
+    let (bucket, key) = split(&uri)?;
+    match s3.get_object().bucket(bucket).key(key).send().await {
+        Ok(object) => Ok(Some(object.body.collect().await?.to_vec())),
+        Err(error) if error.as_service_error().is_some_and(|error| error.is_no_such_key()) => Ok(None),
+        Err(error) => Err(error).context("the stored result"),
+    }
+}
+
+async fn order(channel: &Channel, id: &str) -> Result<()> {
     eprintln!("cancelling");
-    let order = json!({"cancel": job.id}).to_string();
+    let order = json!({"cancel": id}).to_string();
     let options = BasicPublishOptions::default();
     channel
         .basic_publish(CONTROL.into(), "".into(), options, order.as_bytes(), BasicProperties::default())
