@@ -6,6 +6,7 @@
 //! and touches nothing outside the folder it was given.
 
 mod background;
+pub mod contract;
 mod engine;
 mod front;
 mod gate;
