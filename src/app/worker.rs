@@ -121,6 +121,8 @@ impl<'a> Worker<'a> {
                             self.runs.store(true, Ordering::Relaxed);
                             mark.clear();
                             self.board.ready(engine.server().version());
+                            let browser = engine.browser();
+                            self.board.converts_with(browser.frontend_version().as_deref(), &browser.version().await);
                             tracing::info!(worker = self.config.worker.id, "ready");
                         }
                         Err(error) => break Leave::Unusable(error),
@@ -228,6 +230,7 @@ impl<'a> Worker<'a> {
             ending = self.runner.run(incoming, turn, sink) => ending,
             never = disowned => match never {},
         };
+        place.ended_with(&ending);
         let settlement = match ending {
             Ending::Answered { id, body } => self.publish(delivery, id.to_string(), body).await,
             Ending::Reject { reason } => {
