@@ -3,7 +3,7 @@
 mod boot;
 mod notices;
 mod orders;
-mod resources;
+mod sampler;
 mod share;
 mod sinks;
 mod worker;
@@ -15,14 +15,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::{
     boot::{BootMark, boot, boot_error, starting},
-    orders::Obedience,
+    orders::{AtHand, Obedience},
     worker::Worker,
 };
 use crate::{
     admin::{self, Board, Phase},
     config::{Config, Mistake, Mistakes},
     connector::ComfyConnector,
-    job::{end::Stops, runner::Runner},
+    job::{
+        end::{InHand, Stops},
+        runner::Runner,
+    },
     store::{ObjectUri, Stores},
 };
 
@@ -47,10 +50,13 @@ pub enum ServeError {
 pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     let base = store_uri(&config).map_err(|mistakes| ServeError::Misconfigured(mistakes.to_string()))?;
     let board = Board::new(config.worker.id.clone());
-    let _admin = match config.admin.listen {
+    let in_hand = InHand::default();
+    let admin = match config.admin.listen {
         None => None,
         Some(address) => {
-            let admin = admin::serve(address, board.clone()).await.map_err(|error| {
+            let orders = AtHand { in_hand: in_hand.clone(), stops: stops.clone() };
+            let token = config.admin.token.clone();
+            let admin = admin::serve(address, board.clone(), token, orders).await.map_err(|error| {
                 ServeError::Misconfigured(format!("admin.listen: cannot listen at {address}: {error}"))
             })?;
             tracing::info!(address = %admin.address, "admin endpoint");
@@ -58,6 +64,9 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
         }
     };
     let stores = Arc::new(Stores::new(&config.store).await);
+    if let Some(admin) = &admin {
+        admin.shows_outputs_of(stores.clone());
+    }
     let connector = ComfyConnector::instance(&config, Arc::new(|_| {})).await;
     let connector = connector.map_err(|error| boot_error(&error))?;
     let mark = BootMark::set(&config.worker.state_dir)
@@ -74,14 +83,15 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     let outcome = match booted {
         Ok(Some(broker)) => {
             board.connected(broker.health());
-            let runner = Runner::new(connector, stores.clone(), base, &config, stops.clone());
+            let runner =
+                Runner { in_hand, ..Runner::new(connector, stores.clone(), base, &config, stops.clone()) };
             let obeying = Obedience::of(&runner).obey(broker.orders());
             let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
             let worker = Worker::new(runner, broker.clone(), board.clone(), &config);
             let working = notices::beside(&worker, worker.consume(engine, &mark));
             let outcome = tokio::select! {
                 outcome = Box::pin(working) => outcome,
-                never = worker.share.resources.watch(&worker.runner.connector) => match never {},
+                never = worker.share.sampler.watch(&worker.runner.connector, &board) => match never {},
             };
             board.enter(Phase::Draining);
             tokio::join!(last_words(&stops, broker.close()), ComfyConnector::shutdown_live());

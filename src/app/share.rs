@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::sleep;
 
-use super::resources::Resources;
+use super::sampler::Sampler;
 use crate::{config::WorkerConfig, queue::Settlement};
 
 /// The worker's share of the work.
@@ -20,13 +20,13 @@ pub(super) struct Share {
     max_rss: Option<u64>,
     /// Jobs in hand, and those that were settled for good.
     jobs: AtomicU32,
-    pub(super) resources: Resources,
+    pub(super) sampler: Sampler,
 }
 
 impl Share {
     pub(super) fn new(config: &WorkerConfig) -> Self {
         let WorkerConfig { idle_exit, max_jobs, max_rss, .. } = *config;
-        Self { idle_exit, max_jobs, max_rss, jobs: AtomicU32::new(0), resources: Resources::default() }
+        Self { idle_exit, max_jobs, max_rss, jobs: AtomicU32::new(0), sampler: Sampler::default() }
     }
 
     /// A job was taken.
@@ -51,7 +51,7 @@ impl Share {
 
     /// Why worker and children are too large, if they were when they were looked at last.
     pub(super) fn excess(&self) -> Option<String> {
-        let (most, bytes) = (self.max_rss?, self.resources.rss());
+        let (most, bytes) = (self.max_rss?, self.sampler.rss());
         (bytes > most)
             .then(|| format!("it and its children hold {bytes} bytes, more than {most} (worker.max_rss)"))
     }
@@ -65,7 +65,7 @@ impl Share {
         };
         let large = async {
             loop {
-                let looked = self.resources.looked();
+                let looked = self.sampler.looked();
                 if let Some(why) = self.excess() {
                     return why;
                 }

@@ -139,6 +139,8 @@ impl<'a> Worker<'a> {
                             mark.clear();
                             self.board.ready(engine.server().version());
                             metrics::identify(&self.config.worker.id, engine.server().version());
+                            let browser = engine.browser();
+                            self.board.converts_with(browser.frontend_version().as_deref(), &browser.version().await);
                             tracing::info!(worker = self.config.worker.id, "ready");
                         }
                         Err(error) => break Leave::Unusable(error),
@@ -252,6 +254,7 @@ impl<'a> Worker<'a> {
             ending = self.runner.run(incoming, turn, sink) => ending,
             never = disowned => match never {},
         };
+        place.ended_with(&ending);
         let settlement = match ending {
             Ending::Answered { id, body } => {
                 let settlement = self.publish(delivery, id.to_string(), body).await;

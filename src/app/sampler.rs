@@ -13,7 +13,13 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use crate::{child, connector::ComfyConnector, metrics};
+use crate::{
+    admin::{Board, Resources, Usage},
+    child,
+    comfy::Device,
+    connector::ComfyConnector,
+    metrics,
+};
 
 /// How often it is looked at: reading the process table costs some milliseconds.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
@@ -22,25 +28,26 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// What was seen last.
 #[derive(Debug, Default)]
-pub(super) struct Resources {
+pub(super) struct Sampler {
     /// Main memory of worker and children, in bytes.
     rss: AtomicU64,
     looked: Notify,
 }
 
-impl Resources {
+impl Sampler {
     /// Looks for ever.
-    pub(super) async fn watch(&self, connector: &ComfyConnector) -> Infallible {
+    pub(super) async fn watch(&self, connector: &ComfyConnector, board: &Board) -> Infallible {
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             looks.tick().await;
-            self.look(connector).await;
+            board.resources(self.look(connector).await);
             self.looked.notify_waiters();
         }
     }
 
-    async fn look(&self, connector: &ComfyConnector) {
+    async fn look(&self, connector: &ComfyConnector) -> Resources {
+        let mut seen = Resources::default();
         let engine = connector.running();
         let measured = spawn_blocking({
             let engine = engine.clone();
@@ -50,17 +57,25 @@ impl Resources {
             }
         });
         if let Ok((worker, (comfyui, browser))) = measured.await {
-            for (process, bytes) in [("worker", worker), ("comfyui", comfyui), ("browser", browser)] {
-                metrics::memory(process, bytes);
+            for (process, name, used) in [
+                ("worker", "worker", worker),
+                ("comfyui", "ComfyUI", comfyui),
+                ("browser", "Chromium", browser),
+            ] {
+                metrics::memory(process, used);
+                seen.memory.push(Usage { name: name.to_owned(), used, total: None });
             }
             self.rss.store(worker + comfyui + browser, Ordering::Relaxed);
         }
-        let Some(engine) = engine else { return };
+        let Some(engine) = engine else { return seen };
         if let Ok(Ok(devices)) = timeout(ANSWER_LIMIT, engine.server().client().devices()).await {
             for device in devices {
-                metrics::device_memory(&device.name, device.vram_total, device.vram_free);
+                let Device { name, vram_total: total, vram_free: free } = device;
+                metrics::device_memory(&name, total, free);
+                seen.devices.push(Usage { name, used: total.saturating_sub(free), total: Some(total) });
             }
         }
+        seen
     }
 
     /// Main memory of worker and children when it was looked at last, in bytes.
