@@ -4,6 +4,7 @@ mod boot;
 mod notices;
 mod orders;
 mod sinks;
+mod spans;
 mod worker;
 
 use std::{sync::Arc, time::Duration};
@@ -22,6 +23,7 @@ use crate::{
     connector::ComfyConnector,
     job::{end::Stops, runner::Runner},
     store::{ObjectUri, Stores},
+    telemetry::Traces,
 };
 
 /// What a broker or store may take for the last words after the grace is over.
@@ -44,6 +46,7 @@ pub enum ServeError {
 /// See [`ServeError`]; nothing is left running then.
 pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     let base = store_uri(&config).map_err(|mistakes| ServeError::Misconfigured(mistakes.to_string()))?;
+    let traces = Traces::start(&config).map_err(ServeError::Misconfigured)?;
     let board = Board::new(config.worker.id.clone());
     let _admin = match config.admin.listen {
         None => None,
@@ -75,10 +78,11 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
             let runner = Runner::new(connector, stores.clone(), base, &config, stops.clone());
             let obeying = Obedience::of(&runner).obey(broker.orders());
             let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
-            let worker = Worker::new(runner, broker.clone(), board.clone(), &config);
+            let worker = Worker::new(runner, broker.clone(), board.clone(), &config, traces.clone());
             let outcome = Box::pin(notices::beside(&worker, worker.consume(engine, &mark))).await;
             board.enter(Phase::Draining);
-            tokio::join!(last_words(&stops, broker.close()), ComfyConnector::shutdown_live());
+            let broker = last_words(&stops, broker.close());
+            tokio::join!(broker, ComfyConnector::shutdown_live(), traces.close());
             outcome
         }
         // Whatever runs when the boot is cut short is stopped.

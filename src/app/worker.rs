@@ -18,6 +18,7 @@ use super::{
     boot::{BootMark, Starting, boot_error, starting},
     last_words,
     sinks::Sinks,
+    spans::received,
 };
 use crate::{
     admin::{Board, JobPlace, Phase},
@@ -30,6 +31,7 @@ use crate::{
         runner::Runner,
     },
     queue::{self, Broker, Consumer, Delivery, Message, ResultMessage, Settled, Settlement},
+    telemetry::{JobSpan, StageName, Traces},
 };
 
 /// A message that is handed back comes again at once: wait before, or it is a hot loop.
@@ -46,6 +48,7 @@ pub(super) struct Worker<'a> {
     pub(super) broker: Broker,
     pub(super) board: Board,
     pub(super) config: &'a Config,
+    traces: Traces,
     /// The subscription of a worker that has no job in hand. It stays for that job's ack, on whose heels
     /// the broker sends the next one; with others in hand it would be one too many, and is ended before.
     subscription: tokio::sync::Mutex<Option<Consumer>>,
@@ -68,9 +71,15 @@ enum Leave {
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(runner: Runner, broker: Broker, board: Board, config: &'a Config) -> Self {
+    pub(super) fn new(
+        runner: Runner,
+        broker: Broker,
+        board: Board,
+        config: &'a Config,
+        traces: Traces,
+    ) -> Self {
         let (subscription, runs) = (tokio::sync::Mutex::default(), AtomicBool::new(false));
-        Self { runner, broker, board, config, subscription, runs }
+        Self { runner, broker, board, config, traces, subscription, runs }
     }
 
     /// Takes jobs until told to stop, or until ComfyUI cannot be started (again). The first job may come,
@@ -180,8 +189,15 @@ impl<'a> Worker<'a> {
 
     /// One job from its delivery to its settlement. Why no other is taken, if none is.
     async fn live(&self, delivery: Delivery, turn: Turn) -> Option<Leave> {
+        let span = self.traces.job(&received(&self.config.amqp.queue, &delivery.message));
+        let leave = span.around(self.live_in(&span, delivery, turn)).await;
+        span.end();
+        leave
+    }
+
+    async fn live_in(&self, span: &JobSpan, delivery: Delivery, turn: Turn) -> Option<Leave> {
         let place = Arc::new(self.board.take_job());
-        let (settlement, leave) = self.handle(&delivery, &turn, &place).await;
+        let (settlement, leave) = self.handle(span, &delivery, &turn, &place).await;
         let leave = leave.or_else(|| self.leave());
         if leave.is_some() {
             // Before the ack: the broker would send another on its heels.
@@ -212,11 +228,12 @@ impl<'a> Worker<'a> {
     /// From the message to what becomes of it, and why no other should be taken, if that showed.
     async fn handle(
         &self,
+        span: &JobSpan,
         delivery: &Delivery,
         turn: &Turn,
         place: &Arc<JobPlace>,
     ) -> (Settlement, Option<Leave>) {
-        let incoming = self.incoming(&delivery.message);
+        let incoming = Incoming { span: span.clone(), ..self.incoming(&delivery.message) };
         let lost = incoming.lost.clone();
         let sink = Arc::new(Sinks { place: Arc::clone(place), events: self.broker.events() });
         let disowned = async {
@@ -229,7 +246,14 @@ impl<'a> Worker<'a> {
             never = disowned => match never {},
         };
         let settlement = match ending {
-            Ending::Answered { id, body } => self.publish(delivery, id.to_string(), body).await,
+            Ending::Answered { id, body } => {
+                let publishing = self.publish(delivery, id.to_string(), body);
+                let settlement = span.stage(StageName::Publish).within(publishing).await;
+                if settlement != Settlement::Ack {
+                    span.goes_back("its result could not be published", true);
+                }
+                settlement
+            }
             Ending::Reject { reason } => {
                 tracing::warn!(reason, "no job, and nobody to tell: to the dead letters");
                 Settlement::DeadLetter
@@ -257,6 +281,7 @@ impl<'a> Worker<'a> {
             expiration: message.expiration,
             lost: CancellationToken::new(),
             answerable,
+            span: JobSpan::local(),
         }
     }
 

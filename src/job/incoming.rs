@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::JobId;
+use crate::telemetry::JobSpan;
 
 /// A message to be run.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub struct Incoming {
     pub lost: CancellationToken,
     /// Whether somebody gets the answer.
     pub answerable: bool,
+    /// Its delivery's.
+    pub span: JobSpan,
 }
 
 impl Incoming {
@@ -35,6 +38,7 @@ impl Incoming {
             expiration: None,
             lost: CancellationToken::new(),
             answerable: true,
+            span: JobSpan::local(),
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod failure;
 mod id;
 pub mod incoming;
 pub mod lane;
+mod met;
 mod preparation;
 pub mod report;
 pub mod request;
@@ -23,5 +24,6 @@ pub mod result;
 pub mod runner;
 mod runpod;
 pub mod verdict;
+mod watched;
 
 pub use id::JobId;
