@@ -6,6 +6,7 @@
 //! and touches nothing outside the folder it was given.
 
 mod background;
+mod collector;
 mod engine;
 mod front;
 mod gate;
@@ -20,6 +21,7 @@ mod scratch;
 mod wait;
 mod worker;
 
+pub use collector::{Collector, Reception, TracedSpan};
 pub use engine::{Engine, RunningEngine};
 pub use front::{Front, Spoil};
 pub use gate::{Fault, Gate};
