@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::JobId;
+use super::{JobId, failure::Failure};
 use crate::telemetry::JobSpan;
 
 /// A message to be run.
@@ -65,6 +65,17 @@ pub enum Ending {
         /// Why.
         reason: String,
     },
+}
+
+impl Ending {
+    pub(super) fn hand_back(failure: &Failure) -> Self {
+        let fault = match failure {
+            Failure::Draining | Failure::HeldUp => Fault::None,
+            Failure::DiskFull(_) => Fault::DiskFull,
+            _ => Fault::Passing,
+        };
+        Self::HandBack { reason: failure.to_string(), fault }
+    }
 }
 
 /// What a hand-back says of this worker.

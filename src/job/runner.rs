@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::time::{sleep, timeout};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     answer::{encode, failed},
@@ -127,14 +127,14 @@ impl Runner {
         let held = tokio::select! {
             biased;
             held = accept.within(self.in_hand.hold(&job.id)) => held,
-            () = self.stops.stop.cancelled() => return hand_back(&Failure::Draining),
+            () = self.stops.stop.cancelled() => return Ending::hand_back(&Failure::Draining),
         };
-        let _expiry = incoming.expiration.map(|whole| expire(held.end.clone(), whole, queued));
+        let _expiry = incoming.expiration.map(|whole| held.end.expire(whole, queued));
         let life =
             Life { runner: self, turn, end: &held.end, lost: &incoming.lost, span, accepted_at, timings };
         match life.live(&job, accept, sink).await {
             Ok(body) => Ending::Answered { id: job.id, body },
-            Err(failure) => hand_back(&failure),
+            Err(failure) => Ending::hand_back(&failure),
         }
     }
 
@@ -180,15 +180,6 @@ impl Runner {
             Err(error) => Ending::HandBack { reason: error.to_string(), fault: Fault::Passing },
         }
     }
-}
-
-fn hand_back(failure: &Failure) -> Ending {
-    let fault = match failure {
-        Failure::Draining | Failure::HeldUp => Fault::None,
-        Failure::DiskFull(_) => Fault::DiskFull,
-        _ => Fault::Passing,
-    };
-    Ending::HandBack { reason: failure.to_string(), fault }
 }
 
 /// One accepted message's way.
@@ -386,18 +377,6 @@ impl Life<'_> {
         }
         result
     }
-}
-
-/// Ends the job when its message's expiration has passed, `queued` of it already; not once dropped.
-///
-/// The broker lets no message out of a queue after its expiration. One that seems to come later was
-/// dated by a clock that disagrees with ours: then the whole of it counts from now.
-fn expire(end: End, whole: Duration, queued: Duration) -> AbortOnDropHandle<()> {
-    let left = whole.checked_sub(queued).filter(|left| !left.is_zero()).unwrap_or(whole);
-    AbortOnDropHandle::new(tokio::spawn(async move {
-        sleep(left).await;
-        end.call(Failure::Expired { seconds: whole.as_secs_f64() });
-    }))
 }
 
 /// Once the broker has taken the message back, others may run the job too: then this attempt's

@@ -18,15 +18,19 @@ use crate::config::{Config, LogFormat};
 
 /// What dependencies say that nobody can act on, and whole requests with what signs them. lapin calls the
 /// end of a connection that we close an error; what matters of a connection the session tells itself.
-const QUIET: &str = "chromiumoxide=error,chromiumoxide::handler=off,lapin=off,aws_config=error,aws_credential_types=warn,\
-    aws_runtime=warn,aws_sdk_s3=warn,aws_sigv4=warn,aws_smithy_checksums=warn,aws_smithy_runtime=warn,aws_smithy_http_client=warn,hyper=warn,\
-    hyper_util=warn,h2=warn,reqwest=warn,rustls=warn,tokio_tungstenite=warn,tungstenite=warn";
+const QUIET: &[&str] = &[
+    "chromiumoxide=error,chromiumoxide::handler=off,tokio_tungstenite=warn,tungstenite=warn",
+    "lapin=off",
+    "aws_config=error,aws_credential_types=warn,aws_runtime=warn,aws_sdk_s3=warn,aws_sdk_sts=warn,aws_sigv4=warn",
+    "aws_smithy_checksums=warn,aws_smithy_http_client=warn,aws_smithy_runtime=warn",
+    "h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn",
+];
 
 /// Sends logs to standard error; lines of a terminal display are put aside for each. The secrets of
 /// `config` and of the environment are in none of them.
 pub fn init(config: &Config) {
     secrets::keep_those_of(config);
-    let filter = EnvFilter::try_new(format!("{QUIET},{}", config.log.level))
+    let filter = EnvFilter::try_new(format!("{},{}", QUIET.join(","), config.log.level))
         .unwrap_or_else(|_| EnvFilter::new("info"));
     let terminal = io::stderr().is_terminal();
     let json = match config.log.format {

@@ -10,7 +10,7 @@ use testbed::{Worker, wait_for};
 use super::{
     SOON,
     bed::{Bed, staged_job, ui_job},
-    site::Site,
+    site::{Site, end},
 };
 
 /// What a worker may hold at most after its ComfyUI has written so much.
@@ -67,6 +67,30 @@ async fn every_line_of_a_jobs_life_says_which_job_attempt_and_stage() -> Result<
         ensure!(lines.iter().any(|line| line["target"] == target), "no line of {target}'s");
     }
     site.finish(worker, site.initial()).await
+}
+
+/// Even the last word is one line, and says which job it was.
+#[tokio::test]
+async fn a_panic_is_a_line_like_the_others() -> Result<()> {
+    let bed = Bed::new("panic").await?;
+    let phases = bed.folder.path().join("phases");
+    fs::create_dir(&phases)?;
+    let site = Site::light(&bed, "a")?
+        .set("log.format", "json")
+        .env("COMFY_PHASES", phases.display().to_string())
+        .env("RUST_BACKTRACE", "1");
+    let mut worker = site.boot().await?;
+    fs::write(phases.join("staged"), "panic")?;
+    bed.publish(&staged_job("j", 0.0)).await?;
+    let (status, _) = end(&mut worker, SOON).await?;
+    ensure!(!status.success(), "{status}");
+    let lines = lines(&worker)?;
+    let last = lines.iter().find(|line| line["level"] == "ERROR").with_context(|| worker.log())?;
+    ensure!(last["message"] == "panicked: told to panic at the phase staged", "{last}");
+    ensure!(last["job"] == "j" && last["attempt"] == 1 && last["stage"] == "stage", "{last}");
+    ensure!(last["place"].as_str().is_some_and(|place| place.starts_with("src/phases.rs:")), "{last}");
+    ensure!(last["backtrace"].as_str().is_some_and(|backtrace| backtrace.contains("phases")), "{last}");
+    Ok(())
 }
 
 /// What looks like a line of the worker's, and worse.
