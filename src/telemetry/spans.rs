@@ -47,9 +47,8 @@ impl JobSpan {
     }
 
     pub(super) fn traced(trace: Trace) -> Self {
-        let span = trace.context.span();
-        let trace_id = span.span_context().is_valid().then(|| span.span_context().trace_id().to_string());
-        drop(span);
+        let context = trace.context.span().span_context().clone();
+        let trace_id = context.is_valid().then(|| context.trace_id().to_string());
         Self { log: log_span(trace_id), trace: Some(Arc::new(trace)) }
     }
 
@@ -252,7 +251,8 @@ impl StageSpan {
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         self.running = true;
-        let done = self.within(work).await;
+        // On the heap: callers hold this future inside theirs.
+        let done = self.within(Box::pin(work)).await;
         self.running = false;
         if let Err(error) = &done {
             self.fails(error);

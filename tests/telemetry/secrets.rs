@@ -134,7 +134,7 @@ async fn no_planted_secret_gets_out() -> Result<()> {
         told.insert(format!("the result of {id}"), result.to_string());
         if id == "shows" {
             ensure!(
-                result["outputs"][0]["text"] == API_KEY.len().to_string(),
+                result["outputs"][0]["text"] == *API_KEY.len().to_string(),
                 "the key did not arrive: {result:#}"
             );
         }
