@@ -52,6 +52,20 @@ pub(crate) fn plain(line: &str) -> String {
     one_line(last, usize::MAX)
 }
 
+/// Outside text that keeps its lines: other treacherous characters escaped, cut at `limit` characters with
+/// a word that says so.
+pub(crate) fn many_lines(text: &str, limit: usize) -> String {
+    let plain = |c: char| matches!(c, '\n' | '\t') || !is_treacherous(c);
+    let mut shown = String::new();
+    for c in text.chars().take(limit) {
+        if plain(c) { shown.push(c) } else { shown.extend(c.escape_default()) }
+    }
+    if text.chars().nth(limit).is_some() {
+        shown += &format!("\n… (cut here: {} characters in all)", text.chars().count());
+    }
+    shown
+}
+
 /// Outside text on one line and in quotes, cut at `limit` characters.
 pub(crate) fn quoted(text: &str, limit: usize) -> String {
     let shown: String = text.chars().take(limit).collect();
@@ -85,6 +99,9 @@ mod tests {
         assert_eq!(plain("\r 0%|  \r50%|# \r\r"), "50%|#");
         assert!(!plain("a\u{1b}]0;title\u{7}\u{9b}31mb").contains(is_treacherous));
         assert_eq!(plain(" \r\n"), "");
+        assert_eq!(many_lines("a\n\tb\r\u{1b}[31m\u{202e}c", 99), "a\n\tb\\r\\u{1b}[31m\\u{202e}c");
+        assert_eq!(many_lines("äöü", 3), "äöü");
+        assert_eq!(many_lines("äöü", 2), "äö\n… (cut here: 3 characters in all)");
         assert_eq!(quoted("a\"\n\u{202e}", 9), r#""a\"\n\u{202e}""#);
         assert_eq!((quoted("äöü", 3).as_str(), quoted("äöü", 2).as_str()), ("\"äöü\"", "\"äö\"…"));
     }

@@ -17,6 +17,7 @@ use super::{
     ServeError,
     boot::{BootMark, Starting, boot_error, starting},
     last_words,
+    share::Share,
     sinks::Sinks,
     spans::received,
 };
@@ -30,6 +31,7 @@ use crate::{
         lane::{Turn, Wanted},
         runner::Runner,
     },
+    metrics,
     queue::{self, Broker, Consumer, Delivery, Message, ResultMessage, Settled, Settlement},
     telemetry::{JobSpan, StageName, Traces},
 };
@@ -54,6 +56,7 @@ pub(super) struct Worker<'a> {
     subscription: tokio::sync::Mutex<Option<Consumer>>,
     /// Whether ComfyUI has come up since it was last waited for.
     runs: AtomicBool,
+    pub(super) share: Share,
 }
 
 /// Why no more jobs are taken.
@@ -68,6 +71,8 @@ enum Leave {
     DiskFull,
     /// ComfyUI has had its share of jobs or memory.
     Worn(String),
+    /// The worker itself has: it ends in good order.
+    Enough(String),
 }
 
 impl<'a> Worker<'a> {
@@ -78,8 +83,16 @@ impl<'a> Worker<'a> {
         config: &'a Config,
         traces: Traces,
     ) -> Self {
-        let (subscription, runs) = (tokio::sync::Mutex::default(), AtomicBool::new(false));
-        Self { runner, broker, board, config, traces, subscription, runs }
+        Self {
+            runner,
+            broker,
+            board,
+            config,
+            traces,
+            subscription: tokio::sync::Mutex::default(),
+            runs: AtomicBool::new(false),
+            share: Share::new(&config.worker),
+        }
     }
 
     /// Takes jobs until told to stop, or until ComfyUI cannot be started (again). The first job may come,
@@ -104,6 +117,11 @@ impl<'a> Worker<'a> {
                     tracing::info!(why, "between two jobs ComfyUI is started anew");
                     self.board.enter(Phase::Booting);
                     connector.recycle().await;
+                }
+                Leave::Enough(why) => {
+                    tracing::info!(why, "the worker has had its share");
+                    self.runner.stops.stop.cancel();
+                    return Ok(());
                 }
             }
             (engine, early) = (starting(connector), false);
@@ -130,11 +148,15 @@ impl<'a> Worker<'a> {
                             self.runs.store(true, Ordering::Relaxed);
                             mark.clear();
                             self.board.ready(engine.server().version());
+                            metrics::identify(&self.config.worker.id, engine.server().version());
+                            let browser = engine.browser();
+                            self.board.converts_with(browser.frontend_version().as_deref(), &browser.version().await);
                             tracing::info!(worker = self.config.worker.id, "ready");
                         }
                         Err(error) => break Leave::Unusable(error),
                     },
                     why = connector.lost(), if self.runs() && lives.is_empty() => break Leave::Lost(why),
+                    why = self.share.idle(), if self.runs() && lives.is_empty() => break Leave::Enough(why),
                     delivery = &mut next, if early || self.runs() => {
                         let Some(delivery) = delivery else { break Leave::Drain };
                         lives.push(self.live(delivery, self.runner.lane.join()));
@@ -163,11 +185,12 @@ impl<'a> Worker<'a> {
     async fn next(&self) -> Option<Delivery> {
         loop {
             match self.runner.lane.wanted().await {
+                _ if self.share.is_full() => {}
                 Wanted::First => {
                     let mut subscription = self.subscription.lock().await;
                     return subscription.get_or_insert_with(|| self.broker.consume(1)).next().await;
                 }
-                Wanted::Ahead if self.leave().is_none() => {
+                Wanted::Ahead if self.leave().is_none() && self.share.excess().is_none() => {
                     let mut subscription = self.subscription.lock().await;
                     if let Some(delivery) = self.broker.take().await.filter(|taken| !taken.is_stale()) {
                         stop_consuming(&self.runner.stops, &mut subscription).await;
@@ -197,13 +220,17 @@ impl<'a> Worker<'a> {
 
     async fn live_in(&self, span: &JobSpan, delivery: Delivery, turn: Turn) -> Option<Leave> {
         let place = Arc::new(self.board.take_job());
+        metrics::job_taken(delivery.message.redelivered);
+        self.share.take();
         let (settlement, leave) = self.handle(span, &delivery, &turn, &place).await;
-        let leave = leave.or_else(|| self.leave());
+        let enough = self.share.settle(settlement).map(Leave::Enough);
+        let leave = leave.or_else(|| self.leave()).or(enough);
         if leave.is_some() {
             // Before the ack: the broker would send another on its heels.
             self.unsubscribe().await;
         }
         self.settle(delivery, settlement).await;
+        metrics::job_settled();
         leave
     }
 
@@ -245,11 +272,13 @@ impl<'a> Worker<'a> {
             ending = self.runner.run(incoming, turn, sink) => ending,
             never = disowned => match never {},
         };
+        place.ended_with(&ending);
         let settlement = match ending {
             Ending::Answered { id, body } => {
                 let publishing = self.publish(delivery, id.to_string(), body);
                 let settlement = span.stage(StageName::Publish).within(publishing).await;
-                if settlement != Settlement::Ack {
+                if settlement == Settlement::HandBack {
+                    metrics::handed_back(Fault::Passing);
                     span.goes_back("its result could not be published", true);
                 }
                 settlement
@@ -260,6 +289,7 @@ impl<'a> Worker<'a> {
             }
             Ending::HandBack { reason, fault } => {
                 tracing::warn!(reason, "job goes back to the queue");
+                metrics::handed_back(fault);
                 match fault {
                     Fault::None => {}
                     Fault::Passing => self.pause(HAND_BACK_PAUSE).await,

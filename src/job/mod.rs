@@ -23,6 +23,8 @@ pub mod request;
 pub mod result;
 pub mod runner;
 mod runpod;
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod verdict;
 mod watched;
 

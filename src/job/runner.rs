@@ -34,6 +34,7 @@ use crate::{
     comfy::forecast::Forecasts,
     config::{Config, JobConfig, OutputsConfig},
     connector::ComfyConnector,
+    metrics,
     store::{ObjectStore, ObjectUri},
     telemetry::{JobSpan, StageName, StageSpan, keep_secret},
 };
@@ -68,6 +69,8 @@ pub struct Runner {
     pub lane: Lane,
     /// How long prompts took.
     pub forecasts: Forecasts,
+    /// The key of a job's metadata that says whom it is for.
+    pub tenant_key: Option<String>,
 }
 
 impl Runner {
@@ -92,6 +95,7 @@ impl Runner {
             in_hand: InHand::default(),
             lane: Lane::new(config.amqp.lookahead),
             forecasts: Forecasts::default(),
+            tenant_key: config.metrics.tenant_key.clone(),
         }
     }
 
@@ -123,6 +127,9 @@ impl Runner {
         let _kept = job.api_key_comfy_org.as_ref().map(keep_secret);
         // Clocks that disagree give zero.
         let queued = incoming.published_at.and_then(|then| then.elapsed().ok()).unwrap_or_default();
+        if incoming.published_at.is_some() {
+            metrics::job_waited(queued);
+        }
         let timings = Timings { queued_ms: ms(queued), ..Timings::default() };
         let held = tokio::select! {
             biased;
@@ -161,24 +168,40 @@ impl Runner {
             return Ending::Reject { reason: failure.to_string() };
         };
         let met = Met { stage: Stage::Accept, failure };
-        let answer = |attempt| {
-            encode(&failed(&self.worker_id, &id, attempt, Timings::default(), metadata.clone(), &met))
-        };
+        let answer =
+            |attempt| failed(&self.worker_id, &id, attempt, Timings::default(), metadata.clone(), &met);
         let settled = async {
             let records = Records::new(&*self.store, &self.base, id.as_str())?;
             match records.open(&digest, &self.worker_id, self.limits.max_attempts).await? {
                 Opened::Finished { body, .. } => Ok(body),
                 Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => {
-                    records.settle(answer(attempt.number)?).await
+                    self.settle(&records, &answer(attempt.number)).await
                 }
                 // The manifest beneath this id is another job's, and not for this publisher's eyes.
-                Opened::Conflict => answer(1),
+                Opened::Conflict => self.tell(&answer(1)),
             }
         };
         match self.stops.unless_aborted(settled).await {
             Ok(body) => Ending::Answered { id, body },
             Err(error) => Ending::HandBack { reason: error.to_string(), fault: Fault::Passing },
         }
+    }
+
+    /// The bytes of the durable result: this one, unless another stands.
+    async fn settle(&self, records: &Records<'_>, result: &JobResult) -> Result<Bytes, Failure> {
+        let body = records.settle(encode(result)?).await?;
+        self.count(result);
+        Ok(body)
+    }
+
+    /// The bytes of a result that is told and not kept.
+    fn tell(&self, result: &JobResult) -> Result<Bytes, Failure> {
+        self.count(result);
+        encode(result)
+    }
+
+    fn count(&self, result: &JobResult) {
+        metrics::job_ended(result, self.tenant_key.as_deref());
     }
 }
 
@@ -217,7 +240,7 @@ impl Life<'_> {
                 // The manifest beneath this id is another job's: this answer is told and not kept.
                 let result = failed(&runner.worker_id, &job.id, 1, self.timings, job.metadata.clone(), &met);
                 span.ended(&result);
-                return encode(&result);
+                return runner.tell(&result);
             }
             Opened::Poison { attempt, crashes } => {
                 let met = Met { stage: Stage::Accept, failure: Failure::Poison { crashes } };
@@ -231,7 +254,7 @@ impl Life<'_> {
                 );
                 span.tries(attempt.number, attempt.former.as_deref());
                 span.ended(&result);
-                return runner.stops.unless_aborted(records.settle(encode(&result)?)).await;
+                return runner.stops.unless_aborted(runner.settle(&records, &result)).await;
             }
             Opened::Attempt(attempt) => attempt,
         };
@@ -262,7 +285,7 @@ impl Life<'_> {
     }
 
     async fn record(&self, records: &Records<'_>, result: &JobResult) -> Result<Bytes, Failure> {
-        let settling = records.settle(encode(result)?);
+        let settling = self.runner.settle(records, result);
         self.span.stage(StageName::Record).run(self.runner.stops.unless_aborted(settling)).await
     }
 

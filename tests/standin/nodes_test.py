@@ -13,6 +13,8 @@ import time
 from base64 import b64decode
 from typing import Any, Optional
 
+from PIL import Image, ImageFilter
+
 import frames
 import images
 from folders import Folders
@@ -21,6 +23,7 @@ from node import Call, Node, Ui, standin
 from nodes_output import file_item
 
 POLL_SECONDS = 0.01
+PREVIEW_SIDE = 256
 IMAGE_INPUT = {"image": ["IMAGE"]}
 
 
@@ -35,6 +38,15 @@ def text_input(default: str = "", multiline: bool = False) -> list:
 def passed(image: Optional[Batch]) -> tuple[Batch]:
     """The image that came in, or a small black one where none did."""
     return (image if image is not None else images.solid(64, 64, 1, 0),)
+
+
+def unfinished(image: Optional[Batch], share: float) -> Image.Image:
+    """What a sampler shows on its way: the picture, small and blurred at first; without one a grey that gets lighter."""
+    if image is None:
+        return images.solid(64, 64, 1, round(255 * share) * 0x010101).frames[0]
+    picture = image.frames[0].copy()
+    picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    return picture.filter(ImageFilter.GaussianBlur(12 * (1 - share)))
 
 
 def sleep(call: Call, seconds: float) -> None:
@@ -59,14 +71,14 @@ class StandinSleep(Node):
      "previews": ["BOOLEAN", {"default": True}], "text": text_input()},
     ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
 class StandinProgress(Node):
-    """Reports progress like a sampler: `progress` frames, JPEG previews, and a line of text (binary frame 3)."""
+    """Reports progress like a sampler: `progress` frames, JPEG previews of its image as it gets clear, and a line
+    of text (binary frame 3)."""
 
     def run(self, call: Call, steps: int, seconds: float, previews: bool, text: str,
             image: Optional[Batch] = None, seed: int = 0) -> tuple:
         for step in range(1, steps + 1):
             sleep(call, seconds / steps)
-            level = round(255 * step / steps)
-            preview = ("JPEG", images.solid(64, 64, 1, level * 0x010101).frames[0]) if previews else None
+            preview = ("JPEG", unfinished(image, step / steps)) if previews else None
             call.progress(step, steps, preview)
             if text:
                 line = f"{text} {step}/{steps}"
