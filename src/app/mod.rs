@@ -6,6 +6,7 @@ mod orders;
 mod sampler;
 mod share;
 mod sinks;
+mod spans;
 mod worker;
 
 use std::{sync::Arc, time::Duration};
@@ -27,6 +28,7 @@ use crate::{
         runner::Runner,
     },
     store::{ObjectUri, Stores},
+    telemetry::Traces,
 };
 
 /// What a broker or store may take for the last words after the grace is over.
@@ -49,6 +51,7 @@ pub enum ServeError {
 /// See [`ServeError`]; nothing is left running then.
 pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     let base = store_uri(&config).map_err(|mistakes| ServeError::Misconfigured(mistakes.to_string()))?;
+    let traces = Traces::start(&config).map_err(ServeError::Misconfigured)?;
     let board = Board::new(config.worker.id.clone());
     let in_hand = InHand::default();
     let admin = match config.admin.listen {
@@ -87,14 +90,15 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
                 Runner { in_hand, ..Runner::new(connector, stores.clone(), base, &config, stops.clone()) };
             let obeying = Obedience::of(&runner).obey(broker.orders());
             let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
-            let worker = Worker::new(runner, broker.clone(), board.clone(), &config);
+            let worker = Worker::new(runner, broker.clone(), board.clone(), &config, traces.clone());
             let working = notices::beside(&worker, worker.consume(engine, &mark));
             let outcome = tokio::select! {
                 outcome = Box::pin(working) => outcome,
                 never = worker.share.sampler.watch(&worker.runner.connector, &board) => match never {},
             };
             board.enter(Phase::Draining);
-            tokio::join!(last_words(&stops, broker.close()), ComfyConnector::shutdown_live());
+            let broker = last_words(&stops, broker.close());
+            tokio::join!(broker, ComfyConnector::shutdown_live(), traces.close());
             outcome
         }
         // Whatever runs when the boot is cut short is stopped.

@@ -19,6 +19,7 @@ use super::{
     last_words,
     share::Share,
     sinks::Sinks,
+    spans::received,
 };
 use crate::{
     admin::{Board, JobPlace, Phase},
@@ -32,6 +33,7 @@ use crate::{
     },
     metrics,
     queue::{self, Broker, Consumer, Delivery, Message, ResultMessage, Settled, Settlement},
+    telemetry::{JobSpan, StageName, Traces},
 };
 
 /// A message that is handed back comes again at once: wait before, or it is a hot loop.
@@ -48,6 +50,7 @@ pub(super) struct Worker<'a> {
     pub(super) broker: Broker,
     pub(super) board: Board,
     pub(super) config: &'a Config,
+    traces: Traces,
     /// The subscription of a worker that has no job in hand. It stays for that job's ack, on whose heels
     /// the broker sends the next one; with others in hand it would be one too many, and is ended before.
     subscription: tokio::sync::Mutex<Option<Consumer>>,
@@ -73,12 +76,19 @@ enum Leave {
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(runner: Runner, broker: Broker, board: Board, config: &'a Config) -> Self {
+    pub(super) fn new(
+        runner: Runner,
+        broker: Broker,
+        board: Board,
+        config: &'a Config,
+        traces: Traces,
+    ) -> Self {
         Self {
             runner,
             broker,
             board,
             config,
+            traces,
             subscription: tokio::sync::Mutex::default(),
             runs: AtomicBool::new(false),
             share: Share::new(&config.worker),
@@ -202,10 +212,17 @@ impl<'a> Worker<'a> {
 
     /// One job from its delivery to its settlement. Why no other is taken, if none is.
     async fn live(&self, delivery: Delivery, turn: Turn) -> Option<Leave> {
+        let span = self.traces.job(&received(&self.config.amqp.queue, &delivery.message));
+        let leave = span.around(self.live_in(&span, delivery, turn)).await;
+        span.end();
+        leave
+    }
+
+    async fn live_in(&self, span: &JobSpan, delivery: Delivery, turn: Turn) -> Option<Leave> {
         let place = Arc::new(self.board.take_job());
         metrics::job_taken(delivery.message.redelivered);
         self.share.take();
-        let (settlement, leave) = self.handle(&delivery, &turn, &place).await;
+        let (settlement, leave) = self.handle(span, &delivery, &turn, &place).await;
         let enough = self.share.settle(settlement).map(Leave::Enough);
         let leave = leave.or_else(|| self.leave()).or(enough);
         if leave.is_some() {
@@ -238,11 +255,12 @@ impl<'a> Worker<'a> {
     /// From the message to what becomes of it, and why no other should be taken, if that showed.
     async fn handle(
         &self,
+        span: &JobSpan,
         delivery: &Delivery,
         turn: &Turn,
         place: &Arc<JobPlace>,
     ) -> (Settlement, Option<Leave>) {
-        let incoming = self.incoming(&delivery.message);
+        let incoming = Incoming { span: span.clone(), ..self.incoming(&delivery.message) };
         let lost = incoming.lost.clone();
         let sink = Arc::new(Sinks { place: Arc::clone(place), events: self.broker.events() });
         let disowned = async {
@@ -257,9 +275,11 @@ impl<'a> Worker<'a> {
         place.ended_with(&ending);
         let settlement = match ending {
             Ending::Answered { id, body } => {
-                let settlement = self.publish(delivery, id.to_string(), body).await;
+                let publishing = self.publish(delivery, id.to_string(), body);
+                let settlement = span.stage(StageName::Publish).within(publishing).await;
                 if settlement == Settlement::HandBack {
                     metrics::handed_back(Fault::Passing);
+                    span.goes_back("its result could not be published", true);
                 }
                 settlement
             }
@@ -291,6 +311,7 @@ impl<'a> Worker<'a> {
             expiration: message.expiration,
             lost: CancellationToken::new(),
             answerable,
+            span: JobSpan::local(),
         }
     }
 

@@ -35,6 +35,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use crate::text::plain;
+
 /// How many of a child's last lines are kept for error messages.
 const TAIL_LINES: usize = 40;
 /// A line longer than this is cut in the tail: a child must not be able to fill our memory.
@@ -262,11 +264,11 @@ impl LogTail {
         let mut line = Vec::new();
         // A "line" without an end comes in pieces, so that it cannot fill our memory.
         while let Ok(1..) = (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await {
-            let text = String::from_utf8_lossy(&line);
-            let text = text.trim_end();
+            // In a log it must look like nothing but what it is.
+            let text = plain(&String::from_utf8_lossy(&line));
             if !text.is_empty() {
-                each_line(text);
-                self.push(text);
+                each_line(&text);
+                self.push(&text);
             }
             line.clear();
         }

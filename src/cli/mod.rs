@@ -145,6 +145,7 @@ pub fn run() -> ExitCode {
         Err(Failed::Usage(message)) => (2, USAGE, message),
         Err(Failed::Environment(message)) => (3, "environment", message),
     };
+    let message = telemetry::redact(&message);
     print::note(format!("comfy-worker: {message}"));
     if json {
         print::result(error_json(kind, &message));
@@ -215,7 +216,7 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
     if config.log.format == LogFormat::Auto && !serving {
         config.log.format = LogFormat::Text;
     }
-    telemetry::init(&config.log);
+    telemetry::init(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

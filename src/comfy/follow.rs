@@ -214,6 +214,12 @@ impl Run {
         timeout_at(self.deadline().into(), work).await.map_err(|_| self.timed_out())
     }
 
+    /// Tells when its nodes ran, the last of them until now.
+    pub(super) fn tell_nodes(&mut self, observer: &mut dyn Observer) {
+        let runs = self.tracker.take_runs(self.posted_at.elapsed());
+        observer.ran(self.posted_at, runs);
+    }
+
     /// Whether the prompt is over.
     fn take(&mut self, event: Event, observer: &mut dyn Observer) -> bool {
         self.heard_at = Instant::now();

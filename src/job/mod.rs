@@ -16,6 +16,7 @@ pub mod failure;
 mod id;
 pub mod incoming;
 pub mod lane;
+mod met;
 mod preparation;
 pub mod report;
 pub mod request;
@@ -25,5 +26,6 @@ mod runpod;
 #[cfg(feature = "schema")]
 pub mod schema;
 pub mod verdict;
+mod watched;
 
 pub use id::JobId;

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 import time
+from base64 import b64decode
 from typing import Any, Optional
 
 from PIL import Image, ImageFilter
@@ -90,6 +92,34 @@ class StandinText(Node):
 
     def run(self, call: Call, text: str, seed: int = 0) -> Ui:
         return Ui({"text": [text]}, (text,))
+
+
+@standin({"base64": text_input()}, ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
+class StandinPrint(Node):
+    """Writes bytes to standard output, whatever they are."""
+
+    def run(self, call: Call, base64: str, image: Optional[Batch] = None, seed: int = 0) -> tuple:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(b64decode(base64))
+        sys.stdout.buffer.flush()
+        return passed(image)
+
+
+@standin({"mode": [["print", "fail", "show"]], "variable": text_input()}, ("IMAGE",), output_node=True,
+         optional=IMAGE_INPUT, hidden={"api_key": "API_KEY_COMFY_ORG"})
+class StandinTell(Node):
+    """Tells the job's API key and the value of a variable: on both outputs, in an exception, or (the key's length) as a text."""
+
+    def run(self, call: Call, mode: str, variable: str, image: Optional[Batch] = None, seed: int = 0,
+            api_key: Optional[str] = None) -> Any:
+        told = f"key {api_key} {variable} {os.environ.get(variable)}"
+        if mode == "show":
+            return Ui({"text": [str(len(api_key or ""))]}, passed(image))
+        if mode == "fail":
+            raise RuntimeError(told)
+        print(told, flush=True)
+        print(told, file=sys.stderr, flush=True)
+        return passed(image)
 
 
 @standin({"mode": [["progress", "event", "output"]]}, ("IMAGE",), output_node=True, optional=IMAGE_INPUT)

@@ -6,6 +6,7 @@
 //! and touches nothing outside the folder it was given.
 
 mod background;
+mod collector;
 pub mod contract;
 mod engine;
 mod front;
@@ -21,6 +22,7 @@ mod scratch;
 mod wait;
 mod worker;
 
+pub use collector::{Collector, Reception, TracedSpan};
 pub use engine::{Engine, RunningEngine};
 pub use front::{Front, Spoil};
 pub use gate::{Fault, Gate};
