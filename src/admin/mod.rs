@@ -1,4 +1,5 @@
-//! Health, status and the status page over HTTP: `/livez`, `/readyz`, `/status`, `/`.
+//! Health, status and the status page over HTTP: `/livez`, `/readyz`, `/metrics`,
+//! `/status`, `/`.
 //!
 //! Whoever reaches the port may look; orders need `admin.token`. No request is waited for by a job: what
 //! is told comes from the [`Board`], pictures come from the store, a few at a time.
@@ -25,7 +26,7 @@ use std::{
 use axum::{
     Json, Router,
     extract::State,
-    http::StatusCode,
+    http::{StatusCode, header},
     middleware,
     response::IntoResponse,
     routing::{get, post},
@@ -47,7 +48,7 @@ pub use orders::Orders;
 pub use resources::{Resources, Usage};
 pub use told::Status;
 
-use crate::store::ObjectStore;
+use crate::{metrics, store::ObjectStore};
 
 /// A reader that takes nothing of what was sent to it for so long is cut off.
 const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
@@ -108,6 +109,7 @@ pub async fn serve(
     let routes = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))
+        .route("/metrics", get(measured))
         .route("/status", get(async |State(site): State<Arc<Site>>| Json(site.board.status())))
         .merge(page::routes())
         .route("/events", get(events::events))
@@ -132,6 +134,14 @@ pub async fn serve(
         }
     });
     Ok(Admin { address, site, _closed: closed.drop_guard(), _server: AbortOnDropHandle::new(server) })
+}
+
+async fn measured(State(site): State<Arc<Site>>) -> impl IntoResponse {
+    metrics::ready(site.board.unready_reason().is_none());
+    match metrics::render() {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
 }
 
 async fn ready(State(site): State<Arc<Site>>) -> impl IntoResponse {

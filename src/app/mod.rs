@@ -3,6 +3,8 @@
 mod boot;
 mod notices;
 mod orders;
+mod resources;
+mod share;
 mod sinks;
 mod worker;
 
@@ -86,7 +88,11 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
             let obeying = Obedience::of(&runner).obey(broker.orders());
             let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
             let worker = Worker::new(runner, broker.clone(), board.clone(), &config);
-            let outcome = Box::pin(notices::beside(&worker, worker.consume(engine, &mark))).await;
+            let working = notices::beside(&worker, worker.consume(engine, &mark));
+            let outcome = tokio::select! {
+                outcome = Box::pin(working) => outcome,
+                never = worker.share.resources.watch(&worker.runner.connector, &board) => match never {},
+            };
             board.enter(Phase::Draining);
             tokio::join!(last_words(&stops, broker.close()), ComfyConnector::shutdown_live());
             outcome

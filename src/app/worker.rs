@@ -17,6 +17,7 @@ use super::{
     ServeError,
     boot::{BootMark, Starting, boot_error, starting},
     last_words,
+    share::Share,
     sinks::Sinks,
 };
 use crate::{
@@ -29,6 +30,7 @@ use crate::{
         lane::{Turn, Wanted},
         runner::Runner,
     },
+    metrics,
     queue::{self, Broker, Consumer, Delivery, Message, ResultMessage, Settled, Settlement},
 };
 
@@ -51,6 +53,7 @@ pub(super) struct Worker<'a> {
     subscription: tokio::sync::Mutex<Option<Consumer>>,
     /// Whether ComfyUI has come up since it was last waited for.
     runs: AtomicBool,
+    pub(super) share: Share,
 }
 
 /// Why no more jobs are taken.
@@ -65,12 +68,21 @@ enum Leave {
     DiskFull,
     /// ComfyUI has had its share of jobs or memory.
     Worn(String),
+    /// The worker itself has: it ends in good order.
+    Enough(String),
 }
 
 impl<'a> Worker<'a> {
     pub(super) fn new(runner: Runner, broker: Broker, board: Board, config: &'a Config) -> Self {
-        let (subscription, runs) = (tokio::sync::Mutex::default(), AtomicBool::new(false));
-        Self { runner, broker, board, config, subscription, runs }
+        Self {
+            runner,
+            broker,
+            board,
+            config,
+            subscription: tokio::sync::Mutex::default(),
+            runs: AtomicBool::new(false),
+            share: Share::new(&config.worker),
+        }
     }
 
     /// Takes jobs until told to stop, or until ComfyUI cannot be started (again). The first job may come,
@@ -95,6 +107,11 @@ impl<'a> Worker<'a> {
                     tracing::info!(why, "between two jobs ComfyUI is started anew");
                     self.board.enter(Phase::Booting);
                     connector.recycle().await;
+                }
+                Leave::Enough(why) => {
+                    tracing::info!(why, "the worker has had its share");
+                    self.runner.stops.stop.cancel();
+                    return Ok(());
                 }
             }
             (engine, early) = (starting(connector), false);
@@ -123,11 +140,13 @@ impl<'a> Worker<'a> {
                             self.board.ready(engine.server().version());
                             let browser = engine.browser();
                             self.board.converts_with(browser.frontend_version().as_deref(), &browser.version().await);
+                            metrics::identify(&self.config.worker.id, engine.server().version());
                             tracing::info!(worker = self.config.worker.id, "ready");
                         }
                         Err(error) => break Leave::Unusable(error),
                     },
                     why = connector.lost(), if self.runs() && lives.is_empty() => break Leave::Lost(why),
+                    why = self.share.idle(), if self.runs() && lives.is_empty() => break Leave::Enough(why),
                     delivery = &mut next, if early || self.runs() => {
                         let Some(delivery) = delivery else { break Leave::Drain };
                         lives.push(self.live(delivery, self.runner.lane.join()));
@@ -156,11 +175,12 @@ impl<'a> Worker<'a> {
     async fn next(&self) -> Option<Delivery> {
         loop {
             match self.runner.lane.wanted().await {
+                _ if self.share.is_full() => {}
                 Wanted::First => {
                     let mut subscription = self.subscription.lock().await;
                     return subscription.get_or_insert_with(|| self.broker.consume(1)).next().await;
                 }
-                Wanted::Ahead if self.leave().is_none() => {
+                Wanted::Ahead if self.leave().is_none() && self.share.excess().is_none() => {
                     let mut subscription = self.subscription.lock().await;
                     if let Some(delivery) = self.broker.take().await.filter(|taken| !taken.is_stale()) {
                         stop_consuming(&self.runner.stops, &mut subscription).await;
@@ -183,13 +203,17 @@ impl<'a> Worker<'a> {
     /// One job from its delivery to its settlement. Why no other is taken, if none is.
     async fn live(&self, delivery: Delivery, turn: Turn) -> Option<Leave> {
         let place = Arc::new(self.board.take_job());
+        metrics::job_taken(delivery.message.redelivered);
+        self.share.take();
         let (settlement, leave) = self.handle(&delivery, &turn, &place).await;
-        let leave = leave.or_else(|| self.leave());
+        let enough = self.share.settle(settlement).map(Leave::Enough);
+        let leave = leave.or_else(|| self.leave()).or(enough);
         if leave.is_some() {
             // Before the ack: the broker would send another on its heels.
             self.unsubscribe().await;
         }
         self.settle(delivery, settlement).await;
+        metrics::job_settled();
         leave
     }
 
@@ -232,13 +256,20 @@ impl<'a> Worker<'a> {
         };
         place.ended_with(&ending);
         let settlement = match ending {
-            Ending::Answered { id, body } => self.publish(delivery, id.to_string(), body).await,
+            Ending::Answered { id, body } => {
+                let settlement = self.publish(delivery, id.to_string(), body).await;
+                if settlement == Settlement::HandBack {
+                    metrics::handed_back(Fault::Passing);
+                }
+                settlement
+            }
             Ending::Reject { reason } => {
                 tracing::warn!(reason, "no job, and nobody to tell: to the dead letters");
                 Settlement::DeadLetter
             }
             Ending::HandBack { reason, fault } => {
                 tracing::warn!(reason, "job goes back to the queue");
+                metrics::handed_back(fault);
                 match fault {
                     Fault::None => {}
                     Fault::Passing => self.pause(HAND_BACK_PAUSE).await,

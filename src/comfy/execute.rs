@@ -208,6 +208,7 @@ pub async fn execute(
         () = execution.cancel.cancelled() => Err(ExecuteError::Cancelled { stuck: true }),
         outcome = work => outcome,
     };
+    run.count(outcome.is_ok());
     let outcome =
         match outcome {
             Err(

@@ -87,7 +87,7 @@ impl<'a> Executor<'a> {
 
     pub(super) async fn execute(&self, timings: &mut Timings) -> Result<Done, Met> {
         let destination = self.destination().at(Stage::Accept)?;
-        let ready = self.ready(timings).await?;
+        let ready = Box::pin(self.ready(timings)).await?;
         let mut early = self.early(&ready.folder, &destination);
         let done = self.run_and_deliver(ready, &destination, &mut early, timings).await;
         if done.is_err() {

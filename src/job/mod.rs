@@ -22,6 +22,8 @@ pub mod request;
 pub mod result;
 pub mod runner;
 mod runpod;
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod verdict;
 
 pub use id::JobId;

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     browser::{Conversion, ConvertError},
     connector::Engine,
+    metrics,
     stage::{Owned, Staged, show},
 };
 
@@ -93,6 +94,8 @@ impl Executor<'_> {
             Err(Failure::StoreUnavailable(slow))
         });
         let staged = staged.at(Stage::Stage)?;
+        let models = staged.models.unwrap_or_default().models_cold.bytes;
+        metrics::received(models, staged.bytes.saturating_sub(models));
         self.reporter.tell(EventKind::Staged { files: staged.files, bytes: staged.bytes });
         crate::phases::reached("staged").await;
         Ok(staged)

@@ -33,6 +33,7 @@ use crate::{
     comfy::forecast::Forecasts,
     config::{Config, JobConfig, OutputsConfig},
     connector::ComfyConnector,
+    metrics,
     store::{ObjectStore, ObjectUri},
 };
 
@@ -66,6 +67,8 @@ pub struct Runner {
     pub lane: Lane,
     /// How long prompts took.
     pub forecasts: Forecasts,
+    /// The key of a job's metadata that says whom it is for.
+    pub tenant_key: Option<String>,
 }
 
 /// A failure and where it was met.
@@ -108,6 +111,7 @@ impl Runner {
             in_hand: InHand::default(),
             lane: Lane::new(config.amqp.lookahead),
             forecasts: Forecasts::default(),
+            tenant_key: config.metrics.tenant_key.clone(),
         }
     }
 
@@ -121,6 +125,9 @@ impl Runner {
         };
         // Clocks that disagree give zero.
         let queued = incoming.published_at.and_then(|then| then.elapsed().ok()).unwrap_or_default();
+        if incoming.published_at.is_some() {
+            metrics::job_waited(queued);
+        }
         let timings = Timings { queued_ms: ms(queued), ..Timings::default() };
         let held = tokio::select! {
             biased;
@@ -158,24 +165,40 @@ impl Runner {
             return Ending::Reject { reason: failure.to_string() };
         };
         let met = Met { stage: Stage::Accept, failure };
-        let answer = |attempt| {
-            encode(&failed(&self.worker_id, &id, attempt, Timings::default(), metadata.clone(), &met))
-        };
+        let answer =
+            |attempt| failed(&self.worker_id, &id, attempt, Timings::default(), metadata.clone(), &met);
         let settled = async {
             let records = Records::new(&*self.store, &self.base, id.as_str())?;
             match records.open(&digest, &self.worker_id, self.limits.max_attempts).await? {
                 Opened::Finished(body) => Ok(body),
                 Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => {
-                    records.settle(answer(attempt.number)?).await
+                    self.settle(&records, &answer(attempt.number)).await
                 }
                 // The manifest beneath this id is another job's, and not for this publisher's eyes.
-                Opened::Conflict => answer(1),
+                Opened::Conflict => self.tell(&answer(1)),
             }
         };
         match self.stops.unless_aborted(settled).await {
             Ok(body) => Ending::Answered { id, body },
             Err(error) => Ending::HandBack { reason: error.to_string(), fault: Fault::Passing },
         }
+    }
+
+    /// The bytes of the durable result: this one, unless another stands.
+    async fn settle(&self, records: &Records<'_>, result: &JobResult) -> Result<Bytes, Failure> {
+        let body = records.settle(encode(result)?).await?;
+        self.count(result);
+        Ok(body)
+    }
+
+    /// The bytes of a result that is told and not kept.
+    fn tell(&self, result: &JobResult) -> Result<Bytes, Failure> {
+        self.count(result);
+        encode(result)
+    }
+
+    fn count(&self, result: &JobResult) {
+        metrics::job_ended(result, self.tenant_key.as_deref());
     }
 }
 
@@ -211,7 +234,7 @@ impl Life<'_> {
                 let failure = Failure::IdConflict(job.id.to_string());
                 let met = Met { stage: Stage::Accept, failure };
                 // The manifest beneath this id is another job's: this answer is told and not kept.
-                return encode(&failed(
+                return runner.tell(&failed(
                     &runner.worker_id,
                     &job.id,
                     1,
@@ -230,7 +253,7 @@ impl Life<'_> {
                     job.metadata.clone(),
                     &met,
                 );
-                return runner.stops.unless_aborted(records.settle(encode(&result)?)).await;
+                return runner.stops.unless_aborted(runner.settle(&records, &result)).await;
             }
             Opened::Attempt(attempt) => attempt,
         };
@@ -243,7 +266,7 @@ impl Life<'_> {
             never = disowned => match never {},
         };
         let failure = match outcome {
-            Ok(result) => match runner.stops.unless_aborted(records.settle(encode(&result)?)).await {
+            Ok(result) => match runner.stops.unless_aborted(runner.settle(&records, &result)).await {
                 Ok(body) => {
                     crate::phases::reached("result-stored").await;
                     reporter.ended(&result);

@@ -6,6 +6,7 @@
 //! and touches nothing outside the folder it was given.
 
 mod background;
+pub mod contract;
 mod engine;
 mod front;
 mod gate;
@@ -26,7 +27,9 @@ pub use gate::{Fault, Gate};
 pub use picture::{landscape, png};
 pub use pixels::Pixels;
 pub use ports::free_port;
-pub use processes::{ProcessInfo, alive, descendants, processes_with_env_or_cwd_beneath, zombies};
+pub use processes::{
+    ProcessInfo, alive, cpu_seconds, descendants, processes_with_env_or_cwd_beneath, zombies,
+};
 pub use rabbitmq::{Extras, RabbitMq};
 pub use rustix::process::Signal;
 pub use s3::S3Server;
