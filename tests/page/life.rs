@@ -168,6 +168,10 @@ async fn a_workers_life() -> Result<()> {
     let first: String = page.ask(&format!("{preview}.src")).await?;
     page.wait(&format!("{steps} > {before} && {preview}.src !== {first:?}")).await?;
     page.wait(&format!("{steps} >= 15")).await?;
+    // The worker looks at its memory every 15 s.
+    for who in ["worker", "ComfyUI", "Chromium", "cpu"] {
+        page.wait_text("#resources", who).await?;
+    }
     page.run("scrollTo(0, 0)").await?;
     pictures(&page).await?;
     page.ensure_no_complaint()?;
