@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{JobId, failure::Failure};
-use crate::telemetry::JobSpan;
+use crate::telemetry::{JobSpan, redact};
 
 /// A message to be run.
 #[derive(Clone, Debug)]
@@ -74,7 +74,7 @@ impl Ending {
             Failure::DiskFull(_) => Fault::DiskFull,
             _ => Fault::Passing,
         };
-        Self::HandBack { reason: failure.to_string(), fault }
+        Self::HandBack { reason: redact(&failure.to_string()).into_owned(), fault }
     }
 }
 
