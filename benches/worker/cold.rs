@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use testbed::median;
 
 use crate::{
     bed::{Bed, On, drain, seconds_until_ok},
-    figure::{Figure, median},
+    figure::Figure,
 };
 
 /// Seconds.

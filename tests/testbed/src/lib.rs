@@ -7,6 +7,7 @@
 
 mod background;
 mod engine;
+mod figures;
 mod front;
 mod gate;
 mod limits;
@@ -17,10 +18,13 @@ mod processes;
 mod rabbitmq;
 mod s3;
 mod scratch;
+mod stop;
+mod svg;
 mod wait;
 mod worker;
 
 pub use engine::{Engine, RunningEngine};
+pub use figures::{Machine, median, quantile, table};
 pub use front::{Front, Spoil};
 pub use gate::{Fault, Gate};
 pub use picture::{landscape, png};
@@ -30,6 +34,8 @@ pub use processes::{ProcessInfo, alive, descendants, processes_with_env_or_cwd_b
 pub use rabbitmq::{Extras, RabbitMq};
 pub use rustix::process::Signal;
 pub use s3::S3Server;
-pub use scratch::{checkout, folder_of_process, scratch_root};
+pub use scratch::{build_folder, checkout, folder_of_process, scratch_root};
+pub use stop::{nothing_left, stopped};
+pub use svg::Svg;
 pub use wait::{wait_for, wait_for_value};
 pub use worker::{Worker, WorkerBuilder};
