@@ -31,3 +31,25 @@ use_rust() {
             "A Rust from the distribution's packages: install rustup from https://rustup.rs instead."
     fi
 }
+
+# built NAME COMMAND…: the path of the one program that Cargo made and that is named so.
+built() {
+    local name=$1
+    shift
+    cargo "$@" --locked --message-format json-render-diagnostics |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | grep "/$name\$"
+}
+
+# options PREFIX "NAME …" ARGUMENT…: --name VALUE becomes the variable PREFIX_NAME.
+options() {
+    local prefix=$1 names=" $2 " name
+    shift 2
+    while (($#)); do
+        name=${1#--}
+        if (($# < 2)) || [[ $1 != --* || $names != *" $name "* ]]; then
+            fail "usage: $0$(sed 's/ \([a-z]\+\)/ [--\1 N]/g; s/ $//' <<<"$names")"
+        fi
+        export "${prefix}_${name^^}=$2"
+        shift 2
+    done
+}

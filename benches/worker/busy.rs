@@ -5,10 +5,11 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use serde_json::json;
+use testbed::quantile;
 
 use crate::{
     bed::{BUCKET, Bed, On, drain},
-    figure::{Figure, quantile},
+    figure::Figure,
     prompts,
     queue::stages,
 };

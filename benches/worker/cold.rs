@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use testbed::{Worker, cpu_seconds};
+use testbed::{Worker, cpu_seconds, median};
 
 use crate::{
     bed::{Bed, On, drain, seconds_until_ok},
-    figure::{Figure, median},
+    figure::Figure,
 };
 
 /// Seconds.

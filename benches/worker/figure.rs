@@ -129,15 +129,3 @@ fn number(value: f64) -> String {
         _ => format!("{value:.3}").trim_end_matches('0').trim_end_matches('.').to_owned(),
     }
 }
-
-pub(crate) fn median(values: &[f64]) -> f64 {
-    quantile(values, 0.5)
-}
-
-/// The smallest value that so large a share of them does not exceed; 0 of none.
-pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let place = (sorted.len() as f64 * share).ceil() as usize;
-    sorted.get(place.saturating_sub(1)).copied().unwrap_or_default()
-}

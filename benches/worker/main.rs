@@ -33,23 +33,19 @@ mod sight;
 #[path = "../conversion/templates.rs"]
 mod templates;
 
-use std::{fs, path::Path, process::ExitCode, time::Duration};
+use std::{fs, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum as _};
 use comfy_worker::ComfyConnector;
-use testbed::{checkout, processes_with_env_or_cwd_beneath, scratch_root, wait_for};
-use tokio::signal::unix::{SignalKind, signal};
+use testbed::{Machine, build_folder, checkout, nothing_left, stopped};
 
 use crate::{
     bed::{Bed, Sizes},
     figure::Figure,
-    report::Machine,
+    report::Conditions,
     rows::Row,
 };
-
-/// What was started is gone by then.
-const END: Duration = Duration::from_secs(30);
 
 /// Measures what the README claims.
 #[derive(Parser)]
@@ -94,7 +90,7 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: &Arguments) -> Result<ExitCode> {
     let bed = Bed::new(Sizes::new(arguments.quick, arguments.megabytes))?;
-    let machine = Machine::here(arguments.quick);
+    let conditions = Conditions { machine: Machine::here(), quick: arguments.quick };
     let wanted: &[Row] = if arguments.rows.is_empty() { Row::value_variants() } else { &arguments.rows };
     let measured = tokio::select! {
         measured = Box::pin(rows::measure_all(&bed, wanted)) => Some(measured),
@@ -112,12 +108,12 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
         eprintln!("stopped; nothing is left running");
         return Ok(ExitCode::from(130));
     };
-    publish(&figures, &machine)?;
+    publish(&figures, &conditions)?;
     if arguments.readme && failed.is_empty() {
         let (readme, plot) = (checkout().join("README.md"), checkout().join("docs/figures.svg"));
-        fs::write(&readme, report::in_readme(&fs::read_to_string(&readme)?, &figures, &machine)?)?;
+        fs::write(&readme, report::in_readme(&fs::read_to_string(&readme)?, &figures, &conditions)?)?;
         fs::create_dir_all(checkout().join("docs"))?;
-        fs::write(&plot, plot::svg(&figures, &machine.describe()))?;
+        fs::write(&plot, plot::svg(&figures, &conditions.to_string()))?;
         println!("{}\n{}", readme.display(), plot.display());
     }
     for row in &failed {
@@ -127,40 +123,17 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// Prints the table and writes the files.
-fn publish(figures: &[Figure], machine: &Machine) -> Result<()> {
-    println!("\n{}\n\n{}", machine.describe(), report::table(figures));
+fn publish(figures: &[Figure], conditions: &Conditions) -> Result<()> {
+    println!("\n{conditions}\n\n{}", report::table(figures));
     let bounds = report::bounds(figures);
     if !bounds.is_empty() {
         println!("What bounds those that miss their goal:\n\n{bounds}");
     }
-    let target = scratch_root()?;
-    let target = target.parent().context("no build folder")?;
+    let target = build_folder()?;
     let json = target.join("bench.json");
-    fs::write(&json, format!("{:#}\n", report::json(figures, machine)))?;
+    fs::write(&json, format!("{:#}\n", report::json(figures, conditions)))?;
     let svg = target.join("bench.svg");
-    fs::write(&svg, plot::svg(figures, &machine.describe()))?;
+    fs::write(&svg, plot::svg(figures, &conditions.to_string()))?;
     println!("{}\n{}", json.display(), svg.display());
     Ok(())
-}
-
-async fn stopped() {
-    let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = int.recv() => {}
-        _ = term.recv() => {}
-    }
-}
-
-/// Waits for the end of everything that has to do with our folder, but for the guard that ends with us.
-async fn nothing_left(folder: &Path) -> Result<()> {
-    let left = || {
-        let mut left = processes_with_env_or_cwd_beneath(folder);
-        left.retain(|process| !process.command.contains("comfy-worker-guard"));
-        left
-    };
-    let gone = wait_for("the end of every process", END, || async { left().is_empty() }).await;
-    gone.with_context(|| format!("left: {:#?}", left()))
 }

@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use comfy_worker::{ComfyConnector, Config, Payload};
-use testbed::Worker;
+use testbed::{Worker, median, quantile};
 
 use crate::{
     bare::Bare,
     bed::{Bed, On},
-    figure::{Figure, median, quantile},
+    figure::Figure,
     prompts,
 };
 

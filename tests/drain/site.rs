@@ -40,6 +40,7 @@ NODE_CLASS_MAPPINGS = {"StandinSleep": StandinSleep}
 "#;
 
 /// A place with a worker's folders.
+#[derive(Clone)]
 pub(super) struct Site {
     dir: PathBuf,
     engine: Engine,

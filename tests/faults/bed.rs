@@ -1,8 +1,15 @@
 //! What the workers of one run share, and the publisher's side of it.
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use futures_util::StreamExt as _;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer,
@@ -40,14 +47,20 @@ pub(super) struct Bed {
     pub(super) name: &'static str,
     /// Where journal and logs lie after the run.
     pub(super) kept: PathBuf,
-    collector: Option<JoinHandle<()>>,
+    collector: OnceLock<JoinHandle<()>>,
     /// Short, since sockets of Chromium's lie in it.
     pub(super) folder: TempDir,
 }
 
+/// The events that a judge needs.
+pub(super) const ACCEPTED: &[&str] = &["accepted"];
+
 impl Bed {
     pub(super) async fn new(name: &'static str) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
+        Self::within(tempfile::tempdir()?, name).await
+    }
+
+    pub(super) async fn within(folder: TempDir, name: &'static str) -> Result<Self> {
         let s3 = S3Server::start(&folder.path().join("s3")).await?;
         s3.create_bucket("inputs")?;
         s3.create_bucket("results")?;
@@ -59,7 +72,7 @@ impl Bed {
         println!("journal: {}", file.display());
         let journal = Arc::new(Journal::create(&file)?);
         let front = Front::start(s3.address()).await?;
-        Ok(Self { journal, broker, front, s3, name, kept, collector: None, folder })
+        Ok(Self { journal, broker, front, s3, name, kept, collector: OnceLock::new(), folder })
     }
 
     pub(super) fn queue(&self) -> String {
@@ -83,17 +96,18 @@ impl Bed {
         Ok(SocketAddr::from(([127, 0, 0, 1], url.port().context("the broker's port")?)))
     }
 
-    /// From now on answers, events and dead letters are noted. A worker must have declared its queues.
-    pub(super) async fn collect(&mut self) -> Result<()> {
+    /// From now on answers, these events and dead letters are noted. A worker must have declared its queues.
+    pub(super) async fn collect(&self, kinds: &'static [&'static str]) -> Result<()> {
         let queues = Queues {
             url: self.broker.url(),
             replies: self.replies(),
             events: self.events(),
+            kinds,
             dead: format!("{}.dead", self.queue()),
         };
         let mut first = queues.subscribe().await?;
         let journal = Arc::clone(&self.journal);
-        self.collector = Some(tokio::spawn(async move {
+        let collector = tokio::spawn(async move {
             loop {
                 let ended = first.note_all(&journal).await;
                 drop(ended);
@@ -104,36 +118,69 @@ impl Bed {
                     }
                 };
             }
-        }));
-        Ok(())
+        });
+        self.collector.set(collector).map_err(|_| anyhow!("collected already"))
     }
 
     /// Publishes until the broker confirms it: after a lost confirm the message may be there twice.
     pub(super) async fn publish(&self, id: &str, body: &[u8], expected: &Expected) -> Result<()> {
+        let confirmed = || async {
+            // On a connection of its own: what a fault did to the last one is of no interest.
+            let publish = async { self.publish_once(&self.line().await?, id, body, expected).await };
+            timeout(CONFIRM_LIMIT, publish).await.is_ok_and(|done| done.is_ok())
+        };
+        wait_for("the broker to take a job", JOB, confirmed).await?;
+        self.note_published(id, expected);
+        Ok(())
+    }
+
+    /// Publishes once: for a broker that stays up.
+    pub(super) async fn publish_on(
+        &self,
+        line: &Line,
+        id: &str,
+        body: &[u8],
+        expected: &Expected,
+    ) -> Result<()> {
+        timeout(CONFIRM_LIMIT, self.publish_once(line, id, body, expected)).await.context("no confirm")??;
+        self.note_published(id, expected);
+        Ok(())
+    }
+
+    fn note_published(&self, id: &str, expected: &Expected) {
+        let (at, expected) = (self.journal.now(), expected.clone());
+        self.journal.note(Record::Published { at, id: id.to_owned(), expected });
+    }
+
+    async fn publish_once(&self, line: &Line, id: &str, body: &[u8], expected: &Expected) -> Result<()> {
         let mut properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.into());
         if *expected != Expected::DeadLetter {
             properties = properties.with_reply_to(self.replies().into());
         }
-        let confirmed = || async {
-            timeout(CONFIRM_LIMIT, self.publish_once(body, properties.clone()))
-                .await
-                .is_ok_and(|done| done.is_ok())
-        };
-        wait_for("the broker to take a job", JOB, confirmed).await?;
-        let (at, expected) = (self.journal.now(), expected.clone());
-        self.journal.note(Record::Published { at, id: id.to_owned(), expected });
-        Ok(())
+        line.send("", &self.queue(), body, properties).await.context("a job")
     }
 
-    async fn publish_once(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
+    /// A connection of the publisher's.
+    pub(super) async fn line(&self) -> Result<Line> {
         let connection = Connection::connect(&self.broker.url(), ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let published =
-            channel.basic_publish("".into(), self.queue().into(), options, body, properties).await?.await?;
-        ensure!(matches!(published, Confirmation::Ack(None)), "the job is in no queue");
-        Ok(())
+        Ok(Line { channel, _connection: connection })
+    }
+
+    /// Sends all workers an order.
+    pub(super) async fn order(&self, line: &Line, order: &Value) -> Result<()> {
+        let (exchange, body) = (self.control(), serde_json::to_vec(order)?);
+        let sent = line.send(&exchange, "", &body, BasicProperties::default());
+        sent.await.with_context(|| format!("{order}"))
+    }
+
+    /// How many jobs wait in the queue.
+    pub(super) async fn waiting(&self, line: &Line) -> Result<u32> {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = self.queue();
+        let queue = line.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await?;
+        Ok(queue.message_count())
     }
 
     /// Waits until that job has been answered so often.
@@ -157,9 +204,24 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        if let Some(collector) = &self.collector {
+        if let Some(collector) = self.collector.get() {
             collector.abort();
         }
+    }
+}
+
+/// A channel with confirms.
+pub(super) struct Line {
+    channel: Channel,
+    _connection: Connection,
+}
+
+impl Line {
+    async fn send(&self, exchange: &str, key: &str, body: &[u8], properties: BasicProperties) -> Result<()> {
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let sent = self.channel.basic_publish(exchange.into(), key.into(), options, body, properties);
+        ensure!(matches!(sent.await?.await?, Confirmation::Ack(None)), "it is in no queue");
+        Ok(())
     }
 }
 
@@ -167,6 +229,8 @@ struct Queues {
     url: String,
     replies: String,
     events: String,
+    /// Of events.
+    kinds: &'static [&'static str],
     dead: String,
 }
 
@@ -188,16 +252,12 @@ impl Queues {
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         let listening = channel.queue_declare("".into(), own, FieldTable::default()).await?;
         let (name, exchange) = (listening.name().clone(), self.events.as_str());
-        let options = QueueBindOptions::default();
-        channel
-            .queue_bind(
-                name.clone(),
-                exchange.into(),
-                "job.*.accepted".into(),
-                options,
-                FieldTable::default(),
-            )
-            .await?;
+        for kind in self.kinds {
+            let (key, options) = (format!("job.*.{kind}"), QueueBindOptions::default());
+            let bound =
+                channel.queue_bind(name.clone(), exchange.into(), key.into(), options, FieldTable::default());
+            bound.await?;
+        }
         Ok(Subscribed {
             replies: consume(&channel, &self.replies).await?,
             events: consume(&channel, name.as_str()).await?,
@@ -230,7 +290,11 @@ impl Subscribed {
                 _ => {
                     let event: Value = serde_json::from_slice(&delivery.data)?;
                     let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-                    journal.note(Record::Accepted { at, id: text("id"), worker: text("worker") });
+                    let (id, worker) = (text("id"), text("worker"));
+                    journal.note(match event["event"].as_str() {
+                        Some("started") => Record::Started { at, id, worker },
+                        _ => Record::Accepted { at, id, worker },
+                    });
                 }
             }
             delivery.ack(BasicAckOptions::default()).await?;

@@ -11,7 +11,7 @@ use testbed::wait_for_value;
 
 use super::{
     JOB,
-    bed::Bed,
+    bed::{ACCEPTED, Bed},
     evidence,
     jobs::{self, Kind},
     journal::Expected,
@@ -22,10 +22,10 @@ use super::{
 /// The job goes back, after a pause, and nothing of its input stays; it is done when there is room.
 #[tokio::test]
 async fn a_job_that_finds_the_disk_full_is_handed_back_and_done_when_there_is_room() -> Result<()> {
-    let mut bed = Bed::new("disk").await?;
+    let bed = Bed::new("disk").await?;
     let place = Place::new(&bed, "a", true).await?;
     let worker = place.site.boot().await?;
-    bed.collect().await?;
+    bed.collect(ACCEPTED).await?;
     let input = place.input_of(&worker)?;
     ensure!(fs::read_dir(&input)?.count() == 0, "its input folder is not the small file system");
 

@@ -31,6 +31,7 @@ pub(super) async fn manifests(bed: &Bed, places: &[&Place], ids: &BTreeSet<Strin
             sha256: sha256(&body),
             status: result["status"].as_str().unwrap_or_default().to_owned(),
             code: result["error"]["code"].as_str().map(str::to_owned),
+            by: result["worker"]["id"].as_str().unwrap_or_default().to_owned(),
             workers: attempts(bed, id),
             executions: executions.get(id.as_str()).copied().unwrap_or(0),
             ..Manifest::default()
@@ -89,18 +90,32 @@ pub(super) fn secrets(journal: &Journal, bed: &Bed, log: &str) {
     }
 }
 
-/// Notes a worker that holds more than an idle one may, whatever it has been through.
-pub(super) fn resources(journal: &Journal, name: &str, worker: &Worker) -> Result<()> {
+/// Notes a worker that holds more than an idle one may, whatever it has been through; says what it holds.
+pub(super) fn resources(journal: &Journal, name: &str, worker: &Worker) -> Result<String> {
     let proc = PathBuf::from(format!("/proc/{}", worker.pid()));
     let descriptors = fs::read_dir(proc.join("fd"))?.count();
     let status = fs::read_to_string(proc.join("status"))?;
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
     let kilobytes: usize = resident.context("no VmRSS")?.parse()?;
-    println!("{name}: {descriptors} descriptors, {} MB", kilobytes / 1024);
+    let held = format!("{name}: {descriptors} descriptors, {} MB", kilobytes / 1024);
     if descriptors > DESCRIPTORS || kilobytes / 1024 > MEGABYTES {
-        journal.left(Left::Resource, format!("{name}: {descriptors} descriptors, {kilobytes} kB"));
+        journal.left(Left::Resource, held.as_str());
     }
-    Ok(())
+    Ok(held)
+}
+
+/// What a worker, its ComfyUI and its Chromium take of the main memory together, in kB: what they share
+/// with other processes is shared out among these.
+pub(super) fn memory(worker: &Worker) -> u64 {
+    let children = worker.descendants();
+    let pids = children.iter().map(|child| child.pid).chain([worker.pid()]);
+    let share = |pid: u32| {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        rollup
+            .lines()
+            .find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse::<u64>().ok())
+    };
+    pids.filter_map(share).sum()
 }
 
 /// The ports that a worker and its ComfyUI listen at.

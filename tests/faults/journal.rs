@@ -12,6 +12,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+use super::fleet::Event;
+
 /// Milliseconds since the run's start.
 pub(super) type Millis = u64;
 
@@ -69,6 +71,8 @@ pub(super) enum Record {
     Published { at: Millis, id: String, expected: Expected },
     /// A worker said that it had taken the job.
     Accepted { at: Millis, id: String, worker: String },
+    /// Its ComfyUI began to run the job.
+    Started { at: Millis, id: String, worker: String },
     /// An answer came; `sha256` of its body.
     Answered { at: Millis, id: String, sha256: String },
     /// It came out of the dead-letter queue.
@@ -79,6 +83,8 @@ pub(super) enum Record {
     Manifest(Manifest),
     /// Something that must not be there, after the run or a worker's end.
     Left { kind: Left, detail: String },
+    /// A fleet grew, shrank or was looked at.
+    Fleet(Event),
 }
 
 /// A stored result and what belongs to it.
@@ -90,6 +96,8 @@ pub(super) struct Manifest {
     pub(super) code: Option<String>,
     pub(super) texts: Vec<String>,
     pub(super) outputs: Vec<StoredOutput>,
+    /// The worker whose result it is.
+    pub(super) by: String,
     /// The workers of its attempts.
     pub(super) workers: BTreeSet<String>,
     /// How often a ComfyUI began to run it.
@@ -126,10 +134,11 @@ impl Record {
         match self {
             Self::Published { id, .. }
             | Self::Accepted { id, .. }
+            | Self::Started { id, .. }
             | Self::Answered { id, .. }
             | Self::DeadLettered { id, .. }
             | Self::Manifest(Manifest { id, .. }) => Some(id),
-            Self::Fault { .. } | Self::Left { .. } => None,
+            Self::Fault { .. } | Self::Left { .. } | Self::Fleet(_) => None,
         }
     }
 }
@@ -199,6 +208,20 @@ impl Journal {
         let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let accepted = |record: &Record| matches!(record, Record::Accepted { at, worker, .. } if *at >= since && worker == name);
         records.iter().rev().any(accepted)
+    }
+
+    /// Whether that worker has taken a job that is not answered.
+    pub(super) fn has_in_hand(&self, name: &str) -> bool {
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answered = BTreeSet::new();
+        for record in records.iter().rev() {
+            match record {
+                Record::Answered { id, .. } => drop(answered.insert(id)),
+                Record::Accepted { id, worker, .. } if worker == name => return !answered.contains(id),
+                _ => {}
+            }
+        }
+        false
     }
 
     /// Jobs that have been published and neither answered nor rejected.

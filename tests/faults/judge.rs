@@ -100,7 +100,7 @@ impl<'a> Job<'a> {
             Record::Answered { at, sha256, .. } => self.answers.push((*at, sha256)),
             Record::DeadLettered { .. } => self.dead += 1,
             Record::Manifest(manifest) => self.manifests.push(manifest),
-            Record::Fault { .. } | Record::Left { .. } => {}
+            Record::Started { .. } | Record::Fault { .. } | Record::Left { .. } | Record::Fleet(_) => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! Faults: at every phase of a job's life (the sweep), and at random over thousands of jobs (the
-//! soak). `scripts/sweep` and `scripts/soak` run them whole, the plain test run a short form.
+//! soak); and workers that come and go (the fleet). `scripts/sweep`, `scripts/soak` and `scripts/fleet`
+//! run them whole, the plain test run a short form.
 
 mod bed;
 mod dice;
@@ -11,6 +12,8 @@ mod journal;
 mod judge;
 #[cfg(test)]
 mod judge_tests;
+mod keeper;
+mod options;
 mod place;
 mod plan;
 // The place of a worker is that of the drain tests.
@@ -24,8 +27,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use journal::Harm;
+use options::fresh_seed;
 use plan::Size;
-use soak::{fresh_seed, soak};
+use soak::soak;
 use sweep::{Case, HARMS, PHASES, sweep};
 
 /// For a boot: 5 s on an idle machine, more on a busy one.
@@ -67,4 +71,21 @@ async fn a_short_soak() -> Result<()> {
 #[ignore = "minutes: scripts/soak runs it"]
 async fn the_whole_soak() -> Result<()> {
     soak(Size::from_env()?).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_fleet() -> Result<()> {
+    let span = Duration::from_secs(25);
+    let size = fleet::Size { jobs: 150, workers: 4, span, seconds: 0.1..0.5, seed: fresh_seed() };
+    anyhow::ensure!(fleet::fleet(&size, "fleet-small", std::future::pending()).await?, "stopped");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "minutes: scripts/fleet runs it"]
+async fn the_whole_fleet() -> Result<()> {
+    if !fleet::fleet(&fleet::Size::from_env()?, "fleet", testbed::stopped()).await? {
+        std::process::exit(130);
+    }
+    Ok(())
 }

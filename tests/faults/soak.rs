@@ -2,15 +2,14 @@
 
 use std::{
     collections::BTreeSet,
-    env,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
 use testbed::{Worker, wait_for};
 use tokio::{
@@ -19,12 +18,12 @@ use tokio::{
 };
 
 use super::{
-    bed::Bed,
-    evidence,
-    fleet::{Keeper, Orders},
-    jobs,
+    bed::{ACCEPTED, Bed},
+    evidence, jobs,
     journal::Harm,
     judge::judge,
+    keeper::{Keeper, Orders},
+    options::{fresh_seed, given, minutes},
     place::Place,
     plan::{Act, Plan, Size},
 };
@@ -40,42 +39,31 @@ const CATCH_UP: Duration = Duration::from_secs(300);
 impl Size {
     /// From `SOAK_JOBS`, `SOAK_MINUTES`, `SOAK_WORKERS` and `SOAK_SEED`.
     pub(super) fn from_env() -> Result<Self> {
-        let number = |name: &str, default: f64| match env::var(name) {
-            Ok(text) if !text.is_empty() => text.parse::<f64>().with_context(|| format!("{name}={text}")),
-            _ => Ok(default),
-        };
-        let jobs = number("SOAK_JOBS", 2000.0)? as usize;
-        let seed = match env::var("SOAK_SEED") {
-            Ok(text) if !text.is_empty() => text.parse().with_context(|| format!("SOAK_SEED={text}"))?,
-            _ => fresh_seed(),
-        };
-        let workers = number("SOAK_WORKERS", 3.0)? as usize;
+        let jobs = given("SOAK_JOBS")?.unwrap_or(2000);
+        let seed = given("SOAK_SEED")?.unwrap_or_else(fresh_seed);
+        let workers = given("SOAK_WORKERS")?.unwrap_or(3);
         ensure!((1..=NAMES.len()).contains(&workers), "1 to {} workers", NAMES.len());
-        let span = Duration::from_secs_f64(number("SOAK_MINUTES", 9.0)? * 60.0);
+        let span = minutes(given("SOAK_MINUTES")?.unwrap_or(9.0))?;
         Ok(Self { jobs, faults: jobs * 3 / 20, workers, span, seed })
     }
-}
-
-pub(super) fn fresh_seed() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| u64::from(since.subsec_nanos()))
 }
 
 /// Fails on any violation.
 pub(super) async fn soak(size: Size) -> Result<()> {
     println!("seed {} ({size:?})", size.seed);
     let plan = Plan::new(&size);
-    let mut bed = Bed::new("soak").await?;
+    let bed = Bed::new("soak").await?;
     let mut places = Vec::new();
     for (index, name) in NAMES.into_iter().take(size.workers).enumerate() {
         // One lane with the real frontend: three of them would keep the machine busy with loading it.
         let place = match index {
             0 => Place::new(&bed, name, plan.fills_a_disk()).await?,
-            _ => Place::light(&bed, name, false).await?,
+            _ => Place::light(&bed, name).await?,
         };
         places.push(Arc::new(place));
     }
     let workers = try_join_all(places.iter().map(|place| place.site.boot())).await?;
-    bed.collect().await?;
+    bed.collect(ACCEPTED).await?;
     let bed = Arc::new(bed);
 
     let mut keepers = Vec::new();

@@ -7,7 +7,7 @@ use testbed::{Worker, wait_for};
 
 use super::{
     JOB,
-    bed::Bed,
+    bed::{ACCEPTED, Bed},
     evidence,
     jobs::ui_job,
     journal::{Expected, Harm, Record},
@@ -67,10 +67,10 @@ impl Case {
 /// Runs the cases one after the other on one worker's place; fails with the number of those that
 /// went wrong.
 pub(super) async fn sweep(cases: &[Case]) -> Result<()> {
-    let mut bed = Bed::new("sweep").await?;
+    let bed = Bed::new("sweep").await?;
     let place = Place::new(&bed, "a", false).await?;
     let mut worker = place.site.boot().await?;
-    bed.collect().await?;
+    bed.collect(ACCEPTED).await?;
     let begin = Instant::now();
     let mut bad = 0;
     for case in cases {
@@ -141,7 +141,7 @@ impl Run<'_> {
                 *worker = self.place.site.boot().await?;
             }
             Harm::Panic => {
-                journal.fault(Harm::Panic, Some(self.place.name), self.case.phase);
+                journal.fault(Harm::Panic, Some(&self.place.name), self.case.phase);
                 self.place.bury(worker, &seen, journal).await?;
                 release()?;
                 ensure!(
@@ -151,12 +151,12 @@ impl Run<'_> {
                 *worker = self.place.site.boot().await?;
             }
             Harm::Term => {
-                journal.fault(Harm::Term, Some(self.place.name), self.case.phase);
+                journal.fault(Harm::Term, Some(&self.place.name), self.case.phase);
                 self.place.drain(worker, self.bed, || drop(release())).await?;
                 *worker = self.place.site.boot().await?;
             }
             _ => {
-                journal.fault(Harm::Amqp, Some(self.place.name), "cut");
+                journal.fault(Harm::Amqp, Some(&self.place.name), "cut");
                 self.place.gate.cut();
                 release()?;
             }

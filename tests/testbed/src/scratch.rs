@@ -17,19 +17,26 @@ pub fn checkout() -> PathBuf {
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
 
-/// The folder `tmp` in Cargo's build folder.
+/// Cargo's build folder.
 ///
 /// # Errors
 /// When this program's own path is unknown.
-pub fn scratch_root() -> Result<PathBuf> {
+pub fn build_folder() -> Result<PathBuf> {
     let program = std::env::current_exe().context("cannot tell where this program lies")?;
     // target/<profile>/quickstart or target/<profile>/deps/<test>
     let profile = program
         .ancestors()
         .skip(1)
         .find(|folder| folder.file_name().is_some_and(|name| name != "deps" && name != "examples"));
-    let target = profile.and_then(Path::parent).context("this program does not lie in a build folder")?;
-    Ok(target.join("tmp"))
+    profile.and_then(Path::parent).map(Path::to_owned).context("this program does not lie in a build folder")
+}
+
+/// The folder `tmp` in Cargo's build folder.
+///
+/// # Errors
+/// Those of [`build_folder`].
+pub fn scratch_root() -> Result<PathBuf> {
+    Ok(build_folder()?.join("tmp"))
 }
 
 /// A new empty folder for this process, `<build folder>/tmp/<kind>-<pid>`. Those of processes that

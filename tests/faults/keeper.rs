@@ -88,14 +88,14 @@ impl Keeper {
     /// Where no job comes an idle one is struck.
     async fn wait_at_work(&self) {
         let since = self.bed.journal.now();
-        let at_work = || async { self.bed.journal.has_accepted(self.place.name, since) };
+        let at_work = || async { self.bed.journal.has_accepted(&self.place.name, since) };
         let _ = wait_for("a job in hand", RESPITE, at_work).await;
     }
 
     /// A worker that ended unstruck.
     fn note_end(&self, status: std::process::ExitStatus, worker: &Worker) {
         if status.signal() == Some(Signal::KILL.as_raw()) {
-            self.bed.journal.fault(Harm::Poison, Some(self.place.name), "");
+            self.bed.journal.fault(Harm::Poison, Some(&self.place.name), "");
         } else {
             let log = worker.log();
             let words = log.lines().next_back().unwrap_or_default();
@@ -120,7 +120,7 @@ impl Keeper {
         if worker.exit_status().is_some() {
             return Ok(());
         }
-        let (name, journal) = (Some(self.place.name), &self.bed.journal);
+        let (name, journal) = (Some(self.place.name.as_str()), &self.bed.journal);
         match act {
             Act::Kill => {
                 self.place.kill(worker, journal).await?;
@@ -174,7 +174,7 @@ impl Keeper {
         if let Ok(pid) = child(worker, part)
             && kill(pid, Signal::KILL).is_ok()
         {
-            self.bed.journal.fault(harm, Some(self.place.name), format!("pid {pid}"));
+            self.bed.journal.fault(harm, Some(&self.place.name), format!("pid {pid}"));
         }
     }
 }
