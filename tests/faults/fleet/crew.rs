@@ -186,7 +186,10 @@ async fn boot(bed: Arc<Bed>, berth: Berth, place: Place) -> Result<Move> {
             Ok(Move::Up(Box::new(Member { berth, place, worker: started })))
         }
         Err(error) => {
-            journal.left(Left::Exit, format!("{worker} did not boot: {error:#}"));
+            let failed = format!("{worker} did not boot: {error:#}");
+            // The first ones are waited for: not in silence.
+            println!("{failed}");
+            journal.left(Left::Exit, failed);
             Ok(Move::Gone(Box::new(berth)))
         }
     }

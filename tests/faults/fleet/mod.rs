@@ -22,6 +22,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 use testbed::{Machine, nothing_left};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -30,7 +31,7 @@ use crate::{
     bed::{Bed, Line},
     evidence,
     jobs::{self, Kind},
-    journal::{Journal, Millis, Record},
+    journal::{Millis, Record},
     judge::judge,
     options::{fresh_seed, given, minutes},
     place::Place,
@@ -104,10 +105,11 @@ pub(crate) async fn fleet(size: &Size, name: &'static str, stop: impl Future<Out
         println!("stopped; nothing is left running");
         return Ok(false);
     };
-    ran.map(|()| true)
+    conclude(size, &ran?, name).map(|()| true)
 }
 
-async fn run(size: &Size, folder: tempfile::TempDir, name: &'static str) -> Result<()> {
+/// Everything that happened; the parts and their files are gone.
+async fn run(size: &Size, folder: TempDir, name: &'static str) -> Result<Vec<Record>> {
     let plan = Plan::new(size);
     let bed = Arc::new(Bed::within(folder, name).await?);
     let line = Arc::new(bed.line().await?);
@@ -141,17 +143,15 @@ async fn run(size: &Size, folder: tempfile::TempDir, name: &'static str) -> Resu
     evidence::peers(&bed, 0).await?;
     let ids: BTreeSet<String> = plan.jobs.iter().map(|job| job.id.clone()).collect();
     evidence::manifests(&bed, &places.iter().collect::<Vec<_>>(), &ids).await?;
-    let left = conclude(size, &bed.journal, name)?;
+    println!("clearing up");
     bed.broker.stop().await?;
-    ensure!(left == 0, "{left} violations (seed {})", size.seed);
-    Ok(())
+    Ok(bed.journal.records())
 }
 
-/// Prints what the journal says and writes the files; the number of violations.
-fn conclude(size: &Size, journal: &Journal, name: &str) -> Result<usize> {
-    let records = journal.records();
-    let report = judge(&records);
-    let figures = Figures::new(&records, Machine::here(), size.seed);
+/// Prints what the journal says and writes the files; fails on any violation.
+fn conclude(size: &Size, records: &[Record], name: &str) -> Result<()> {
+    let report = judge(records);
+    let figures = Figures::new(records, Machine::here(), size.seed);
     println!("{}", report::tables(&figures));
     let target = testbed::build_folder()?;
     for (ending, text) in
@@ -165,8 +165,9 @@ fn conclude(size: &Size, journal: &Journal, name: &str) -> Result<usize> {
         println!("VIOLATION {violation}");
     }
     println!("seed {}: {report}, {}", size.seed, report::summary(&figures));
+    ensure!(report.violations.is_empty(), "{} violations (seed {})", report.violations.len(), size.seed);
     ensure!(report.jobs == size.jobs, "{} jobs of {} were published", report.jobs, size.jobs);
-    Ok(report.violations.len())
+    Ok(())
 }
 
 async fn publish(bed: &Bed, line: &Line, plan: &Plan, published: &AtomicUsize) -> Result<()> {

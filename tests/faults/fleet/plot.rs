@@ -12,7 +12,7 @@ const WIDTH: f64 = 900.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 884.0;
 /// Of the first panel: above it stand the phases.
-const TOP: f64 = 104.0;
+const TOP: f64 = 112.0;
 const HEIGHT: f64 = 104.0;
 const STEP: f64 = 144.0;
 /// Below the bars stand the workers' names.
@@ -239,17 +239,12 @@ fn through(points: &[(f64, f64)]) -> String {
     parts.collect()
 }
 
-/// 0, the half and the whole of a round number that is not above it.
+/// From 0 to `most`, 3 to 6 of them where there is room for whole numbers.
 fn whole_ticks(most: u32) -> Vec<(f64, String)> {
-    let scale = 10_u32.pow(most.max(1).ilog10());
-    let round = [8, 6, 4, 2, 1].into_iter().map(|digit| digit * scale).find(|round| *round <= most);
-    let round = if most < 20 { most } else { round.unwrap_or(most) };
-    let half = if round % 2 == 0 && round > 1 { Some(round / 2) } else { None };
-    [Some(0), half, Some(round)]
-        .into_iter()
-        .flatten()
-        .map(|tick| (f64::from(tick), tick.to_string()))
-        .collect()
+    let scales = (0..9).map(|power| 10_u32.pow(power));
+    let mut steps = scales.flat_map(|scale| [scale, 2 * scale, 4 * scale, 5 * scale]);
+    let step = steps.find(|step| most / step <= 5).unwrap_or(most.max(1));
+    (0..=most / step).map(|number| number * step).map(|tick| (f64::from(tick), tick.to_string())).collect()
 }
 
 fn tick(seconds: f64) -> String {
