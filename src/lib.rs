@@ -11,7 +11,8 @@
 //!                   │               │             └─ browser ... Chromium, graphToPrompt
 //!                   │               ├─ deliver .. outputs → store
 //!                   │               └─ store .... S3 or a folder
-//!                   └─ admin ............ health and status
+//!                   ├─ admin ............ health, status, the status page
+//!                   └─ telemetry ........ logs, traces, secrets taken out of both
 //! ```
 //!
 //! A job's life is in [`job::runner`]; what follows from a failure is one table, [`job::verdict`].

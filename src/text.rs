@@ -29,15 +29,41 @@ pub(crate) fn is_treacherous(c: char) -> bool {
 
 /// Outside text on one line: treacherous characters escaped, cut at `limit` characters.
 pub(crate) fn one_line(text: &str, limit: usize) -> String {
-    let mut line: String = text
-        .chars()
-        .take(limit)
-        .flat_map(|c| if is_treacherous(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
-        .collect();
-    if text.chars().nth(limit).is_some() {
+    let mut line = String::new();
+    let mut left = text.chars();
+    for c in left.by_ref().take(limit) {
+        if is_treacherous(c) {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    if left.next().is_some() {
         line.push('…');
     }
     line
+}
+
+/// A line that a program wrote for a terminal, as it would stand there: without colours, of what a
+/// progress bar wrote over itself the last. Nothing in it steers the reader's terminal.
+pub(crate) fn plain(line: &str) -> String {
+    let line = console::strip_ansi_codes(line);
+    let last = line.rsplit('\r').map(str::trim_end).find(|part| !part.is_empty()).unwrap_or_default();
+    one_line(last, usize::MAX)
+}
+
+/// Outside text that keeps its lines: other treacherous characters escaped, cut at `limit` characters with
+/// a word that says so.
+pub(crate) fn many_lines(text: &str, limit: usize) -> String {
+    let plain = |c: char| matches!(c, '\n' | '\t') || !is_treacherous(c);
+    let mut shown = String::new();
+    for c in text.chars().take(limit) {
+        if plain(c) { shown.push(c) } else { shown.extend(c.escape_default()) }
+    }
+    if text.chars().nth(limit).is_some() {
+        shown += &format!("\n… (cut here: {} characters in all)", text.chars().count());
+    }
+    shown
 }
 
 /// Outside text on one line and in quotes, cut at `limit` characters.
@@ -69,6 +95,13 @@ mod tests {
             "a\\nb\\u{1b}[31mc\\u{0}\\u{202e}d\\u{2028}"
         );
         assert_eq!((one_line("äöü", 3).as_str(), one_line("äöü", 2).as_str()), ("äöü", "äö…"));
+        assert_eq!(plain("\u{1b}[32mgot\u{1b}[0m it\t1 \r\n"), "got it\\t1");
+        assert_eq!(plain("\r 0%|  \r50%|# \r\r"), "50%|#");
+        assert!(!plain("a\u{1b}]0;title\u{7}\u{9b}31mb").contains(is_treacherous));
+        assert_eq!(plain(" \r\n"), "");
+        assert_eq!(many_lines("a\n\tb\r\u{1b}[31m\u{202e}c", 99), "a\n\tb\\r\\u{1b}[31m\\u{202e}c");
+        assert_eq!(many_lines("äöü", 3), "äöü");
+        assert_eq!(many_lines("äöü", 2), "äö\n… (cut here: 3 characters in all)");
         assert_eq!(quoted("a\"\n\u{202e}", 9), r#""a\"\n\u{202e}""#);
         assert_eq!((quoted("äöü", 3).as_str(), quoted("äöü", 2).as_str()), ("\"äöü\"", "\"äö\"…"));
     }

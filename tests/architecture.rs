@@ -98,7 +98,7 @@ fn the_reader_of_imports_reads_them() {
 
 #[test]
 fn vendor_crates_stay_in_their_adapters() {
-    let homes: [(&[&str], &[&str]); 7] = [
+    let homes: [(&[&str], &[&str]); 8] = [
         (&["lapin"], &["queue/"]),
         (
             &["aws_config", "aws_sdk_s3", "aws_smithy_types", "aws_smithy_runtime_api", "aws_types"],
@@ -108,10 +108,21 @@ fn vendor_crates_stay_in_their_adapters() {
         (&["tokio_tungstenite"], &["comfy/", "browser/pipe.rs"]),
         (
             &["reqwest"],
-            &["comfy/", "browser/early.rs", "browser/install.rs", "queue/management.rs", "stage/web"],
+            &[
+                "comfy/",
+                "browser/early.rs",
+                "browser/install.rs",
+                "queue/management.rs",
+                "stage/web",
+                "telemetry/collector.rs",
+            ],
         ),
         (&["zip"], &["browser/unpack.rs"]),
         (&["axum"], &["admin/"]),
+        (
+            &["opentelemetry", "opentelemetry_http", "opentelemetry_otlp", "opentelemetry_sdk"],
+            &["telemetry/"],
+        ),
     ];
     for (file, code) in sources() {
         for (crates, folders) in homes {
@@ -153,6 +164,7 @@ fn pure_modules_know_neither_tokio_nor_a_vendor() {
         "tokio_tungstenite",
         "reqwest",
         "axum",
+        "opentelemetry",
         "rustix",
         "sysinfo",
     ];

@@ -116,7 +116,7 @@ fn help_is_readable() {
     let short = place.call(&["-h"]);
     let long = place.call(&["--help"]);
     assert_eq!((short.code, long.code), (Some(0), Some(0)));
-    for command in ["serve", "run", "submit", "convert", "check", "dead"] {
+    for command in ["serve", "run", "submit", "cancel", "convert", "check", "dead", "completions", "man"] {
         assert!(short.out.contains(&format!("\n  {command} ")), "{command}: {}", short.out);
         assert_eq!(place.call(&[command, "--help"]).code, Some(0));
     }
@@ -322,6 +322,8 @@ fn a_reader_that_goes_away_is_no_panic() {
         vec!["--help"],
         vec!["-h"],
         vec!["--version"],
+        vec!["completions", "bash"],
+        vec!["man"],
         vec!["frobnicate", "--json"],
         vec!["run", "none.json", "--json"],
         vec!["check", "--comfyui-command", "no-such-program", "--amqp-url", NOBODY],

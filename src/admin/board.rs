@@ -1,25 +1,42 @@
-//! What the worker is doing, for `/readyz` and `/status`: written from events, read at any time.
+//! What the worker is doing, for `/readyz`, `/status` and the page: written from events, read at any time.
+//!
+//! Invariant: whatever jobs bring, this is small: fifty ended jobs, texts and lists of bounded length.
+//! Readers copy under the lock and write to the network without it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::{
+    card::Card,
+    outcome::{Left, Stored},
+    resources::Resources,
+    told::{Counts, News, Status, Versions, WorkerView},
+};
 use crate::{
+    comfy::events::Image,
     job::{
-        event::{EventKind, JobEvent},
+        JobId,
+        event::JobEvent,
+        incoming::Ending,
         report::{EventSink, Preview},
         result::JobResult,
     },
     queue::Health,
+    text::one_line,
 };
 
-/// How many ended jobs `/status` lists.
+/// How many ended jobs are kept.
 const LAST_JOBS: usize = 50;
+/// Characters of a version, and of why no job is taken: that may be the broker's own words.
+const VERSION: usize = 60;
+const REASON: usize = 400;
 
 /// Where the worker is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -42,31 +59,20 @@ pub struct Board(Arc<Mutex<Contents>>);
 #[derive(Debug)]
 struct Contents {
     since: Instant,
+    started: u64,
     phase: Phase,
     worker: String,
-    comfyui_version: Option<String>,
+    versions: Versions,
     broker: Option<watch::Receiver<Health>>,
     /// The jobs in hand in the order in which they came; none until something is known of it.
-    jobs: BTreeMap<u64, Option<JobEvent>>,
+    jobs: BTreeMap<u64, Option<Card>>,
     taken: u64,
-    last: VecDeque<JobEvent>,
-}
-
-/// What `/status` answers.
-#[derive(Debug, Serialize)]
-pub struct Status {
-    state: Phase,
-    unready: Option<String>,
-    uptime_seconds: u64,
-    worker: String,
-    version: &'static str,
-    comfyui_version: Option<String>,
-    /// The last event of the job in hand, of several the one that came first.
-    job: Option<JobEvent>,
-    /// The last event of each job that came after it.
-    next_jobs: Vec<JobEvent>,
-    /// The last event of each job that has ended here, the newest first.
-    last_jobs: Vec<JobEvent>,
+    /// The newest first.
+    last: VecDeque<Arc<Card>>,
+    counts: Counts,
+    resources: Option<Resources>,
+    /// Rises with each change, which it tells everybody who looks.
+    revision: watch::Sender<u64>,
 }
 
 impl Board {
@@ -75,13 +81,17 @@ impl Board {
     pub fn new(worker: String) -> Self {
         Self(Arc::new(Mutex::new(Contents {
             since: Instant::now(),
+            started: now_ms(),
             phase: Phase::Booting,
             worker,
-            comfyui_version: None,
+            versions: Versions { worker: env!("CARGO_PKG_VERSION"), ..Versions::default() },
             broker: None,
             jobs: BTreeMap::new(),
             taken: 0,
             last: VecDeque::new(),
+            counts: Counts::default(),
+            resources: None,
+            revision: watch::Sender::new(0),
         })))
     }
 
@@ -91,19 +101,44 @@ impl Board {
 
     /// The worker has come to `phase`.
     pub fn enter(&self, phase: Phase) {
-        self.contents().phase = phase;
+        self.change(|contents, _| contents.phase = phase);
     }
 
     /// Notes how the broker is, now and from now on.
     pub fn connected(&self, broker: watch::Receiver<Health>) {
-        self.contents().broker = Some(broker);
+        self.change(|contents, _| contents.broker = Some(broker));
     }
 
     /// Takes jobs, with a ComfyUI of that version.
     pub fn ready(&self, comfyui_version: &str) {
+        self.change(|contents, _| {
+            contents.versions.comfyui = Some(one_line(comfyui_version, VERSION));
+            contents.phase = Phase::Ready;
+        });
+    }
+
+    /// What converts: the frontend's version, and Chromium's (`Chrome/156.0.8078.79`).
+    pub fn converts_with(&self, frontend: Option<&str>, chromium: &str) {
+        self.change(|contents, _| {
+            contents.versions.frontend = frontend.map(|version| one_line(version, VERSION));
+            contents.versions.chromium =
+                Some(one_line(chromium, VERSION)).filter(|version| !version.is_empty());
+        });
+    }
+
+    /// What is used of the machine now.
+    pub fn resources(&self, resources: Resources) {
+        let resources = Some(resources.bounded());
+        self.change(|contents, _| contents.resources = resources);
+    }
+
+    /// Changes something, with the number of the change, and tells whoever looks.
+    fn change<T>(&self, change: impl FnOnce(&mut Contents, u64) -> T) -> T {
         let mut contents = self.contents();
-        contents.comfyui_version = Some(comfyui_version.to_owned());
-        contents.phase = Phase::Ready;
+        let revision = *contents.revision.borrow() + 1;
+        let changed = change(&mut contents, revision);
+        contents.revision.send_replace(revision);
+        changed
     }
 
     /// Why no job can be taken now; `None`: ready.
@@ -115,19 +150,70 @@ impl Board {
     /// Everything.
     #[must_use]
     pub fn status(&self) -> Status {
+        let (status, last) = {
+            let contents = self.contents();
+            let mut jobs = contents.jobs.values().flatten().map(|card| card.view(0));
+            let status = Status {
+                state: contents.phase,
+                unready: contents.unready_reason(),
+                uptime_seconds: contents.since.elapsed().as_secs(),
+                worker: contents.worker.clone(),
+                version: contents.versions.worker,
+                comfyui_version: contents.versions.comfyui.clone(),
+                frontend_version: contents.versions.frontend.clone(),
+                chromium_version: contents.versions.chromium.clone(),
+                jobs: contents.counts,
+                resources: contents.resources.clone(),
+                job: jobs.next(),
+                next_jobs: jobs.collect(),
+                last_jobs: Vec::new(),
+            };
+            (status, contents.last.clone())
+        };
+        Status { last_jobs: last.iter().map(|card| card.view(0)).collect(), ..status }
+    }
+
+    /// Follows the number of the last change.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.contents().revision.subscribe()
+    }
+
+    /// What has changed after `revision`; after 0: everything.
+    pub(super) fn news(&self, revision: u64) -> News {
+        let (mut news, last) = {
+            let contents = self.contents();
+            let cards = || contents.jobs.values().flatten();
+            let news = News {
+                now: now_ms(),
+                revision: *contents.revision.borrow(),
+                worker: contents.worker(),
+                in_hand: cards().map(Card::key).collect(),
+                jobs: cards()
+                    .filter(|card| card.revision() > revision)
+                    .map(|card| card.view(revision))
+                    .collect(),
+                ended: Vec::new(),
+            };
+            let last = contents.last.iter().take_while(|card| card.revision() > revision);
+            (news, last.cloned().collect::<Vec<_>>())
+        };
+        news.ended = last.iter().rev().map(|card| card.view(0)).collect();
+        news
+    }
+
+    /// The last preview of a job in hand.
+    pub(super) fn preview(&self, id: &JobId) -> Option<(&'static str, Bytes)> {
         let contents = self.contents();
-        let mut jobs = contents.jobs.values().flatten().cloned();
-        Status {
-            state: contents.phase,
-            unready: contents.unready_reason(),
-            uptime_seconds: contents.since.elapsed().as_secs(),
-            worker: contents.worker.clone(),
-            version: env!("CARGO_PKG_VERSION"),
-            comfyui_version: contents.comfyui_version.clone(),
-            job: jobs.next(),
-            next_jobs: jobs.collect(),
-            last_jobs: contents.last.iter().cloned().collect(),
-        }
+        let mut cards = contents.jobs.values().rev().flatten().filter(|card| card.id() == id.as_str());
+        let Image { content_type, bytes, .. } = cards.find_map(Card::last_preview)?;
+        Some((content_type, bytes.clone()))
+    }
+
+    /// Where the `index`th output of one of the last jobs is, if it is a picture to be looked at.
+    pub(super) fn picture(&self, id: &JobId, index: usize) -> Option<Stored> {
+        let contents = self.contents();
+        let mut cards = contents.last.iter().filter(|card| card.id() == id.as_str());
+        cards.find_map(|card| card.picture(index)).cloned()
     }
 
     /// A place for a job in hand.
@@ -148,13 +234,56 @@ pub struct JobPlace {
     number: u64,
 }
 
+impl JobPlace {
+    /// What became of the message, before it is settled: a job that never ran is told of too.
+    pub fn ended_with(&self, ending: &Ending) {
+        // Read before the lock is taken: a result can hold megabytes.
+        let told = || {
+            self.board
+                .contents()
+                .jobs
+                .get(&self.number)
+                .is_some_and(|job| job.as_ref().is_some_and(Card::has_outcome))
+        };
+        match ending {
+            Ending::Answered { body, .. } if !told() => {
+                let Ok(result) = serde_json::from_slice::<JobResult>(body) else { return };
+                self.board.change(|contents, revision| {
+                    let card = Card::unrun(self.number, &result, now_ms(), revision);
+                    contents.jobs.insert(self.number, Some(card));
+                });
+            }
+            Ending::HandBack { reason, .. } => {
+                self.change_card(|card, revision| card.hand_back(reason, revision))
+            }
+            Ending::Answered { .. } | Ending::Reject { .. } => {}
+        }
+    }
+
+    fn change_card(&self, change: impl FnOnce(&mut Card, u64)) {
+        self.board.change(|contents, revision| {
+            if let Some(Some(card)) = contents.jobs.get_mut(&self.number) {
+                change(card, revision);
+            }
+        });
+    }
+}
+
 impl Drop for JobPlace {
     fn drop(&mut self) {
-        let mut contents = self.board.contents();
-        if let Some(job) = contents.jobs.remove(&self.number).flatten() {
-            contents.last.push_front(job);
+        self.board.change(|contents, revision| {
+            let Some(card) = contents.jobs.remove(&self.number).flatten() else { return };
+            let card = card.leave(now_ms(), revision);
+            let Counts { succeeded, failed, cancelled, handed_back } = &mut contents.counts;
+            *match card.left() {
+                Some(Left::Succeeded) => succeeded,
+                Some(Left::Failed) => failed,
+                Some(Left::Cancelled) => cancelled,
+                Some(Left::HandedBack) | None => handed_back,
+            } += 1;
+            contents.last.push_front(Arc::new(card));
             contents.last.truncate(LAST_JOBS);
-        }
+        });
     }
 }
 
@@ -169,18 +298,46 @@ impl Contents {
             }
         }
     }
+
+    fn worker(&self) -> WorkerView {
+        WorkerView {
+            id: self.worker.clone(),
+            state: self.phase,
+            unready: self.unready_reason().map(|reason| one_line(&reason, REASON)),
+            started_at: self.started,
+            versions: self.versions.clone(),
+            jobs: self.counts,
+            resources: self.resources.clone(),
+        }
+    }
 }
 
 impl EventSink for JobPlace {
     fn event(&self, event: &JobEvent) {
-        let mut contents = self.board.contents();
-        // Uploads go on side by side: the last stage stands, not its last file.
-        if !matches!(event.kind, EventKind::Uploaded { .. }) {
-            contents.jobs.insert(self.number, Some(event.clone()));
-        }
+        self.board.change(|contents, revision| {
+            if let Some(job) = contents.jobs.get_mut(&self.number) {
+                match job {
+                    Some(card) => card.event(event, revision),
+                    None => *job = Some(Card::new(self.number, event, revision)),
+                }
+            }
+        });
     }
 
-    fn preview(&self, _: &Preview<'_>) {}
+    fn preview(&self, preview: &Preview<'_>) {
+        self.change_card(|card, revision| card.preview(preview, revision));
+    }
 
-    fn ended(&self, _: &JobResult) {}
+    fn ended(&self, result: &JobResult) {
+        self.change_card(|card, revision| card.settle(result, revision));
+    }
 }
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+#[path = "board_tests.rs"]
+mod tests;

@@ -1,46 +1,155 @@
-//! Health and status over HTTP: `/livez`, `/readyz`, `/status`.
+//! Health, status and the status page over HTTP: `/livez`, `/readyz`, `/metrics`, `/status`, `/`.
+//!
+//! Whoever reaches the port may look; orders need `admin.token`. No request is waited for by a job: what
+//! is told comes from the [`Board`], pictures come from the store, a few at a time.
 
 mod board;
+mod card;
+mod door;
+mod events;
+mod nodes;
+mod orders;
+mod outcome;
+mod page;
+mod pictures;
+mod resources;
+mod stages;
+mod told;
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
-use tokio::net::TcpListener;
-use tokio_util::task::AbortOnDropHandle;
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    middleware,
+    response::IntoResponse,
+    routing::{get, post},
+    serve::ListenerExt,
+};
+use rustix::net::sockopt::set_tcp_user_timeout;
+use secrecy::SecretString;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::AbortOnDropHandle,
+};
 
 pub use board::{Board, JobPlace, Phase};
+pub use orders::Orders;
+pub use resources::{Resources, Usage};
+pub use told::Status;
+
+use crate::{metrics, store::ObjectStore};
+
+/// A reader that takes nothing of what was sent to it for so long is cut off.
+const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 
 /// The endpoint; ends with its drop.
 #[derive(Debug)]
 pub struct Admin {
     /// Where it listens.
     pub address: SocketAddr,
+    site: Arc<Site>,
+    _closed: DropGuard,
     _server: AbortOnDropHandle<()>,
 }
 
-/// Serves `board` at `address`.
+/// What the handlers share.
+#[derive(Debug)]
+struct Site {
+    board: Board,
+    token: Option<SecretString>,
+    orders: Box<dyn Orders>,
+    /// Where the outputs are.
+    store: OnceLock<Arc<dyn ObjectStore>>,
+    /// Pages that listen, and pictures that are fetched, at a time.
+    listeners: Arc<Semaphore>,
+    pictures: Arc<Semaphore>,
+    closed: CancellationToken,
+}
+
+impl Admin {
+    /// From now on the page can show pictures that jobs have made.
+    pub fn shows_outputs_of(&self, store: Arc<dyn ObjectStore>) {
+        let _ = self.site.store.set(store);
+    }
+}
+
+/// Serves `board` at `address`. Whoever has the `token` gives `orders`; without one nobody does.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve(address: SocketAddr, board: Board) -> std::io::Result<Admin> {
+pub async fn serve(
+    address: SocketAddr,
+    board: Board,
+    token: Option<SecretString>,
+    orders: impl Orders + 'static,
+) -> std::io::Result<Admin> {
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
+    let closed = CancellationToken::new();
+    let site = Arc::new(Site {
+        board,
+        token,
+        orders: Box::new(orders),
+        store: OnceLock::new(),
+        listeners: Arc::new(Semaphore::new(events::MOST_LISTENERS)),
+        pictures: Arc::new(Semaphore::new(pictures::MOST_PICTURES)),
+        closed: closed.clone(),
+    });
     let routes = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .route("/status", get(async |State(board): State<Board>| Json(board.status())))
-        .with_state(board);
+        .route("/metrics", get(measured))
+        .route("/status", get(async |State(site): State<Arc<Site>>| Json(site.board.status())))
+        .merge(page::routes())
+        .route("/events", get(events::events))
+        .route("/jobs/{id}/preview", get(pictures::preview))
+        .route("/jobs/{id}/outputs/{index}", get(pictures::output))
+        .route("/jobs/{id}/cancel", post(orders::cancel))
+        .route("/drain", post(orders::drain))
+        .layer(middleware::from_fn_with_state(door::Names::of(address), door::check))
+        .layer(middleware::map_response(door::harden))
+        .with_state(Arc::clone(&site));
+    let listener = listener.tap_io(|stream: &mut TcpStream| {
+        let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
+        if let Err(error) = set_tcp_user_timeout(stream, silence) {
+            tracing::debug!(%error, "the admin endpoint: no limit for silent readers");
+        }
+    });
+    // Connections have tasks of their own, which end with this.
+    let ended = closed.clone().cancelled_owned();
     let server = tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, routes).await {
+        if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(ended).await {
             tracing::error!(%error, "the admin endpoint ended");
         }
     });
-    Ok(Admin { address, _server: AbortOnDropHandle::new(server) })
+    Ok(Admin { address, site, _closed: closed.drop_guard(), _server: AbortOnDropHandle::new(server) })
 }
 
-async fn ready(State(board): State<Board>) -> impl IntoResponse {
-    match board.unready_reason() {
+async fn measured(State(site): State<Arc<Site>>) -> impl IntoResponse {
+    metrics::ready(site.board.unready_reason().is_none());
+    match metrics::render() {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn ready(State(site): State<Arc<Site>>) -> impl IntoResponse {
+    match site.board.unready_reason() {
         None => (StatusCode::OK, "ready\n".to_owned()),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }
+
+#[cfg(test)]
+#[path = "http_tests.rs"]
+mod tests;

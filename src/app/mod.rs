@@ -3,7 +3,10 @@
 mod boot;
 mod notices;
 mod orders;
+mod sampler;
+mod share;
 mod sinks;
+mod spans;
 mod worker;
 
 use std::{sync::Arc, time::Duration};
@@ -13,15 +16,19 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::{
     boot::{BootMark, boot, boot_error, starting},
-    orders::Obedience,
+    orders::{AtHand, Obedience},
     worker::Worker,
 };
 use crate::{
     admin::{self, Board, Phase},
     config::{Config, Mistake, Mistakes},
     connector::ComfyConnector,
-    job::{end::Stops, runner::Runner},
+    job::{
+        end::{InHand, Stops},
+        runner::Runner,
+    },
     store::{ObjectUri, Stores},
+    telemetry::Traces,
 };
 
 /// What a broker or store may take for the last words after the grace is over.
@@ -44,11 +51,15 @@ pub enum ServeError {
 /// See [`ServeError`]; nothing is left running then.
 pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     let base = store_uri(&config).map_err(|mistakes| ServeError::Misconfigured(mistakes.to_string()))?;
+    let traces = Traces::start(&config).map_err(ServeError::Misconfigured)?;
     let board = Board::new(config.worker.id.clone());
-    let _admin = match config.admin.listen {
+    let in_hand = InHand::default();
+    let admin = match config.admin.listen {
         None => None,
         Some(address) => {
-            let admin = admin::serve(address, board.clone()).await.map_err(|error| {
+            let orders = AtHand { in_hand: in_hand.clone(), stops: stops.clone() };
+            let token = config.admin.token.clone();
+            let admin = admin::serve(address, board.clone(), token, orders).await.map_err(|error| {
                 ServeError::Misconfigured(format!("admin.listen: cannot listen at {address}: {error}"))
             })?;
             tracing::info!(address = %admin.address, "admin endpoint");
@@ -56,6 +67,9 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
         }
     };
     let stores = Arc::new(Stores::new(&config.store).await);
+    if let Some(admin) = &admin {
+        admin.shows_outputs_of(stores.clone());
+    }
     let connector = ComfyConnector::instance(&config, Arc::new(|_| {})).await;
     let connector = connector.map_err(|error| boot_error(&error))?;
     let mark = BootMark::set(&config.worker.state_dir)
@@ -72,13 +86,19 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     let outcome = match booted {
         Ok(Some(broker)) => {
             board.connected(broker.health());
-            let runner = Runner::new(connector, stores.clone(), base, &config, stops.clone());
+            let runner =
+                Runner { in_hand, ..Runner::new(connector, stores.clone(), base, &config, stops.clone()) };
             let obeying = Obedience::of(&runner).obey(broker.orders());
             let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
-            let worker = Worker::new(runner, broker.clone(), board.clone(), &config);
-            let outcome = Box::pin(notices::beside(&worker, worker.consume(engine, &mark))).await;
+            let worker = Worker::new(runner, broker.clone(), board.clone(), &config, traces.clone());
+            let working = notices::beside(&worker, worker.consume(engine, &mark));
+            let outcome = tokio::select! {
+                outcome = Box::pin(working) => outcome,
+                never = worker.share.sampler.watch(&worker.runner.connector, &board) => match never {},
+            };
             board.enter(Phase::Draining);
-            tokio::join!(last_words(&stops, broker.close()), ComfyConnector::shutdown_live());
+            let broker = last_words(&stops, broker.close());
+            tokio::join!(broker, ComfyConnector::shutdown_live(), traces.close());
             outcome
         }
         // Whatever runs when the boot is cut short is stopped.

@@ -1,10 +1,11 @@
-//! Obeys what comes by the control exchange.
+//! Obeys what comes by the control exchange, and from the status page.
 
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
 use crate::{
+    admin,
     job::{
         JobId,
         cancel::{self, Cancelling},
@@ -17,6 +18,28 @@ use crate::{
 
 /// Cancels of jobs that are in nobody's hands, at a time; more are left to whoever ordered them.
 const MOST_CANCELS: usize = 64;
+
+/// What the status page reaches: this worker and the jobs that it has in hand.
+#[derive(Debug)]
+pub(super) struct AtHand {
+    pub(super) in_hand: InHand,
+    pub(super) stops: Stops,
+}
+
+impl admin::Orders for AtHand {
+    fn cancel(&self, job: &JobId) -> bool {
+        let found = self.in_hand.cancel(job);
+        if found {
+            tracing::info!(%job, "cancelled, as ordered on the status page");
+        }
+        found
+    }
+
+    fn drain(&self) {
+        tracing::info!("draining, as ordered on the status page");
+        self.stops.stop.cancel();
+    }
+}
 
 /// What orders reach.
 pub(super) struct Obedience {

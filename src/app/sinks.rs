@@ -12,7 +12,7 @@ use crate::{
     queue,
 };
 
-/// Events for the broker's followers and for the status.
+/// Events for the broker's followers and for the status page.
 pub(super) struct Sinks {
     pub(super) place: Arc<JobPlace>,
     pub(super) events: queue::EventSender,
@@ -31,6 +31,7 @@ impl EventSink for Sinks {
     }
 
     fn preview(&self, preview: &Preview<'_>) {
+        self.place.preview(preview);
         self.events.send(queue::Event::Preview(queue::Preview {
             job_id: preview.id.to_string(),
             image: preview.image.bytes.clone(),

@@ -17,7 +17,9 @@ use super::{
     ServeError,
     boot::{BootMark, Starting, boot_error, starting},
     last_words,
+    share::Share,
     sinks::Sinks,
+    spans::received,
 };
 use crate::{
     admin::{Board, JobPlace, Phase},
@@ -29,7 +31,9 @@ use crate::{
         lane::{Turn, Wanted},
         runner::Runner,
     },
+    metrics,
     queue::{self, Broker, Consumer, Delivery, Message, ResultMessage, Settled, Settlement},
+    telemetry::{JobSpan, StageName, Traces},
 };
 
 /// A message that is handed back comes again at once: wait before, or it is a hot loop.
@@ -46,11 +50,13 @@ pub(super) struct Worker<'a> {
     pub(super) broker: Broker,
     pub(super) board: Board,
     pub(super) config: &'a Config,
+    traces: Traces,
     /// The subscription of a worker that has no job in hand. It stays for that job's ack, on whose heels
     /// the broker sends the next one; with others in hand it would be one too many, and is ended before.
     subscription: tokio::sync::Mutex<Option<Consumer>>,
     /// Whether ComfyUI has come up since it was last waited for.
     runs: AtomicBool,
+    pub(super) share: Share,
 }
 
 /// Why no more jobs are taken.
@@ -65,12 +71,28 @@ enum Leave {
     DiskFull,
     /// ComfyUI has had its share of jobs or memory.
     Worn(String),
+    /// The worker itself has: it ends in good order.
+    Enough(String),
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(runner: Runner, broker: Broker, board: Board, config: &'a Config) -> Self {
-        let (subscription, runs) = (tokio::sync::Mutex::default(), AtomicBool::new(false));
-        Self { runner, broker, board, config, subscription, runs }
+    pub(super) fn new(
+        runner: Runner,
+        broker: Broker,
+        board: Board,
+        config: &'a Config,
+        traces: Traces,
+    ) -> Self {
+        Self {
+            runner,
+            broker,
+            board,
+            config,
+            traces,
+            subscription: tokio::sync::Mutex::default(),
+            runs: AtomicBool::new(false),
+            share: Share::new(&config.worker),
+        }
     }
 
     /// Takes jobs until told to stop, or until ComfyUI cannot be started (again). The first job may come,
@@ -95,6 +117,11 @@ impl<'a> Worker<'a> {
                     tracing::info!(why, "between two jobs ComfyUI is started anew");
                     self.board.enter(Phase::Booting);
                     connector.recycle().await;
+                }
+                Leave::Enough(why) => {
+                    tracing::info!(why, "the worker has had its share");
+                    self.runner.stops.stop.cancel();
+                    return Ok(());
                 }
             }
             (engine, early) = (starting(connector), false);
@@ -121,11 +148,15 @@ impl<'a> Worker<'a> {
                             self.runs.store(true, Ordering::Relaxed);
                             mark.clear();
                             self.board.ready(engine.server().version());
+                            metrics::identify(&self.config.worker.id, engine.server().version());
+                            let browser = engine.browser();
+                            self.board.converts_with(browser.frontend_version().as_deref(), &browser.version().await);
                             tracing::info!(worker = self.config.worker.id, "ready");
                         }
                         Err(error) => break Leave::Unusable(error),
                     },
                     why = connector.lost(), if self.runs() && lives.is_empty() => break Leave::Lost(why),
+                    why = self.share.idle(), if self.runs() && lives.is_empty() => break Leave::Enough(why),
                     delivery = &mut next, if early || self.runs() => {
                         let Some(delivery) = delivery else { break Leave::Drain };
                         lives.push(self.live(delivery, self.runner.lane.join()));
@@ -154,11 +185,12 @@ impl<'a> Worker<'a> {
     async fn next(&self) -> Option<Delivery> {
         loop {
             match self.runner.lane.wanted().await {
+                _ if self.share.is_full() => {}
                 Wanted::First => {
                     let mut subscription = self.subscription.lock().await;
                     return subscription.get_or_insert_with(|| self.broker.consume(1)).next().await;
                 }
-                Wanted::Ahead if self.leave().is_none() => {
+                Wanted::Ahead if self.leave().is_none() && self.share.excess().is_none() => {
                     let mut subscription = self.subscription.lock().await;
                     if let Some(delivery) = self.broker.take().await.filter(|taken| !taken.is_stale()) {
                         stop_consuming(&self.runner.stops, &mut subscription).await;
@@ -180,14 +212,25 @@ impl<'a> Worker<'a> {
 
     /// One job from its delivery to its settlement. Why no other is taken, if none is.
     async fn live(&self, delivery: Delivery, turn: Turn) -> Option<Leave> {
+        let span = self.traces.job(&received(&self.config.amqp.queue, &delivery.message));
+        let leave = span.around(self.live_in(&span, delivery, turn)).await;
+        span.end();
+        leave
+    }
+
+    async fn live_in(&self, span: &JobSpan, delivery: Delivery, turn: Turn) -> Option<Leave> {
         let place = Arc::new(self.board.take_job());
-        let (settlement, leave) = self.handle(&delivery, &turn, &place).await;
-        let leave = leave.or_else(|| self.leave());
+        metrics::job_taken(delivery.message.redelivered);
+        self.share.take();
+        let (settlement, leave) = self.handle(span, &delivery, &turn, &place).await;
+        let enough = self.share.settle(settlement).map(Leave::Enough);
+        let leave = leave.or_else(|| self.leave()).or(enough);
         if leave.is_some() {
             // Before the ack: the broker would send another on its heels.
             self.unsubscribe().await;
         }
         self.settle(delivery, settlement).await;
+        metrics::job_settled();
         leave
     }
 
@@ -212,11 +255,12 @@ impl<'a> Worker<'a> {
     /// From the message to what becomes of it, and why no other should be taken, if that showed.
     async fn handle(
         &self,
+        span: &JobSpan,
         delivery: &Delivery,
         turn: &Turn,
         place: &Arc<JobPlace>,
     ) -> (Settlement, Option<Leave>) {
-        let incoming = self.incoming(&delivery.message);
+        let incoming = Incoming { span: span.clone(), ..self.incoming(&delivery.message) };
         let lost = incoming.lost.clone();
         let sink = Arc::new(Sinks { place: Arc::clone(place), events: self.broker.events() });
         let disowned = async {
@@ -228,14 +272,24 @@ impl<'a> Worker<'a> {
             ending = self.runner.run(incoming, turn, sink) => ending,
             never = disowned => match never {},
         };
+        place.ended_with(&ending);
         let settlement = match ending {
-            Ending::Answered { id, body } => self.publish(delivery, id.to_string(), body).await,
+            Ending::Answered { id, body } => {
+                let publishing = self.publish(delivery, id.to_string(), body);
+                let settlement = span.stage(StageName::Publish).within(publishing).await;
+                if settlement == Settlement::HandBack {
+                    metrics::handed_back(Fault::Passing);
+                    span.goes_back("its result could not be published", true);
+                }
+                settlement
+            }
             Ending::Reject { reason } => {
                 tracing::warn!(reason, "no job, and nobody to tell: to the dead letters");
                 Settlement::DeadLetter
             }
             Ending::HandBack { reason, fault } => {
                 tracing::warn!(reason, "job goes back to the queue");
+                metrics::handed_back(fault);
                 match fault {
                     Fault::None => {}
                     Fault::Passing => self.pause(HAND_BACK_PAUSE).await,
@@ -257,6 +311,7 @@ impl<'a> Worker<'a> {
             expiration: message.expiration,
             lost: CancellationToken::new(),
             answerable,
+            span: JobSpan::local(),
         }
     }
 

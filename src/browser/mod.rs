@@ -44,7 +44,7 @@ use self::{
     process::{ANSWER_LIMIT, CallError},
     shared::Shared,
 };
-use crate::config::BrowserConfig;
+use crate::{config::BrowserConfig, metrics};
 
 /// Tries for one workflow, each in a fresh context.
 const ATTEMPTS: u32 = 3;
@@ -179,7 +179,9 @@ impl Browser {
         let Owner { shared, known, .. } = &*self.0;
         let text = convert::text_of(workflow)?;
         let served = shared.served();
-        if let Some(conversion) = served.and_then(|served| known.get(&Key::new(&text, &served), workflow)) {
+        let known = served.and_then(|served| known.get(&Key::new(&text, &served), workflow));
+        metrics::conversion(known.is_some());
+        if let Some(conversion) = known {
             return if shared.is_stopped() { Err(shared::is_shut_down()) } else { Ok(conversion) };
         }
         tokio::select! {
@@ -283,6 +285,12 @@ impl Browser {
     #[must_use]
     pub fn frontend_version(&self) -> Option<String> {
         Some(self.0.shared.served()?.frontend.clone())
+    }
+
+    /// Resident memory of all of Chromium's processes, in bytes. Reads the process table.
+    #[must_use]
+    pub fn rss(&self) -> u64 {
+        self.0.shared.current().map_or(0, |chromium| chromium.rss())
     }
 
     /// Whether a page waits to take the place of the one in use.

@@ -25,7 +25,7 @@ use url::Url;
 
 use super::{command::command, pipe, profile::Profile};
 use crate::{
-    child::{Group, LogTail},
+    child::{Group, LogTail, Members},
     config::BrowserConfig,
     text::one_line,
 };
@@ -54,6 +54,7 @@ pub(super) struct Chromium {
     cdp: Cdp,
     side_door: pipe::SideDoor,
     product: String,
+    members: Members,
     running: Mutex<Option<Running>>,
     dead: CancellationToken,
     _handler: AbortOnDropHandle<()>,
@@ -93,6 +94,7 @@ impl Chromium {
         let group = Group::spawn(command, "chromium")
             .await
             .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+        let members = group.members();
         let mut running = Running { group: Some(group), profile: Some(profile) };
 
         let dead = CancellationToken::new();
@@ -157,6 +159,7 @@ impl Chromium {
             cdp,
             side_door,
             product,
+            members,
             running: Mutex::new(Some(running)),
             dead,
             _handler: handler,
@@ -173,6 +176,11 @@ impl Chromium {
     /// The way for large commands.
     pub(super) fn side_door(&self) -> &pipe::SideDoor {
         &self.side_door
+    }
+
+    /// Resident memory of all its processes, in bytes.
+    pub(super) fn rss(&self) -> u64 {
+        self.members.rss()
     }
 
     /// Such as `Chrome/156.0.8078.79`.

@@ -16,7 +16,7 @@ use super::{
     page::{Page, Served},
     process::{ANSWER_LIMIT, Chromium},
 };
-use crate::config::BrowserConfig;
+use crate::{config::BrowserConfig, metrics};
 
 /// A page that waits for work and does not answer within this is replaced.
 const PAGE_ANSWER_LIMIT: Duration = Duration::from_secs(2);
@@ -34,8 +34,8 @@ pub(super) struct Shared {
     early: tokio::sync::Mutex<Option<Early>>,
     server: Url,
     program: PathBuf,
-    /// Held while Chromium is started: two would each think theirs is the only one.
-    starting: tokio::sync::Mutex<()>,
+    /// Held while Chromium is started: two would each think theirs is the only one. Whether one was.
+    starting: tokio::sync::Mutex<bool>,
     current: Mutex<Option<Arc<Chromium>>>,
     served: Mutex<Option<Arc<Served>>>,
     stopped: CancellationToken,
@@ -125,7 +125,7 @@ impl Shared {
 
     /// The Chromium that runs and answers, else a new one.
     pub(super) async fn chromium(&self) -> Result<Arc<Chromium>, ConvertError> {
-        let _starting = self.starting.lock().await;
+        let mut started = self.starting.lock().await;
         if let Some(chromium) = self.current() {
             match chromium.ping(ANSWER_LIMIT).await {
                 Ok(()) => return Ok(chromium),
@@ -141,6 +141,9 @@ impl Shared {
             .map(Arc::new)
             .map_err(ConvertError::Browser)?;
         self.replace(Some(Arc::clone(&chromium)));
+        if std::mem::replace(&mut *started, true) {
+            metrics::restarted("browser", "lost");
+        }
         // `stop` may have looked while there was nothing to stop.
         if self.is_stopped() {
             chromium.close().await;

@@ -6,6 +6,9 @@
 //! `PR_SET_PDEATHSIG`, what it started by the guard (`guard.rs`).
 
 mod guard;
+mod orphans;
+
+pub use orphans::reap_orphans;
 
 use std::{
     collections::VecDeque,
@@ -31,6 +34,8 @@ use tokio::{
     sync::oneshot,
     time::{sleep, timeout},
 };
+
+use crate::text::plain;
 
 /// How many of a child's last lines are kept for error messages.
 const TAIL_LINES: usize = 40;
@@ -134,6 +139,7 @@ impl Drop for Group {
         if !self.over {
             self.kill();
         }
+        orphans::free(self.pgid);
     }
 }
 
@@ -156,14 +162,24 @@ impl Members {
     /// Their resident memory in bytes, shared pages counted for each. Reads the process table.
     #[must_use]
     pub fn rss(&self) -> u64 {
-        let page = rustix::param::page_size() as u64;
-        let pages = |pid: u32| -> Option<u64> {
-            fs::read_to_string(format!("/proc/{pid}/statm")).ok()?.split(' ').nth(1)?.parse().ok()
-        };
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
-        pids.filter(|pid| self.has(*pid)).filter_map(pages).sum::<u64>() * page
+        pids.filter(|pid| self.has(*pid)).map(rss_of).sum()
     }
+}
+
+/// The resident memory of this process alone, in bytes.
+#[must_use]
+pub fn own_rss() -> u64 {
+    rss_of(std::process::id())
+}
+
+/// 0 for a process that is gone.
+fn rss_of(pid: u32) -> u64 {
+    let pages = || -> Option<u64> {
+        fs::read_to_string(format!("/proc/{pid}/statm")).ok()?.split(' ').nth(1)?.parse().ok()
+    };
+    pages().unwrap_or_default() * rustix::param::page_size() as u64
 }
 
 /// Whether that child of ours has ended, reaped or not.
@@ -231,6 +247,7 @@ fn spawn_group(mut command: Command, name: &'static str) -> io::Result<Group> {
         .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
         .ok_or_else(|| io::Error::other("the child ended before its id was read"))?;
     guard::own(pgid);
+    orphans::own(pgid);
     Ok(Group { child, pgid, name, mark, over: false })
 }
 
@@ -247,11 +264,11 @@ impl LogTail {
         let mut line = Vec::new();
         // A "line" without an end comes in pieces, so that it cannot fill our memory.
         while let Ok(1..) = (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await {
-            let text = String::from_utf8_lossy(&line);
-            let text = text.trim_end();
+            // In a log it must look like nothing but what it is.
+            let text = plain(&String::from_utf8_lossy(&line));
             if !text.is_empty() {
-                each_line(text);
-                self.push(text);
+                each_line(&text);
+                self.push(&text);
             }
             line.clear();
         }

@@ -8,12 +8,14 @@
 
 mod cancel;
 mod check;
+mod completions;
 mod convert;
 mod dead;
 mod display;
 mod fetch;
 mod inputs;
 mod letter;
+mod man;
 mod print;
 mod run;
 mod serve;
@@ -51,19 +53,36 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Take jobs from the queue until told to drain (SIGTERM, SIGINT). The container's entry point.
+    ///
+    /// A drain takes no more jobs, gives back what has not started, lets the running job finish within
+    /// worker.grace, else interrupts it and gives it back, and ends all that was started. A second signal
+    /// ends at once.
     Serve,
     /// Run one workflow here and now: no broker, no S3.
+    ///
+    /// ComfyUI and Chromium are started for it and ended after it.
     Run(run::Args),
     /// Publish a job; with --wait follow it and fetch its outputs.
+    ///
+    /// Local files travel by the store where one is configured, else in the message.
     Submit(submit::Args),
     /// Cancel a queued or running job.
+    ///
+    /// Within 12 seconds, also when ComfyUI ignores interrupts. A job that waits is answered as cancelled
+    /// once a worker gets it; an id that nobody has used yet is cancelled beforehand.
     Cancel(cancel::Args),
     /// Turn UI workflows into prompts.
+    ///
+    /// One start of ComfyUI and Chromium for all of them; the failure of one does not stop the others.
     Convert(convert::Args),
     /// Check configuration, ComfyUI, browser, broker and bucket, a line each.
     Check,
     /// The dead letters: look at them, retry them, throw them away.
     Dead(dead::Args),
+    /// Print a script by which a shell completes this command line.
+    Completions(completions::Args),
+    /// Print the manual, or write a page for each command.
+    Man(man::Args),
 }
 
 /// How a command ended, beside success.
@@ -126,6 +145,7 @@ pub fn run() -> ExitCode {
         Err(Failed::Usage(message)) => (2, USAGE, message),
         Err(Failed::Environment(message)) => (3, "environment", message),
     };
+    let message = telemetry::redact(&message);
     print::note(format!("comfy-worker: {message}"));
     if json {
         print::result(error_json(kind, &message));
@@ -171,6 +191,15 @@ fn command() -> clap::Command {
 }
 
 fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
+    // These need no configuration, and packaging has none.
+    match &cli.command {
+        Command::Completions(args) => {
+            completions::completions(args, command());
+            return Ok(());
+        }
+        Command::Man(args) => return man::man(args, Cli::command()),
+        _ => {}
+    }
     // Global flags may stand before or after a subcommand; clap hands them down.
     let deepest = std::iter::successors(Some(matches), |matches| Some(matches.subcommand()?.1)).last();
     let matches = deepest.unwrap_or(matches);
@@ -187,7 +216,7 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
     if config.log.format == LogFormat::Auto && !serving {
         config.log.format = LogFormat::Text;
     }
-    telemetry::init(&config.log);
+    telemetry::init(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -202,6 +231,7 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
             Command::Convert(args) => convert::convert(context, args).await,
             Command::Check => Box::pin(check::check(context)).await,
             Command::Dead(args) => Box::pin(dead::dead(context, args)).await,
+            Command::Completions(_) | Command::Man(_) => Ok(()),
         }
     })
 }

@@ -24,6 +24,7 @@ use crate::{
     queue::{Broker, Followed, JobProperties},
     stage::FileName,
     store::{Content, ObjectStore, ObjectUri, StoreError, Stores},
+    telemetry::Traces,
 };
 
 /// Longest publishing.
@@ -91,9 +92,10 @@ pub(super) async fn submit(context: Context, args: Args) -> Result<(), Failed> {
         )));
     }
 
+    let traces = Traces::start(&config).map_err(Failed::Usage)?;
     let broker = Broker::connect(&config.amqp, &config.worker.id).await?;
-    let outcome = publish_and_wait(&broker, &config, &args, &stores, &id, body.into()).await;
-    broker.close().await;
+    let outcome = publish_and_wait(&broker, &traces, &config, &args, &stores, &id, body.into()).await;
+    tokio::join!(broker.close(), traces.close());
     match outcome? {
         None if json => print::result(json!({"id": id})),
         None => print::result(id),
@@ -110,6 +112,7 @@ pub(super) async fn submit(context: Context, args: Args) -> Result<(), Failed> {
 /// The result, when it was to be waited for.
 async fn publish_and_wait(
     broker: &Broker,
+    traces: &Traces,
     config: &Config,
     args: &Args,
     stores: &Stores,
@@ -122,13 +125,17 @@ async fn publish_and_wait(
         true => Some(broker.follow(id).await.map_err(|error| environment(&error))?),
         false => None,
     };
+    let publishing = traces.publishing(&config.amqp.queue, id, body.len());
     let properties = JobProperties {
         message_id: Some(id.to_owned()),
         correlation_id: Some(id.to_owned()),
         reply_to: follow.as_ref().map(|follow| follow.reply_to().to_owned()),
+        traceparent: publishing.traceparent(),
+        tracestate: publishing.tracestate(),
         ..JobProperties::default()
     };
     let submitted = broker.submit(body, &properties, Instant::now() + PUBLISH_LIMIT).await;
+    publishing.ended(&submitted);
     submitted.map_err(|error| environment(&error))?;
     let Some(follow) = &mut follow else { return Ok(None) };
     let display = Display::new(&format!("job {id} is in the queue"));

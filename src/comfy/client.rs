@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, StatusCode};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
@@ -29,6 +30,17 @@ pub struct RequestError {
     pub call: String,
     /// What happened.
     pub reason: String,
+}
+
+/// One of the devices that `/system_stats` lists.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Device {
+    /// Such as `cuda:0 NVIDIA H100 80GB HBM3 : cudaMallocAsync`.
+    pub name: String,
+    /// Bytes in all.
+    pub vram_total: u64,
+    /// Bytes that are free.
+    pub vram_free: u64,
 }
 
 /// What `/prompt` said to a prompt that it took.
@@ -127,6 +139,16 @@ impl Client {
     /// When there is no usable answer.
     pub async fn system_stats(&self) -> Result<Value, RequestError> {
         self.get("system_stats").await
+    }
+
+    /// The devices that it runs on, and their memory.
+    ///
+    /// # Errors
+    /// No usable answer.
+    pub async fn devices(&self) -> Result<Vec<Device>, RequestError> {
+        let stats = self.system_stats().await?;
+        let devices = stats.get("devices").and_then(Value::as_array).into_iter().flatten();
+        Ok(devices.filter_map(|device| Device::deserialize(device).ok()).collect())
     }
 
     /// Posts a prompt.

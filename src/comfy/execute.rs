@@ -1,6 +1,10 @@
 //! One prompt from POST to history. The websocket says how far it is; the history is the truth.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +17,7 @@ use super::{
     forecast::NodeTimes,
     history::History,
     socket::Subscription,
-    tracker::{OutputImage, Progress},
+    tracker::{NodeRun, OutputImage, Progress},
     whereabouts::{ABORT_LIMIT, CANCEL_LIMIT, cancel, post_once},
 };
 use crate::job::{apply::Prompt, result::NodeTiming};
@@ -65,6 +69,10 @@ pub trait Observer: Send {
     fn preview(&mut self, image: &Image);
     /// A node is done; `outputs`: its entry of the history's `outputs`.
     fn executed(&mut self, node: &str, outputs: &Value);
+    /// The execution is over, however it ended: when nodes ran, since `origin`.
+    fn ran(&mut self, origin: Instant, runs: Vec<NodeRun>) {
+        let _ = (origin, runs);
+    }
 }
 
 /// An execution that is over, whatever its outcome.
@@ -208,6 +216,7 @@ pub async fn execute(
         () = execution.cancel.cancelled() => Err(ExecuteError::Cancelled { stuck: true }),
         outcome = work => outcome,
     };
+    run.count(outcome.is_ok());
     let outcome =
         match outcome {
             Err(
@@ -217,6 +226,7 @@ pub async fn execute(
         };
     // Its events would pile up while nobody reads them.
     drop(subscription);
+    run.tell_nodes(observer);
     let let_go = async |limit| {
         tokio::select! {
             let_go = cancel(server.client(), prompt_id, limit) => let_go,

@@ -25,7 +25,7 @@ use super::{
     tracker::{OutputImage, Step, Tracker},
     whereabouts::{Look, POLL_EVERY, look},
 };
-use crate::job::apply::Prompt;
+use crate::{job::apply::Prompt, metrics};
 
 /// Pictures over the websocket are held in memory until the prompt is over: this much in all.
 const SOCKET_OUTPUT_BYTES: usize = 512 << 20;
@@ -214,6 +214,12 @@ impl Run {
         timeout_at(self.deadline().into(), work).await.map_err(|_| self.timed_out())
     }
 
+    /// Tells when its nodes ran, the last of them until now.
+    pub(super) fn tell_nodes(&mut self, observer: &mut dyn Observer) {
+        let runs = self.tracker.take_runs(self.posted_at.elapsed());
+        observer.ran(self.posted_at, runs);
+    }
+
     /// Whether the prompt is over.
     fn take(&mut self, event: Event, observer: &mut dyn Observer) -> bool {
         self.heard_at = Instant::now();
@@ -266,6 +272,14 @@ impl Run {
     }
 
     /// What is left of it.
+    /// Counts the engine's time, whatever came of the prompt; `over`: its end was heard of.
+    pub(super) fn count(&self, over: bool) {
+        if let Some(started_at) = self.started_at {
+            let ended_at = if over { self.heard_at.max(started_at) } else { Instant::now() };
+            metrics::executed(self.posted_at, started_at, ended_at);
+        }
+    }
+
     pub(super) fn finish(self, prompt_id: PromptId, history: History, posted: Posted) -> Executed {
         let started_at = self.started_at.unwrap_or(self.posted_at);
         let images_lost = self.images_lost && self.tracker.expects_socket_outputs();

@@ -18,7 +18,7 @@ mod threads;
 pub mod tracker;
 mod whereabouts;
 
-pub use client::{Client, PostError, Posted, PromptPost, RequestError};
+pub use client::{Client, Device, PostError, Posted, PromptPost, RequestError};
 pub use execute::{Behind, ExecuteError, Executed, Execution, Observer, execute};
 pub use process::{BootError, Server};
 pub use socket::Socket;

@@ -11,6 +11,7 @@ use super::{client::Client, port, threads::Threads};
 use crate::{
     child::{self, Group, LogTail, Members},
     config::ComfyUiConfig,
+    telemetry::is_credential,
 };
 
 /// How long ComfyUI may take to end on TERM before its group is killed.
@@ -272,9 +273,7 @@ pub(super) fn hide_secrets(command: &mut Command) {
 fn is_secret(variable: &str) -> bool {
     let name = variable.to_ascii_uppercase();
     let ours = ["AWS_", "COMFY_WORKER_", "AMQP", "RABBITMQ", "OTEL_"];
-    let words =
-        ["SECRET", "PASSWORD", "PASSWD", "TOKEN", "CREDENTIAL", "API_KEY", "PRIVATE_KEY", "ACCESS_KEY"];
-    ours.iter().any(|prefix| name.starts_with(prefix)) || words.iter().any(|word| name.contains(word))
+    ours.iter().any(|prefix| name.starts_with(prefix)) || is_credential(&name)
 }
 
 fn ending(status: std::io::Result<std::process::ExitStatus>, tail: &LogTail) -> String {

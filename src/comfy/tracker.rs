@@ -69,6 +69,20 @@ pub struct OutputImage {
     pub image: Image,
 }
 
+/// A stretch of time in which a node ran, since the moment that the tracker's times are counted from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRun {
+    /// The node; those that it made of itself have ids of their own.
+    pub node: String,
+    /// When it began.
+    pub begin: Duration,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// More than any prompt of people's: a loop of nodes could go on for ever.
+const MOST_RUNS: usize = 10_000;
+
 /// Follows one prompt. Times are since any fixed moment, on a clock that never goes back.
 #[derive(Debug)]
 pub struct Tracker {
@@ -79,6 +93,7 @@ pub struct Tracker {
     running: Option<(String, Duration)>,
     steps: (f64, f64),
     timings: BTreeMap<String, NodeTiming>,
+    runs: Vec<NodeRun>,
     started: bool,
     ended: bool,
     furthest: f64,
@@ -100,6 +115,7 @@ impl Tracker {
             running: None,
             steps: (0.0, 1.0),
             timings: BTreeMap::new(),
+            runs: Vec::new(),
             started: false,
             ended: false,
             furthest: 0.0,
@@ -168,6 +184,12 @@ impl Tracker {
         self.timings
     }
 
+    /// Each stretch in which a node ran until now, in their order.
+    pub fn take_runs(&mut self, now: Duration) -> Vec<NodeRun> {
+        self.leave_node(now);
+        std::mem::take(&mut self.runs)
+    }
+
     fn start(&mut self) -> Step {
         if std::mem::replace(&mut self.started, true) { Step::Nothing } else { Step::Started }
     }
@@ -185,8 +207,11 @@ impl Tracker {
 
     fn leave_node(&mut self, now: Duration) {
         if let Some((node, since)) = self.running.take() {
-            let timing = self.timings.entry(node).or_default();
-            timing.ms += now.saturating_sub(since).as_secs_f64() * 1000.0;
+            let took = now.saturating_sub(since);
+            if self.runs.len() < MOST_RUNS {
+                self.runs.push(NodeRun { node: node.clone(), begin: since, took });
+            }
+            self.timings.entry(node).or_default().ms += took.as_secs_f64() * 1000.0;
         }
     }
 
@@ -290,6 +315,24 @@ mod tests {
         assert_eq!(left(tracker.step(enters("1"), seconds(0))), Some(seconds(30)));
         let steps = Event::Progress { node: "1".to_owned(), value: 1.0, max: 5.0 };
         assert_eq!(left(tracker.step(steps, seconds(30))), Some(seconds(120 + 20)));
+    }
+
+    #[test]
+    fn every_run_of_a_node_has_its_time() {
+        let mut tracker = tracker(&[]);
+        tracker.step(Event::Cached(vec!["3".to_owned()]), seconds(1));
+        tracker.step(enters("1"), seconds(1));
+        tracker.step(enters("2"), seconds(3));
+        // It waited for an input that it asked for while it ran.
+        tracker.step(enters("1"), seconds(4));
+        let run = |node: &str, begin, took| NodeRun {
+            node: node.to_owned(),
+            begin: seconds(begin),
+            took: seconds(took),
+        };
+        assert_eq!(tracker.take_runs(seconds(9)), [run("1", 1, 2), run("2", 3, 1), run("1", 4, 5)]);
+        assert_eq!(tracker.take_runs(seconds(9)), []);
+        assert!((tracker.into_timings()["1"].ms - 7000.0).abs() < 1e-6);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::{
     browser::{Browser, ConvertError},
     comfy::{ExecuteError, Executed, Execution, Observer, Server, Socket, execute, frontend},
     config::{BrowserConfig, ComfyUiConfig, Config},
-    deliver,
+    deliver, metrics,
     stage::{Folders, Journal, Owned},
 };
 
@@ -71,7 +71,9 @@ impl Engine {
         if let Some(scratch) = &scratch {
             comfyui.env.0.insert(TMPDIR.to_owned(), scratch.path().display().to_string());
         }
+        let begun_at = Instant::now();
         let (server, browser) = boot_both(&comfyui, &config.browser, on_line).await?;
+        metrics::booted("comfyui", begun_at.elapsed());
         let socket = match Socket::connect(server.client().base()).await {
             Ok(socket) => socket,
             Err(error) => {
@@ -89,8 +91,9 @@ impl Engine {
             _scratch: scratch,
         };
         let folders = Folders::new(config.comfyui.path.clone());
-        match Box::pin(engine.open_and_test(&test, &folders)).await {
+        match Box::pin(engine.open_and_test(&test, &folders, begun_at)).await {
             Ok(()) => {
+                metrics::booted("total", begun_at.elapsed());
                 engine.ran.store(0, Ordering::Relaxed);
                 Ok(engine)
             }
@@ -103,13 +106,23 @@ impl Engine {
 
     /// Opens ComfyUI's page and runs the self-test through conversion, execution and result. What the
     /// built-in workflow becomes is known, so that it runs while the page still loads.
-    async fn open_and_test(&self, test: &SelfTest, folders: &Folders) -> Result<(), ConnectorError> {
+    async fn open_and_test(
+        &self,
+        test: &SelfTest,
+        folders: &Folders,
+        begun_at: Instant,
+    ) -> Result<(), ConnectorError> {
         let failed = |error| ConnectorError::SelfTest(Box::new(error));
         let run = async |payload: &Payload| {
             let ran = self.run(payload, SELF_TEST_LIMIT, &mut Silent::default()).await;
+            metrics::booted("self_test", begun_at.elapsed());
             ran.map(|history| deliver::discard(folders, &history)).map_err(failed)
         };
-        let opening = async { self.browser.attach().await.map_err(ConnectorError::from) };
+        let opening = async {
+            self.browser.attach().await?;
+            metrics::booted("page", begun_at.elapsed());
+            Ok::<_, ConnectorError>(())
+        };
         let Some(expected) = &test.becomes else {
             opening.await?;
             return run(&test.workflow.clone().into()).await;

@@ -22,6 +22,11 @@ impl Restarts {
         self.planned = true;
     }
 
+    /// Why ComfyUI is started again; `None`: it has not run yet.
+    pub(super) fn cause(&self) -> Option<&'static str> {
+        self.started.then_some(if self.planned { "worn" } else { "lost" })
+    }
+
     /// Whether ComfyUI may be started `now`, after `most` losses within the window at most; the first
     /// start and a planned one always.
     pub(super) fn may_start(&mut self, now: Instant, most: u32) -> bool {

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{ComfyConnector, ConnectorError, Engine, Inner, State, engine, locked};
+use crate::metrics;
 
 /// Boots before giving up.
 const BOOTS: usize = 3;
@@ -60,8 +61,15 @@ impl ComfyConnector {
             old.stop().await;
         }
         let most = self.0.config.comfyui.max_restarts;
-        if !locked(&self.0.restarts).may_start(Instant::now(), most) {
+        let (cause, may_start) = {
+            let mut restarts = locked(&self.0.restarts);
+            (restarts.cause(), restarts.may_start(Instant::now(), most))
+        };
+        if !may_start {
             return Err(self.fail(ConnectorError::Unstable { most }));
+        }
+        if let Some(cause) = cause {
+            metrics::restarted("comfyui", cause);
         }
         // Boxed: a future of its size on every caller's stack would be large for nothing.
         let Inner { config, stager, on_boot_line, .. } = &*self.0;

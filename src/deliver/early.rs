@@ -13,6 +13,7 @@ use std::{
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use super::{Found, FoundContent, PARALLEL_UPLOADS, content_type, open, shown};
 use crate::{
@@ -86,8 +87,9 @@ impl Early {
             return;
         }
         let (shared, runtime) = (Arc::clone(&self.shared), tokio::runtime::Handle::current());
+        let job = tracing::Span::current();
         self.looks.push(AbortOnDropHandle::new(tokio::task::spawn_blocking(move || {
-            let _runtime = runtime.enter();
+            let (_runtime, _job) = (runtime.enter(), job.enter());
             files.into_iter().for_each(|file| shared.begin(&file));
         })));
     }
@@ -177,10 +179,11 @@ impl Shared {
         }
         let (shared, content, target) = (Arc::clone(self), FoundContent::File(Arc::new(file)), uri.clone());
         let content_type = content_type(filename);
-        let upload = tokio::spawn(async move {
+        let upload = async move {
             let _turn = shared.side_by_side.acquire().await;
             content.put(&*shared.store, &target, &content_type).await
-        });
+        };
+        let upload = tokio::spawn(upload.in_current_span());
         begun.insert(place, Begun { uri, identity, upload: AbortOnDropHandle::new(upload) });
     }
 }

@@ -6,9 +6,10 @@ use serde_json::Value;
 use super::{
     JobId,
     failure::Failure,
-    result::{JobResult, Timings, WorkerInfo},
-    runner::Met,
+    met::Met,
+    result::{JobError, JobResult, Timings, WorkerInfo},
 };
+use crate::telemetry::{redact_in_place, redact_json};
 
 /// The result of a job that ended with `met`; `who` says so.
 pub(super) fn failed(
@@ -26,7 +27,7 @@ pub(super) fn failed(
         outputs: Vec::new(),
         history: None,
         prompt: None,
-        error: Some(met.failure.to_error(met.stage)),
+        error: Some(without_secrets(met.failure.to_error(met.stage))),
         warnings: Vec::new(),
         timings,
         nodes: Default::default(),
@@ -38,6 +39,14 @@ pub(super) fn failed(
         },
         metadata,
     }
+}
+
+/// What nodes and libraries say of a failure may hold what they failed with.
+fn without_secrets(mut error: JobError) -> JobError {
+    redact_in_place(&mut error.message);
+    error.traceback.iter_mut().flatten().for_each(redact_in_place);
+    error.node_errors.iter_mut().for_each(redact_json);
+    error
 }
 
 pub(super) fn encode(result: &JobResult) -> Result<Bytes, Failure> {

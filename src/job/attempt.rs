@@ -26,6 +26,8 @@ const LAST_WORD: Duration = Duration::from_secs(5);
 pub(super) struct Records<'a> {
     store: &'a dyn ObjectStore,
     folder: ObjectUri,
+    /// The span of whoever opens an attempt.
+    traceparent: Option<String>,
 }
 
 /// Where an accepted job stands.
@@ -33,8 +35,8 @@ pub(super) struct Records<'a> {
 pub(super) enum Opened {
     /// Run it: this is attempt `n`.
     Attempt(OpenAttempt),
-    /// It has a result already: the stored bytes.
-    Finished(Bytes),
+    /// It has a result already: the stored bytes; `former`: the span of an attempt at it.
+    Finished { body: Bytes, former: Option<String> },
     /// The id belongs to another body.
     Conflict,
     /// Too many attempts ended without a word.
@@ -47,6 +49,8 @@ pub(super) struct OpenAttempt {
     pub(super) number: u32,
     /// How many before it ended without a word.
     pub(super) crashes: u32,
+    /// The span of the one before it, as a `traceparent`, where that was traced.
+    pub(super) former: Option<String>,
     marker: Marker,
 }
 
@@ -62,6 +66,9 @@ struct Marker {
     body_sha256: String,
     /// Set when the attempt ended in good order: handed back, not crashed.
     closed: Option<String>,
+    /// The attempt's span, for those that come after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
 }
 
 impl Marker {
@@ -73,6 +80,7 @@ impl Marker {
             nonce: Uuid::new_v4().simple().to_string(),
             body_sha256: digest.to_owned(),
             closed: None,
+            traceparent: None,
         }
     }
 
@@ -86,7 +94,12 @@ impl<'a> Records<'a> {
     /// Never for a checked job id.
     pub(super) fn new(store: &'a dyn ObjectStore, base: &ObjectUri, job: &str) -> Result<Self, Failure> {
         let folder = base.join(job).map_err(|error| Failure::Internal(error.to_string()))?;
-        Ok(Self { store, folder })
+        Ok(Self { store, folder, traceparent: None })
+    }
+
+    /// Attempts that are opened have this span.
+    pub(super) fn traced(self, traceparent: Option<String>) -> Self {
+        Self { traceparent, ..self }
     }
 
     fn at(&self, name: &str) -> Result<ObjectUri, Failure> {
@@ -99,8 +112,8 @@ impl<'a> Records<'a> {
         let Opened::Poison { attempt, crashes } = opened else { return Ok(opened) };
         // The last of them may live: a worker whose connection broke goes on, and says so in its marker.
         sleep(LAST_WORD).await;
-        if let Some(result) = self.result().await? {
-            return Ok(Opened::Finished(result));
+        if let Some(body) = self.result().await? {
+            return Ok(Opened::Finished { body, former: attempt.former });
         }
         let still_open = self.open_before(attempt.number).await?;
         if still_open < max_crashes {
@@ -121,11 +134,12 @@ impl<'a> Records<'a> {
     }
 
     async fn count_and_begin(&self, digest: &str, worker: &str, max_crashes: u32) -> Result<Opened, Failure> {
-        let mut crashes = 0;
+        let (mut crashes, mut former) = (0, None);
         for number in 1..=MOST_MARKERS {
-            let marker = Marker::new(number, worker, digest);
+            let traceparent = self.traceparent.clone();
+            let marker = Marker { traceparent, ..Marker::new(number, worker, digest) };
             let Some(earlier) = self.begin(&marker).await? else {
-                let attempt = OpenAttempt { number, crashes, marker };
+                let attempt = OpenAttempt { number, crashes, former, marker };
                 return Ok(if crashes >= max_crashes {
                     Opened::Poison { attempt, crashes }
                 } else {
@@ -135,10 +149,11 @@ impl<'a> Records<'a> {
             if !earlier.is_of(digest) {
                 return Ok(Opened::Conflict);
             }
+            former = earlier.traceparent.or(former);
             if number == 1
-                && let Some(result) = self.result().await?
+                && let Some(body) = self.result().await?
             {
-                return Ok(Opened::Finished(result));
+                return Ok(Opened::Finished { body, former });
             }
             crashes += u32::from(earlier.closed.is_none());
         }

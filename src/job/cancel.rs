@@ -10,8 +10,8 @@ use super::{
     answer::{encode, failed},
     attempt::Records,
     failure::Failure,
+    met::Met,
     result::{JobResult, Stage, Status, Timings},
-    runner::Met,
 };
 use crate::store::{ObjectStore, ObjectUri};
 

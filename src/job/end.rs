@@ -4,10 +4,11 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
+use tokio::{sync::Notify, time::sleep};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{JobId, failure::Failure};
 
@@ -46,6 +47,19 @@ impl End {
     pub(super) fn call(&self, why: Failure) {
         let _ = self.why.set(why);
         self.called.cancel();
+    }
+
+    /// Ends the job when its message's expiration has passed, `queued` of it already; not once dropped.
+    ///
+    /// The broker lets no message out of a queue after its expiration. One that seems to come later was
+    /// dated by a clock that disagrees with ours: then the whole of it counts from now.
+    pub(super) fn expire(&self, whole: Duration, queued: Duration) -> AbortOnDropHandle<()> {
+        let left = whole.checked_sub(queued).filter(|left| !left.is_zero()).unwrap_or(whole);
+        let end = self.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            sleep(left).await;
+            end.call(Failure::Expired { seconds: whole.as_secs_f64() });
+        }))
     }
 
     /// Cancelled once the job must end.

@@ -6,8 +6,10 @@ use super::{JobId, result::Status};
 
 /// One event of one job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct JobEvent {
-    /// 1.
+    /// The version of this contract: 1.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1)))]
     pub version: u32,
     /// The job.
     pub id: JobId,
@@ -16,6 +18,7 @@ pub struct JobEvent {
     /// Unix time in milliseconds.
     pub at: u64,
     /// Which attempt, from 1.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub attempt: u32,
     /// Who runs it.
     pub worker: String,
@@ -26,6 +29,7 @@ pub struct JobEvent {
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
     /// A worker has taken the job.

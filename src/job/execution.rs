@@ -16,21 +16,21 @@ use super::{
     event::EventKind,
     failure::Failure,
     lane::{Place, Turn},
+    met::{At, Met},
     preparation::Ready,
     report::Reporter,
     request::JobRequest,
     result::{NodeTiming, Output, Stage, Timings},
-    runner::{At, Met, Runner, ms},
+    runner::{Runner, ms},
+    watched::Watched,
 };
 use crate::{
-    comfy::{
-        Behind, ExecuteError, Executed, Execution, Observer, PromptId, events::Image, history::History,
-        tracker::Progress,
-    },
+    comfy::{Behind, ExecuteError, Executed, Execution, history::History},
     connector::{ConnectorError, Engine},
     deliver::{self, Destination, Early, Findings, upload_failure},
     stage::Owned,
     store::{Content, ObjectUri},
+    telemetry::{JobSpan, StageName, StageSpan, redact_json},
 };
 
 /// One try.
@@ -42,6 +42,7 @@ pub(super) struct Executor<'a> {
     pub(super) reporter: &'a Reporter,
     /// Called when the job must end, whatever it is at.
     pub(super) end: &'a End,
+    pub(super) span: &'a JobSpan,
     /// Nodes that must run again although ComfyUI remembers their outputs: an earlier try found
     /// their files gone.
     pub(super) rerun: BTreeSet<String>,
@@ -71,6 +72,7 @@ impl<'a> Executor<'a> {
         attempt: u32,
         reporter: &'a Reporter,
         end: &'a End,
+        span: &'a JobSpan,
     ) -> Self {
         Self {
             runner,
@@ -79,6 +81,7 @@ impl<'a> Executor<'a> {
             attempt,
             reporter,
             end,
+            span,
             rerun: BTreeSet::new(),
             left: Mutex::default(),
             comfyui_version: OnceLock::new(),
@@ -87,7 +90,7 @@ impl<'a> Executor<'a> {
 
     pub(super) async fn execute(&self, timings: &mut Timings) -> Result<Done, Met> {
         let destination = self.destination().at(Stage::Accept)?;
-        let ready = self.ready(timings).await?;
+        let ready = Box::pin(self.ready(timings)).await?;
         let mut early = self.early(&ready.folder, &destination);
         let done = self.run_and_deliver(ready, &destination, &mut early, timings).await;
         if done.is_err() {
@@ -108,13 +111,16 @@ impl<'a> Executor<'a> {
         timings: &mut Timings,
     ) -> Result<Done, Met> {
         let Ready { prompt, extra_data, folder, mut warnings, .. } = ready;
+        let wait = self.span.stage(StageName::Wait);
         let place = tokio::select! {
             biased;
             () = self.runner.stops.stop.cancelled() => return Err(Failure::Draining).at(Stage::Post),
             why = self.end.called() => return Err(why).at(Stage::Post),
             place = self.turn.post() => place,
         };
-        let (engine, executed) = self.run(&prompt, extra_data, &place, early).await?;
+        let about = wait.logs();
+        let running = self.run(&prompt, extra_data, &place, early, wait);
+        let (engine, executed) = about.around(running).await?;
         drop(place);
         timings.waited_ms = ms(executed.waited);
         timings.executed_ms = ms(executed.executed);
@@ -133,10 +139,13 @@ impl<'a> Executor<'a> {
             warnings.push(format!("ComfyUI dropped outputs that failed validation: {node_errors}"));
         }
         let Executed { history, images, nodes, .. } = executed;
-        early.settle().await;
-        let findings = self.find(&folder, &history, images, executed.images_lost).await.at(Stage::Collect)?;
+        let collecting = async {
+            early.settle().await;
+            self.find(&folder, &history, images, executed.images_lost).await
+        };
+        let findings = self.span.stage(StageName::Collect).run(collecting).await.at(Stage::Collect)?;
         let uploading = timed(self.upload(destination, findings, early, &prompt, &history));
-        let uploading = self.runner.stops.unless_aborted(uploading);
+        let uploading = self.span.stage(StageName::Upload).run(self.runner.stops.unless_aborted(uploading));
         let (outputs, uploaded_in) = tokio::select! {
             biased;
             uploaded = uploading => uploaded.at(Stage::Upload)?,
@@ -179,9 +188,10 @@ impl<'a> Executor<'a> {
         extra_data: Map<String, Value>,
         place: &Place<'_>,
         early: &mut Early,
+        stage: StageSpan,
     ) -> Result<(Arc<Engine>, Executed), Met> {
         // Another one, if that of the conversion was lost meanwhile.
-        let engine = self.engine().await?;
+        let engine = self.engine().await.inspect_err(|met| stage.fails(met))?;
         let limit = self.job.timeout.unwrap_or(self.runner.limits.timeout);
         let back = self.runner.stops.stop.child_token();
         let execution = Execution {
@@ -194,7 +204,7 @@ impl<'a> Executor<'a> {
             behind: place.ahead.as_ref().map(|turn| Behind { turn, stop: &back }),
             known: self.runner.forecasts.of(prompt),
         };
-        let mut observer = Watched { reporter: self.reporter.clone(), place, early };
+        let mut observer = Watched::new(self.reporter.clone(), place, early, stage);
         let give_back = async {
             place.is_held_up().await;
             back.cancel();
@@ -205,14 +215,17 @@ impl<'a> Executor<'a> {
             never = give_back => match never {},
         };
         let error = match outcome {
-            Ok(executed) => return Ok((engine, executed)),
+            Ok(executed) => {
+                observer.ended(prompt, &executed);
+                return Ok((engine, executed));
+            }
             Err(error) => error,
         };
         if error.needs_restart() {
             self.runner.connector.kill_engine(&engine).await;
         }
         let message = error.to_string();
-        Err(match error {
+        let met = match error {
             ExecuteError::Refused { message, node_errors } => Met {
                 stage: Stage::Post,
                 failure: Failure::PromptRefused { message, node_errors: Some(node_errors) },
@@ -230,7 +243,9 @@ impl<'a> Executor<'a> {
             ExecuteError::Died(_) | ExecuteError::Stalled(_) | ExecuteError::Unreachable(_) => {
                 Met { stage: Stage::Run, failure: Failure::EngineCrashed(message) }
             }
-        })
+        };
+        observer.failed(prompt, &met);
+        Err(met)
     }
 
     pub(super) async fn engine(&self) -> Result<Arc<Engine>, Met> {
@@ -300,7 +315,9 @@ impl<'a> Executor<'a> {
             destination.store.put(&uri, content, JSON).await.map_err(upload_failure)?;
             Ok(uri)
         };
-        let (history, prompt) = (history.without_secrets(), Value::Object(prompt.clone()));
+        let (mut history, prompt) = (history.without_secrets(), Value::Object(prompt.clone()));
+        // Of a node that failed it shows the inputs, hidden ones like the API key among them.
+        history.get_mut("status").into_iter().for_each(redact_json);
         let (history, prompt) = tokio::try_join!(put("history.json", &history), put("prompt.json", &prompt))?;
         Ok(RecordUris { history, prompt })
     }
@@ -310,42 +327,12 @@ impl<'a> Executor<'a> {
         let (prompt, history) = self.left.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         let destination = self.destination().ok()?;
         let stored = self.store_records(&destination, &prompt, &history).await;
-        stored.inspect_err(|error| tracing::warn!(job = %self.job.id, %error, "history not stored")).ok()
+        stored.inspect_err(|error| tracing::warn!(%error, "history not stored")).ok()
     }
 }
 
 fn name_of(folder: &Owned) -> String {
     folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// Tells the lane how near the end a prompt is, and everybody else the rest.
-struct Watched<'a> {
-    reporter: Reporter,
-    place: &'a Place<'a>,
-    early: &'a mut Early,
-}
-
-impl Observer for Watched<'_> {
-    fn queued(&mut self, prompt_id: PromptId) {
-        self.reporter.queued(prompt_id);
-    }
-
-    fn started(&mut self) {
-        self.reporter.started();
-    }
-
-    fn progress(&mut self, progress: &Progress) {
-        self.place.expect(progress.left);
-        self.reporter.progress(progress);
-    }
-
-    fn preview(&mut self, image: &Image) {
-        self.reporter.preview(image);
-    }
-
-    fn executed(&mut self, node: &str, outputs: &Value) {
-        self.early.begin(node, outputs);
-    }
 }
 
 pub(super) async fn timed<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<(T, Duration), E> {

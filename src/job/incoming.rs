@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::JobId;
+use super::{JobId, failure::Failure};
+use crate::telemetry::{JobSpan, redact};
 
 /// A message to be run.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub struct Incoming {
     pub lost: CancellationToken,
     /// Whether somebody gets the answer.
     pub answerable: bool,
+    /// Its delivery's.
+    pub span: JobSpan,
 }
 
 impl Incoming {
@@ -35,6 +38,7 @@ impl Incoming {
             expiration: None,
             lost: CancellationToken::new(),
             answerable: true,
+            span: JobSpan::local(),
         }
     }
 }
@@ -61,6 +65,17 @@ pub enum Ending {
         /// Why.
         reason: String,
     },
+}
+
+impl Ending {
+    pub(super) fn hand_back(failure: &Failure) -> Self {
+        let fault = match failure {
+            Failure::Draining | Failure::HeldUp => Fault::None,
+            Failure::DiskFull(_) => Fault::DiskFull,
+            _ => Fault::Passing,
+        };
+        Self::HandBack { reason: redact(&failure.to_string()).into_owned(), fault }
+    }
 }
 
 /// What a hand-back says of this worker.

@@ -16,12 +16,16 @@ pub mod failure;
 mod id;
 pub mod incoming;
 pub mod lane;
+mod met;
 mod preparation;
 pub mod report;
 pub mod request;
 pub mod result;
 pub mod runner;
 mod runpod;
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod verdict;
+mod watched;
 
 pub use id::JobId;

@@ -14,14 +14,17 @@ use super::{
     event::EventKind,
     execution::{Executor, timed},
     failure::Failure,
+    met::{At, Met},
     request::{FolderType, WorkflowSource},
     result::{Stage, Timings},
-    runner::{At, Met, ms},
+    runner::ms,
 };
 use crate::{
     browser::{Conversion, ConvertError},
     connector::Engine,
+    metrics,
     stage::{Owned, Staged, show},
+    telemetry::StageName,
 };
 
 /// Largest workflow that is fetched from an address.
@@ -56,10 +59,11 @@ impl Executor<'_> {
             let preparing = async {
                 let engine = self.engine().await?;
                 self.met(&engine);
-                timed(self.prepare(&engine)).await
+                self.span.stage(StageName::Convert).run(timed(self.prepare(&engine))).await
             };
             // Files come while ComfyUI still starts.
-            tokio::try_join!(timed(self.stage()), preparing)
+            let staging = self.span.stage(StageName::Stage).run(timed(self.stage()));
+            tokio::try_join!(staging, preparing)
         };
         let ((staged, staged_in), (prepared, converted_in)) = tokio::select! {
             // First: what needs neither files nor conversion would be ready at once.
@@ -93,6 +97,8 @@ impl Executor<'_> {
             Err(Failure::StoreUnavailable(slow))
         });
         let staged = staged.at(Stage::Stage)?;
+        let models = staged.models.unwrap_or_default().models_cold.bytes;
+        metrics::received(models, staged.bytes.saturating_sub(models));
         self.reporter.tell(EventKind::Staged { files: staged.files, bytes: staged.bytes });
         crate::phases::reached("staged").await;
         Ok(staged)

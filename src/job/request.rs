@@ -93,11 +93,13 @@ pub enum InputValue {
 
 /// A file to be fetched.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FileSource {
     /// Its URI.
     pub source: String,
     /// Its SHA-256 in hexadecimal digits, checked when given.
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^[0-9A-Fa-f]{64}$")))]
     pub sha256: Option<String>,
     /// The name to stage it under; default: the last part of the URI.
     pub name: Option<String>,
@@ -105,6 +107,11 @@ pub struct FileSource {
 
 /// A file to be placed in one of ComfyUI's folders.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(
+    feature = "schema",
+    derive(schemars::JsonSchema),
+    schemars(transform = super::schema::models_lie_deeper)
+)]
 #[serde(deny_unknown_fields)]
 pub struct FileRequest {
     /// Its URI.
@@ -122,11 +129,13 @@ pub struct FileRequest {
     #[serde(default)]
     pub ephemeral: bool,
     /// Its SHA-256 in hexadecimal digits, checked when given.
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^[0-9A-Fa-f]{64}$")))]
     pub sha256: Option<String>,
 }
 
 /// One of ComfyUI's folders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FolderType {
     /// What workflows read.
@@ -154,6 +163,7 @@ impl FolderType {
 
 /// Where outputs go and which.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct OutputRequest {
     /// Instead of the store's own place.
@@ -162,26 +172,49 @@ pub struct OutputRequest {
     #[serde(default)]
     pub include_temp: bool,
     /// Lifetime of presigned links, in seconds; none when absent.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 604_800)))]
     pub presign_seconds: Option<u64>,
 }
 
+/// A job as comfy-worker's publishers send it.
 #[derive(Deserialize)]
+#[cfg_attr(
+    feature = "schema",
+    derive(schemars::JsonSchema),
+    schemars(rename = "Job", transform = super::schema::one_workflow)
+)]
 #[serde(deny_unknown_fields)]
-struct Body {
+pub(super) struct Body {
+    /// The version of this contract.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1)))]
     version: Option<u64>,
+    /// The job's name: the same one with the same body is the same job, run once. Default: the
+    /// message's `message_id`, else the body's SHA-256.
     id: Option<JobId>,
+    /// A UI workflow or an API prompt.
     workflow: Option<Map<String, Value>>,
+    /// Where the workflow is, instead.
     workflow_uri: Option<String>,
+    /// `<node id>.<input name>` of the prompt to what that input is set to.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "super::schema::inputs"))]
     inputs: BTreeMap<String, Value>,
+    /// Files for ComfyUI's folders, models among them.
     #[serde(default)]
     files: Vec<FileRequest>,
+    /// Where outputs go and which.
     #[serde(default)]
     output: OutputRequest,
+    /// Longest execution. Default: the worker's `job.timeout`.
+    #[cfg_attr(feature = "schema", schemars(range(min = 0.001, max = 604_800.0)))]
     timeout_seconds: Option<f64>,
+    /// Whether outputs that ComfyUI dropped while running the rest are mere warnings.
     #[serde(default)]
     allow_partial: bool,
+    /// Key for ComfyUI's API nodes.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     api_key_comfy_org: Option<SecretString>,
+    /// Echoed untouched in the result.
     metadata: Option<Value>,
 }
 

@@ -407,6 +407,18 @@ fn any_json() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
+    /// serde_json alone may read a number of 17 digits as its neighbour.
+    #[test]
+    fn numbers_stay_what_they_are(bits in any::<u64>()) {
+        let number = f64::from_bits(bits);
+        prop_assume!(number.is_finite());
+        let body = format!(r#"{{"workflow": {{"1": {{"inputs": {{"cfg": {number:?}}}}}}}}}"#);
+        let WorkflowSource::Inline(workflow) = JobRequest::parse(body.as_bytes(), None).unwrap().workflow else {
+            panic!("{body}");
+        };
+        prop_assert_eq!(workflow["1"]["inputs"]["cfg"].as_f64().unwrap().to_bits(), bits);
+    }
+
     #[test]
     fn any_json_is_a_job_or_a_refusal(body in any_json(), message_id in prop::option::of(".{0,20}")) {
         match JobRequest::parse(body.to_string().as_bytes(), message_id.as_deref()) {

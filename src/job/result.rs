@@ -9,8 +9,10 @@ use super::JobId;
 
 /// How a job ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct JobResult {
-    /// 1.
+    /// The version of this contract: 1.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1)))]
     pub version: u32,
     /// The job.
     pub id: JobId,
@@ -31,6 +33,7 @@ pub struct JobResult {
     /// Node id to its time and whether its outputs came from the execution cache.
     pub nodes: BTreeMap<String, NodeTiming>,
     /// Which attempt this is, from 1.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub attempt: u32,
     /// Who ran it.
     pub worker: WorkerInfo,
@@ -40,6 +43,7 @@ pub struct JobResult {
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// All outputs are there.
@@ -52,6 +56,11 @@ pub enum Status {
 
 /// One output: a file in the store, or a text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "schema",
+    derive(schemars::JsonSchema),
+    schemars(transform = super::schema::a_text_or_a_whole_file)
+)]
 pub struct Output {
     /// The node that made it.
     pub node: String,
@@ -71,6 +80,7 @@ pub struct Output {
 
 /// A file in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OutputFile {
     /// Its name, without folders.
     pub filename: String,
@@ -84,6 +94,7 @@ pub struct OutputFile {
     /// Bytes.
     pub size: u64,
     /// SHA-256 in hexadecimal digits.
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^[0-9a-f]{64}$")))]
     pub sha256: String,
     /// Whether it came from ComfyUI's temp folder.
     pub temp: bool,
@@ -91,6 +102,7 @@ pub struct OutputFile {
 
 /// What an output is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A picture, animated ones too.
@@ -111,6 +123,7 @@ pub enum Kind {
 
 /// Why a job failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct JobError {
     /// For programs.
     pub code: Code,
@@ -131,6 +144,7 @@ pub struct JobError {
 
 /// The contract's error codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum Code {
@@ -158,6 +172,7 @@ pub enum Code {
 
 /// The parts of a job's life, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Reading the message, looking for an earlier result.
@@ -179,6 +194,7 @@ pub enum Stage {
 
 /// Milliseconds spent in each stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[allow(missing_docs)]
 pub struct Timings {
     pub queued_ms: u64,
@@ -195,6 +211,7 @@ pub struct Timings {
 
 /// What a job's models took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ModelTimings {
     /// Milliseconds until all were there.
     pub models_ms: u64,
@@ -206,6 +223,7 @@ pub struct ModelTimings {
 
 /// How many models, and how large.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ModelCount {
     /// How many.
     pub files: u64,
@@ -215,6 +233,7 @@ pub struct ModelCount {
 
 /// One node's part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeTiming {
     /// Milliseconds it ran.
     pub ms: f64,
@@ -224,6 +243,7 @@ pub struct NodeTiming {
 
 /// Who ran a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WorkerInfo {
     /// `worker.id`.
     pub id: String,

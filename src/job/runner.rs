@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::time::{sleep, timeout};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     answer::{encode, failed},
@@ -24,6 +24,7 @@ use super::{
     failure::Failure,
     incoming::{Ending, Fault, Incoming},
     lane::{Lane, Turn},
+    met::Met,
     report::{EventSink, Reporter},
     request::{JobRequest, Refused},
     result::{JobResult, Stage, Status, Timings, WorkerInfo},
@@ -33,7 +34,9 @@ use crate::{
     comfy::forecast::Forecasts,
     config::{Config, JobConfig, OutputsConfig},
     connector::ComfyConnector,
+    metrics,
     store::{ObjectStore, ObjectUri},
+    telemetry::{JobSpan, StageName, StageSpan, keep_secret},
 };
 
 /// Longest closing of an attempt's marker: a store that is away must not hold up a hand-back.
@@ -66,24 +69,8 @@ pub struct Runner {
     pub lane: Lane,
     /// How long prompts took.
     pub forecasts: Forecasts,
-}
-
-/// A failure and where it was met.
-#[derive(Debug)]
-pub(super) struct Met {
-    pub(super) stage: Stage,
-    pub(super) failure: Failure,
-}
-
-pub(super) trait At<T> {
-    /// Notes where a failure was met.
-    fn at(self, stage: Stage) -> Result<T, Met>;
-}
-
-impl<T> At<T> for Result<T, Failure> {
-    fn at(self, stage: Stage) -> Result<T, Met> {
-        self.map_err(|failure| Met { stage, failure })
-    }
+    /// The key of a job's metadata that says whom it is for.
+    pub tenant_key: Option<String>,
 }
 
 impl Runner {
@@ -108,30 +95,53 @@ impl Runner {
             in_hand: InHand::default(),
             lane: Lane::new(config.amqp.lookahead),
             forecasts: Forecasts::default(),
+            tenant_key: config.metrics.tenant_key.clone(),
         }
     }
 
     /// Takes a message from acceptance to its durable result, or back to the queue; `turn`: its place
     /// among the others.
     pub async fn run(&self, incoming: Incoming, turn: &Turn, sink: Arc<dyn EventSink>) -> Ending {
-        let accepted_at = Instant::now();
+        let span = incoming.span.clone();
+        let ending = Box::pin(self.bring_to_its_end(incoming, turn, sink)).await;
+        if let Ending::HandBack { reason, fault } = &ending {
+            span.goes_back(reason, *fault != Fault::None);
+        }
+        ending
+    }
+
+    async fn bring_to_its_end(&self, incoming: Incoming, turn: &Turn, sink: Arc<dyn EventSink>) -> Ending {
+        let (accepted_at, span) = (Instant::now(), &incoming.span);
+        let accept = span.stage(StageName::Accept);
         let job = match self.accept(&incoming) {
             Ok(job) => job,
-            Err(refused) => return self.refuse(*refused, incoming.answerable).await,
+            Err(refused) => {
+                refused.id.iter().for_each(|id| span.is_of(id));
+                span.is_refused(&refused.failure);
+                accept.fails(&refused.failure);
+                return accept.within(self.refuse(*refused, incoming.answerable)).await;
+            }
         };
+        span.is_of(&job.id);
+        // Nodes may print it, and errors hold it.
+        let _kept = job.api_key_comfy_org.as_ref().map(keep_secret);
         // Clocks that disagree give zero.
         let queued = incoming.published_at.and_then(|then| then.elapsed().ok()).unwrap_or_default();
+        if incoming.published_at.is_some() {
+            metrics::job_waited(queued);
+        }
         let timings = Timings { queued_ms: ms(queued), ..Timings::default() };
         let held = tokio::select! {
             biased;
-            held = self.in_hand.hold(&job.id) => held,
-            () = self.stops.stop.cancelled() => return hand_back(&Failure::Draining),
+            held = accept.within(self.in_hand.hold(&job.id)) => held,
+            () = self.stops.stop.cancelled() => return Ending::hand_back(&Failure::Draining),
         };
-        let _expiry = incoming.expiration.map(|whole| expire(held.end.clone(), whole, queued));
-        let life = Life { runner: self, turn, end: &held.end, lost: &incoming.lost, accepted_at, timings };
-        match Box::pin(life.live(&job, sink)).await {
+        let _expiry = incoming.expiration.map(|whole| held.end.expire(whole, queued));
+        let life =
+            Life { runner: self, turn, end: &held.end, lost: &incoming.lost, span, accepted_at, timings };
+        match life.live(&job, accept, sink).await {
             Ok(body) => Ending::Answered { id: job.id, body },
-            Err(failure) => hand_back(&failure),
+            Err(failure) => Ending::hand_back(&failure),
         }
     }
 
@@ -158,18 +168,17 @@ impl Runner {
             return Ending::Reject { reason: failure.to_string() };
         };
         let met = Met { stage: Stage::Accept, failure };
-        let answer = |attempt| {
-            encode(&failed(&self.worker_id, &id, attempt, Timings::default(), metadata.clone(), &met))
-        };
+        let answer =
+            |attempt| failed(&self.worker_id, &id, attempt, Timings::default(), metadata.clone(), &met);
         let settled = async {
             let records = Records::new(&*self.store, &self.base, id.as_str())?;
             match records.open(&digest, &self.worker_id, self.limits.max_attempts).await? {
-                Opened::Finished(body) => Ok(body),
+                Opened::Finished { body, .. } => Ok(body),
                 Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => {
-                    records.settle(answer(attempt.number)?).await
+                    self.settle(&records, &answer(attempt.number)).await
                 }
                 // The manifest beneath this id is another job's, and not for this publisher's eyes.
-                Opened::Conflict => answer(1),
+                Opened::Conflict => self.tell(&answer(1)),
             }
         };
         match self.stops.unless_aborted(settled).await {
@@ -177,15 +186,23 @@ impl Runner {
             Err(error) => Ending::HandBack { reason: error.to_string(), fault: Fault::Passing },
         }
     }
-}
 
-fn hand_back(failure: &Failure) -> Ending {
-    let fault = match failure {
-        Failure::Draining | Failure::HeldUp => Fault::None,
-        Failure::DiskFull(_) => Fault::DiskFull,
-        _ => Fault::Passing,
-    };
-    Ending::HandBack { reason: failure.to_string(), fault }
+    /// The bytes of the durable result: this one, unless another stands.
+    async fn settle(&self, records: &Records<'_>, result: &JobResult) -> Result<Bytes, Failure> {
+        let body = records.settle(encode(result)?).await?;
+        self.count(result);
+        Ok(body)
+    }
+
+    /// The bytes of a result that is told and not kept.
+    fn tell(&self, result: &JobResult) -> Result<Bytes, Failure> {
+        self.count(result);
+        encode(result)
+    }
+
+    fn count(&self, result: &JobResult) {
+        metrics::job_ended(result, self.tenant_key.as_deref());
+    }
 }
 
 /// One accepted message's way.
@@ -194,31 +211,36 @@ struct Life<'a> {
     turn: &'a Turn,
     end: &'a End,
     lost: &'a CancellationToken,
+    span: &'a JobSpan,
     accepted_at: Instant,
     timings: Timings,
 }
 
 impl Life<'_> {
     /// The durable result's bytes; an error hands the job back.
-    async fn live(mut self, job: &JobRequest, sink: Arc<dyn EventSink>) -> Result<Bytes, Failure> {
-        let runner = self.runner;
-        let records = Records::new(&*runner.store, &runner.base, job.id.as_str())?;
+    async fn live(
+        mut self,
+        job: &JobRequest,
+        accept: StageSpan,
+        sink: Arc<dyn EventSink>,
+    ) -> Result<Bytes, Failure> {
+        let (runner, span) = (self.runner, self.span);
+        let records = Records::new(&*runner.store, &runner.base, job.id.as_str())?.traced(span.traceparent());
         let opening = records.open(&job.digest, &runner.worker_id, runner.limits.max_attempts);
-        let opened = runner.stops.unless_aborted(opening).await?;
+        let opened = accept.run(runner.stops.unless_aborted(opening)).await?;
         let attempt = match opened {
-            Opened::Finished(body) => return Ok(body),
+            Opened::Finished { body, former } => {
+                span.follows(former.as_deref());
+                span.had_ended(&body);
+                return Ok(body);
+            }
             Opened::Conflict => {
                 let failure = Failure::IdConflict(job.id.to_string());
                 let met = Met { stage: Stage::Accept, failure };
                 // The manifest beneath this id is another job's: this answer is told and not kept.
-                return encode(&failed(
-                    &runner.worker_id,
-                    &job.id,
-                    1,
-                    self.timings,
-                    job.metadata.clone(),
-                    &met,
-                ));
+                let result = failed(&runner.worker_id, &job.id, 1, self.timings, job.metadata.clone(), &met);
+                span.ended(&result);
+                return runner.tell(&result);
             }
             Opened::Poison { attempt, crashes } => {
                 let met = Met { stage: Stage::Accept, failure: Failure::Poison { crashes } };
@@ -230,10 +252,13 @@ impl Life<'_> {
                     job.metadata.clone(),
                     &met,
                 );
-                return runner.stops.unless_aborted(records.settle(encode(&result)?)).await;
+                span.tries(attempt.number, attempt.former.as_deref());
+                span.ended(&result);
+                return runner.stops.unless_aborted(runner.settle(&records, &result)).await;
             }
             Opened::Attempt(attempt) => attempt,
         };
+        span.tries(attempt.number, attempt.former.as_deref());
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
         reporter.tell(EventKind::Accepted);
         crate::phases::reached("accepted").await;
@@ -243,8 +268,9 @@ impl Life<'_> {
             never = disowned => match never {},
         };
         let failure = match outcome {
-            Ok(result) => match runner.stops.unless_aborted(records.settle(encode(&result)?)).await {
+            Ok(result) => match self.record(&records, &result).await {
                 Ok(body) => {
+                    span.ended(&result);
                     crate::phases::reached("result-stored").await;
                     reporter.ended(&result);
                     return Ok(body);
@@ -256,6 +282,11 @@ impl Life<'_> {
         // A marker left open counts as a crash; losing this one costs a try, no more.
         close(&records, &attempt, &failure.to_string()).await;
         Err(failure)
+    }
+
+    async fn record(&self, records: &Records<'_>, result: &JobResult) -> Result<Bytes, Failure> {
+        let settling = self.runner.settle(records, result);
+        self.span.stage(StageName::Record).run(self.runner.stops.unless_aborted(settling)).await
     }
 
     /// Tries until there is an answer; an error hands the job back.
@@ -273,28 +304,29 @@ impl Life<'_> {
             }
         }
         let mut seen = HashMap::<_, u32>::new();
-        let mut executor = Executor::new(self.runner, self.turn, job, attempt.number, reporter, self.end);
+        let mut executor =
+            Executor::new(self.runner, self.turn, job, attempt.number, reporter, self.end, self.span);
         loop {
             let met = match Box::pin(executor.execute(&mut self.timings)).await {
                 Ok(done) => return Ok(self.succeeded(job, attempt.number, done, &executor)),
                 Err(met) => met,
             };
-            let log = &met.failure;
+            let (log, stage) = (&met.failure, StageName::from(met.stage));
             let times = seen.entry(discriminant(&met.failure)).or_default();
             *times += 1;
             match verdict(&met.failure, *times) {
                 Verdict::Answer => {
-                    tracing::info!(job = %job.id, stage = ?met.stage, error = %log, "job failed");
+                    tracing::info!(%stage, error = %log, "job failed");
                     let stops = self.runner.stops.clone();
                     let answer = async { Ok(self.failed(job, attempt.number, &met, &executor).await) };
                     return stops.unless_aborted(answer).await;
                 }
                 Verdict::HandBack => {
-                    tracing::warn!(job = %job.id, stage = ?met.stage, error = %log, "job handed back");
+                    tracing::warn!(%stage, error = %log, "job handed back");
                     return Err(met.failure);
                 }
                 Verdict::RetryHere(remedy) => {
-                    tracing::warn!(job = %job.id, stage = ?met.stage, error = %log, "job tried again here");
+                    tracing::warn!(%stage, error = %log, "job tried again here");
                     if let Failure::OutputMissing { nodes, .. } = met.failure {
                         executor.rerun = nodes;
                     }
@@ -368,18 +400,6 @@ impl Life<'_> {
         }
         result
     }
-}
-
-/// Ends the job when its message's expiration has passed, `queued` of it already; not once dropped.
-///
-/// The broker lets no message out of a queue after its expiration. One that seems to come later was
-/// dated by a clock that disagrees with ours: then the whole of it counts from now.
-fn expire(end: End, whole: Duration, queued: Duration) -> AbortOnDropHandle<()> {
-    let left = whole.checked_sub(queued).filter(|left| !left.is_zero()).unwrap_or(whole);
-    AbortOnDropHandle::new(tokio::spawn(async move {
-        sleep(left).await;
-        end.call(Failure::Expired { seconds: whole.as_secs_f64() });
-    }))
 }
 
 /// Once the broker has taken the message back, others may run the job too: then this attempt's

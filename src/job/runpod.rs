@@ -17,8 +17,10 @@ pub(super) fn translate(body: &mut Map<String, Value>) -> Result<Vec<FileSource>
     };
     let workflow = input.remove("workflow").ok_or("input.workflow: missing")?;
     let images = input.remove("images").unwrap_or(Value::Null);
-    if let Some(key) = input.remove("comfy_org_api_key") {
-        body.insert("api_key_comfy_org".into(), key);
+    if let Some(key) = input.remove("comfy_org_api_key")
+        && body.insert("api_key_comfy_org".into(), key).is_some()
+    {
+        return Err("input.comfy_org_api_key: api_key_comfy_org is given too; give one of them".into());
     }
     if let Some(unknown) = input.keys().next() {
         return Err(format!("input.{unknown}: unknown field; expected workflow, images, comfy_org_api_key"));

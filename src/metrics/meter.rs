@@ -68,8 +68,10 @@ impl Meter for Histogram {
     }
 }
 
+/// The encoder writes values as they are: a publisher's quotation mark would end one.
 fn owned(labels: &[(&'static str, &str)]) -> Labels {
-    labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
+    let escaped = |value: &str| value.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
+    labels.iter().map(|(name, value)| (*name, escaped(value))).collect()
 }
 
 impl Counter {

@@ -8,7 +8,7 @@ use std::{
     collections::HashSet,
     fmt,
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use prometheus_client::encoding::text::encode;
@@ -110,14 +110,14 @@ pub(crate) fn reconnected() {
     METERS.reconnects.add(&[], 1.0);
 }
 
-/// ComfyUI ran a job for so long.
-pub(crate) fn engine_ran(executed: Duration) {
-    METERS.busy.add(&[], executed.as_secs_f64());
-}
-
-/// From the end of one execution to the begin of the next, which was waiting.
-pub(crate) fn engine_waited(gap: Duration) {
-    METERS.gap.record(&[], gap);
+/// ComfyUI ran a prompt.
+pub(crate) fn executed(posted_at: Instant, started_at: Instant, ended_at: Instant) {
+    static LAST_END: Mutex<Option<Instant>> = Mutex::new(None);
+    METERS.busy.add(&[], ended_at.saturating_duration_since(started_at).as_secs_f64());
+    let before = LAST_END.lock().unwrap_or_else(PoisonError::into_inner).replace(ended_at);
+    if let Some(before) = before.filter(|before| posted_at < *before) {
+        METERS.gap.record(&[], started_at.saturating_duration_since(before));
+    }
 }
 
 /// The last start came to `phase` after so long.
@@ -125,9 +125,11 @@ pub(crate) fn booted(phase: &str, after: Duration) {
     METERS.boot.set(&[("phase", phase)], after.as_secs_f64());
 }
 
-/// Bytes were fetched for a job.
-pub(crate) fn received(model: bool, bytes: u64) {
-    METERS.received.add(&[("kind", if model { "model" } else { "input" })], float(bytes));
+/// So many bytes were fetched for a job.
+pub(crate) fn received(models: u64, inputs: u64) {
+    for (kind, bytes) in [("model", models), ("input", inputs)] {
+        METERS.received.add(&[("kind", kind)], float(bytes));
+    }
 }
 
 /// A child is started again.
@@ -182,4 +184,35 @@ fn bounded(tenant: &str) -> String {
 #[allow(clippy::cast_precision_loss, reason = "bytes and counts up to 2^53 are exact")]
 fn float(count: u64) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenants_are_bounded() {
+        for n in 0..2 * MOST_TENANTS {
+            let tenant = format!("tenant-{n}");
+            let shown = bounded(&tenant);
+            assert!(shown == tenant || shown == "other" && n >= MOST_TENANTS, "{n}: {shown}");
+        }
+        assert_eq!([bounded(""), bounded("tenant-0"), bounded("one more")], ["", "tenant-0", "other"]);
+    }
+
+    #[test]
+    fn names_are_prometheus_own_style() {
+        for Metric { name, kind, .. } in METRICS {
+            let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+            assert!(plain && name.starts_with("comfy_worker_"), "{name}");
+            assert_eq!(*kind == Kind::Counter, name.ends_with("_total"), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_publishers_words_cannot_end_a_label() {
+        restarted("a\"b\\c\nd", "lost");
+        let text = render().unwrap_or_default();
+        assert!(text.contains(r#"child="a\"b\\c\nd""#), "{text}");
+    }
 }

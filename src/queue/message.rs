@@ -28,6 +28,8 @@ pub struct Message {
     pub reply_to: Option<String>,
     /// W3C trace context, from the header of that name.
     pub traceparent: Option<String>,
+    /// The same, of vendors.
+    pub tracestate: Option<String>,
     /// How long after publishing the job is worth starting.
     pub expiration: Option<Duration>,
     /// When it was published, if the publisher or the broker said so: by the header `timestamp_in_ms`
@@ -56,6 +58,7 @@ impl Message {
             correlation_id: owned(properties.correlation_id()),
             reply_to: owned(properties.reply_to()),
             traceparent: headers.and_then(|headers| text(headers, "traceparent")),
+            tracestate: headers.and_then(|headers| text(headers, "tracestate")),
             expiration: owned(properties.expiration())
                 .and_then(|millis| millis.parse().ok())
                 .map(Duration::from_millis),
@@ -107,6 +110,8 @@ pub struct JobProperties {
     pub expiration: Option<Duration>,
     /// W3C trace context.
     pub traceparent: Option<String>,
+    /// The same, of vendors.
+    pub tracestate: Option<String>,
 }
 
 impl JobProperties {
@@ -132,8 +137,10 @@ impl JobProperties {
         if let Some(expiration) = self.expiration {
             properties = properties.with_expiration(short(&expiration.as_millis().to_string())?);
         }
-        if let Some(parent) = &self.traceparent {
-            headers.insert("traceparent".into(), AMQPValue::LongString(parent.as_str().into()));
+        for (name, value) in [("traceparent", &self.traceparent), ("tracestate", &self.tracestate)] {
+            if let Some(value) = value {
+                headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
+            }
         }
         Ok(properties.with_headers(headers))
     }

@@ -153,6 +153,7 @@ async fn supervise(session: Arc<Session>, mut link: Arc<Link>) {
             address = session.config.address(),
             "connected to the broker again"
         );
+        crate::metrics::reconnected();
         session.health.send_modify(|health| health.disconnected = None);
         session.link.send_replace(Some(Arc::clone(&next)));
         link = next;

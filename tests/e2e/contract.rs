@@ -21,6 +21,7 @@ const KINDS: [&str; 7] = ["image", "video", "audio", "model", "text", "latent", 
 /// Checks an answer's form, the objects it names and those that it does not.
 pub(crate) async fn check(bench: &Bench, job: &Value, answer: &Answer) -> Result<()> {
     let result = &answer.result;
+    testbed::contract::must_be_result(result)?;
     let keys: BTreeSet<&str> = result.as_object().context("no object")?.keys().map(String::as_str).collect();
     ensure!(keys == FIELDS.into(), "the fields are {keys:?}");
     ensure!(result["version"] == 1, "version");
@@ -121,6 +122,7 @@ async fn objects(bench: &Bench, answer: &Answer) -> Result<()> {
 fn events(answer: &Answer) -> Result<()> {
     let mut last = None;
     for event in &answer.events {
+        testbed::contract::must_be_event(event)?;
         let seq = event["seq"].as_u64().context("no seq")?;
         ensure!(last.is_none_or(|last| seq > last), "seq {seq} after {last:?}");
         last = Some(seq);

@@ -90,7 +90,7 @@ pub(crate) async fn failures_of_two_kinds(suite: &Suite) -> Result<()> {
         "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
         "2": {"class_type": "StandinOutOfMemory", "inputs": {"image": ["1", 0], "mode": "once", "seed": seed()}},
         "3": {"class_type": "StandinCrash", "inputs": {
-            "image": ["2", 0], "how": "exit", "exit_code": 1, "after_seconds": 0.0, "seed": seed()}},
+            "image": ["2", 0], "how": "exit", "exit_code": 1, "after_seconds": 0.5, "seed": seed()}},
     });
     let answer = ask(&bench, json!({"workflow": workflow, "timeout_seconds": 60.0})).await?;
     // Out of memory, a crash, and a new process that has forgotten the first.

@@ -20,6 +20,7 @@ async fn a_job_is_delivered_and_acked_and_nothing_is_left() -> Result<()> {
         reply_to: Some("r".into()),
         expiration: Some(Duration::from_secs(600)),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        tracestate: Some("vendor=1".into()),
     };
     broker.submit(Bytes::from_static(b"{}"), &properties, in_a_while()).await?;
 
@@ -32,6 +33,7 @@ async fn a_job_is_delivered_and_acked_and_nothing_is_left() -> Result<()> {
     assert_eq!(message.reply_to.as_deref(), Some("r"));
     assert_eq!(message.expiration, properties.expiration);
     assert_eq!(message.traceparent, properties.traceparent);
+    assert_eq!(message.tracestate, properties.tracestate);
     assert_eq!((message.redelivered, message.delivery_count), (false, 0));
     assert!(message.published_at.is_some());
     assert_eq!(delivery.settle(Settlement::Ack).await, Settled::Done);

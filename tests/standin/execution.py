@@ -209,7 +209,8 @@ class Executor:
                 values[name] = entry.outputs[slot] if entry is not None and slot < len(entry.outputs) else None
             elif name in declared:
                 values[name] = value
-        supplied = {"PROMPT": item.prompt, "EXTRA_PNGINFO": item.extra_data.get("extra_pnginfo"), "UNIQUE_ID": node_id}
+        supplied = {"PROMPT": item.prompt, "EXTRA_PNGINFO": item.extra_data.get("extra_pnginfo"), "UNIQUE_ID": node_id,
+                    "API_KEY_COMFY_ORG": item.extra_data.get("api_key_comfy_org")}
         values.update({name: supplied.get(wanted) for name, wanted in kind.hidden().items()})
         return values
 

@@ -116,7 +116,8 @@ def core(implementation: type[Node]) -> type[Node]:
 
 
 def standin(inputs: dict[str, list], outputs: tuple[str, ...] = (), output_node: bool = False,
-            description: str = "", optional: Optional[dict[str, list]] = None) -> Callable[[type[Node]], type[Node]]:
+            description: str = "", optional: Optional[dict[str, list]] = None,
+            hidden: Optional[dict[str, str]] = None) -> Callable[[type[Node]], type[Node]]:
     """Register a test node. Each gets an optional `seed`, so that a test can defeat the execution cache."""
 
     def register(implementation: type[Node]) -> type[Node]:
@@ -135,6 +136,8 @@ def standin(inputs: dict[str, list], outputs: tuple[str, ...] = (), output_node:
             "category": "standin",
             "output_node": output_node,
         }
+        if hidden is not None:
+            info["input"]["hidden"] = hidden
         KINDS[name] = NodeKind(info, implementation)
         return implementation
 

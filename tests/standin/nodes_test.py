@@ -8,8 +8,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 import time
+from base64 import b64decode
 from typing import Any, Optional
+
+from PIL import Image, ImageFilter
 
 import frames
 import images
@@ -19,6 +23,7 @@ from node import Call, Node, Ui, standin
 from nodes_output import file_item
 
 POLL_SECONDS = 0.01
+PREVIEW_SIDE = 256
 IMAGE_INPUT = {"image": ["IMAGE"]}
 
 
@@ -33,6 +38,15 @@ def text_input(default: str = "", multiline: bool = False) -> list:
 def passed(image: Optional[Batch]) -> tuple[Batch]:
     """The image that came in, or a small black one where none did."""
     return (image if image is not None else images.solid(64, 64, 1, 0),)
+
+
+def unfinished(image: Optional[Batch], share: float) -> Image.Image:
+    """What a sampler shows on its way: the picture, small and blurred at first; without one a grey that gets lighter."""
+    if image is None:
+        return images.solid(64, 64, 1, round(255 * share) * 0x010101).frames[0]
+    picture = image.frames[0].copy()
+    picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    return picture.filter(ImageFilter.GaussianBlur(12 * (1 - share)))
 
 
 def sleep(call: Call, seconds: float) -> None:
@@ -57,14 +71,14 @@ class StandinSleep(Node):
      "previews": ["BOOLEAN", {"default": True}], "text": text_input()},
     ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
 class StandinProgress(Node):
-    """Reports progress like a sampler: `progress` frames, JPEG previews, and a line of text (binary frame 3)."""
+    """Reports progress like a sampler: `progress` frames, JPEG previews of its image as it gets clear, and a line
+    of text (binary frame 3)."""
 
     def run(self, call: Call, steps: int, seconds: float, previews: bool, text: str,
             image: Optional[Batch] = None, seed: int = 0) -> tuple:
         for step in range(1, steps + 1):
             sleep(call, seconds / steps)
-            level = round(255 * step / steps)
-            preview = ("JPEG", images.solid(64, 64, 1, level * 0x010101).frames[0]) if previews else None
+            preview = ("JPEG", unfinished(image, step / steps)) if previews else None
             call.progress(step, steps, preview)
             if text:
                 line = f"{text} {step}/{steps}"
@@ -78,6 +92,34 @@ class StandinText(Node):
 
     def run(self, call: Call, text: str, seed: int = 0) -> Ui:
         return Ui({"text": [text]}, (text,))
+
+
+@standin({"base64": text_input()}, ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
+class StandinPrint(Node):
+    """Writes bytes to standard output, whatever they are."""
+
+    def run(self, call: Call, base64: str, image: Optional[Batch] = None, seed: int = 0) -> tuple:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(b64decode(base64))
+        sys.stdout.buffer.flush()
+        return passed(image)
+
+
+@standin({"mode": [["print", "fail", "show"]], "variable": text_input()}, ("IMAGE",), output_node=True,
+         optional=IMAGE_INPUT, hidden={"api_key": "API_KEY_COMFY_ORG"})
+class StandinTell(Node):
+    """Tells the job's API key and the value of a variable: on both outputs, in an exception, or (the key's length) as a text."""
+
+    def run(self, call: Call, mode: str, variable: str, image: Optional[Batch] = None, seed: int = 0,
+            api_key: Optional[str] = None) -> Any:
+        told = f"key {api_key} {variable} {os.environ.get(variable)}"
+        if mode == "show":
+            return Ui({"text": [str(len(api_key or ""))]}, passed(image))
+        if mode == "fail":
+            raise RuntimeError(told)
+        print(told, flush=True)
+        print(told, file=sys.stderr, flush=True)
+        return passed(image)
 
 
 @standin({"mode": [["progress", "event", "output"]]}, ("IMAGE",), output_node=True, optional=IMAGE_INPUT)

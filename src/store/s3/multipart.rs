@@ -6,6 +6,7 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPa
 use futures_util::{StreamExt, stream::FuturesOrdered};
 use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use super::{
     S3Store,
@@ -96,7 +97,7 @@ impl OpenUpload {
             };
             let Some(part) = part else { break };
             let (target, given_up) = (Arc::clone(&self.target), self.given_up.clone());
-            sending.push_back(self.parts.spawn(async move {
+            let part = async move {
                 let late = async {
                     given_up.cancelled().await;
                     sleep(LAST_PARTS).await;
@@ -105,7 +106,8 @@ impl OpenUpload {
                     sent = target.store.again(|| target.send_part(number, &part.body)) => sent,
                     () = late => Err(target.store.unavailable(&target.uri, "given up".to_owned())),
                 }
-            }));
+            };
+            sending.push_back(self.parts.spawn(part.in_current_span()));
             if sending.len() == PARTS_IN_FLIGHT
                 && let Some(sent) = sending.next().await
             {

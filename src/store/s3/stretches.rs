@@ -9,6 +9,7 @@ use std::{collections::VecDeque, io};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use super::{S3Store, claim::Claim, download::Download, memory::DOWNLOADS};
 use crate::store::{ObjectUri, StoreError};
@@ -159,7 +160,7 @@ impl Stretches {
                 }
                 Ok(Some(buffer.freeze()))
             };
-            let bytes = AbortOnDropHandle::new(tokio::spawn(reading));
+            let bytes = AbortOnDropHandle::new(tokio::spawn(reading.in_current_span()));
             self.ahead.push_back(Stretch { start, bytes });
             self.planned = end;
         }

@@ -6,6 +6,8 @@
 //! and touches nothing outside the folder it was given.
 
 mod background;
+mod collector;
+pub mod contract;
 mod engine;
 mod figures;
 mod front;
@@ -23,6 +25,7 @@ mod svg;
 mod wait;
 mod worker;
 
+pub use collector::{Collector, Reception, TracedSpan};
 pub use engine::{Engine, RunningEngine};
 pub use figures::{Machine, median, quantile, table};
 pub use front::{Front, Spoil};
@@ -30,7 +33,9 @@ pub use gate::{Fault, Gate};
 pub use picture::{landscape, png};
 pub use pixels::Pixels;
 pub use ports::free_port;
-pub use processes::{ProcessInfo, alive, descendants, processes_with_env_or_cwd_beneath, zombies};
+pub use processes::{
+    ProcessInfo, alive, cpu_seconds, descendants, processes_with_env_or_cwd_beneath, zombies,
+};
 pub use rabbitmq::{Extras, RabbitMq};
 pub use rustix::process::Signal;
 pub use s3::S3Server;

@@ -109,6 +109,21 @@ pub fn descendants(pid: u32) -> Vec<ProcessInfo> {
     found
 }
 
+/// Seconds of CPU that `pid`, its descendants, and those of them that ended and were waited for, have used.
+#[must_use]
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let ticks = |pid: u32| -> Option<u64> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // After the name: state, parent and nine more; then utime, stime, cutime, cstime.
+        let fields = stat.rsplit_once(')')?.1.split_whitespace();
+        fields.skip(11).take(4).map(|field| field.parse::<u64>().ok()).sum()
+    };
+    let pids = descendants(pid).into_iter().map(|process| process.pid).chain([pid]);
+    #[allow(clippy::cast_precision_loss, reason = "ticks since the process began")]
+    let seconds = pids.filter_map(ticks).sum::<u64>() as f64 / rustix::param::clock_ticks_per_second() as f64;
+    seconds
+}
+
 /// Every other process that has to do with `folder`: its working folder lies there, or its
 /// environment or command line names a path there. So orphans are found too.
 #[must_use]

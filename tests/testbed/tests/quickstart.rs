@@ -43,6 +43,7 @@ async fn its_picture_is_the_input_inverted_and_nothing_is_left() -> Result<()> {
     ensure!(before == Pixels::read(&testbed::landscape())?);
     ensure!(Pixels::read(&std::fs::read(after)?)?.is_negative_of(&before), "not the input's negative");
 
+    ensure!(printed.contains("Its status page, while it runs: http://127.0.0.1:"), "{printed}");
     ensure!(printed.contains("no process is left"), "{printed}");
     let left = processes_with_env_or_cwd_beneath(&folder);
     ensure!(left.is_empty(), "left: {left:#?}");

@@ -53,6 +53,7 @@ pub(crate) async fn run(parts: &mut Parts) -> Result<()> {
         Ok(worker.admin_url("/readyz"))
     };
     report::step("comfy-worker serve (boots ComfyUI and Chromium)", ready, String::clone).await?;
+    println!("  Its status page, while it runs: {}", worker.admin_url("/"));
     parts.worker_was_ready = true;
     let boot = boot.elapsed();
 

@@ -1,0 +1,21 @@
+//! What the worker tells whoever runs it: logs ([`init`]) and traces ([`Traces`]), both without secrets.
+//!
+//! Of a job both tell by way of its [`JobSpan`]: whatever is logged within it has the job's fields, and if
+//! there are traces it is a span of the publisher's trace, with a [`StageSpan`] for each stage.
+
+mod collector;
+mod line;
+mod logs;
+mod secrets;
+mod spans;
+mod stages;
+mod traces;
+
+pub(crate) use logs::BARS;
+pub use logs::init;
+pub use secrets::redact;
+pub(crate) use secrets::{is_credential, keep_secret, redact_in_place, redact_json};
+pub(crate) use spans::Trouble;
+pub use spans::{JobSpan, NodeTime, StageSpan, Topic};
+pub use stages::StageName;
+pub use traces::{Received, Traces};
