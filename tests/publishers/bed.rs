@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use testbed::{Engine, Gate, RabbitMq, S3Server, Worker, WorkerBuilder, folder_of_process};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, RwLock};
 
 use crate::permissions;
 
@@ -18,6 +18,8 @@ pub(crate) struct Bed {
     broker: &'static RabbitMq,
     builder: WorkerBuilder,
     _worker: Worker,
+    /// Held by whoever has jobs in the queue; alone by who starts a worker there that is killed.
+    pub(crate) turns: RwLock<()>,
 }
 
 impl Bed {
@@ -45,7 +47,7 @@ impl Bed {
             .set("amqp.reply_to_allow", "replies.*,comfy.follow.*");
         let mut worker = builder.clone().start().await?;
         worker.wait_ready(BOOT).await?;
-        Ok(Self { s3, broker, builder, _worker: worker })
+        Ok(Self { s3, broker, builder, _worker: worker, turns: RwLock::default() })
     }
 
     pub(crate) fn broker(&self) -> &'static RabbitMq {

@@ -37,6 +37,7 @@ async fn rust() -> Result<()> {
 async fn all(language: Language) -> Result<()> {
     let bed = Bed::shared().await?;
     let program = Program::new(language, bed).await?;
+    let _turn = bed.turns.read().await;
     a_picture_comes_back_inverted_and_only_once(bed, &program).await.context("a picture")?;
     a_failed_job_is_explained(bed, &program).await.context("a failed job")?;
     ctrl_c_cancels(bed, &program).await.context("Ctrl-C")?;

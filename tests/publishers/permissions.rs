@@ -83,7 +83,8 @@ async fn every_command_works_with_the_permissions_of_the_guide() -> Result<()> {
         ensure!(listed.contains(&format!("{id}-dead")), "{user}: {listed}");
         call(bed, user, &["dead", "drop", &format!("{id}-dead")]).await?;
     }
-    // Another worker, which declares nothing.
+    // Another worker, which declares nothing. It would take others' jobs, and is killed in the end.
+    let _alone = bed.turns.write().await;
     let dir = tempfile::tempdir()?;
     let engine = testbed::Engine::standin(&dir.path().join("comfyui"))?.with_small_frontend();
     let mut second = Worker::builder(env!("CARGO_BIN_EXE_comfy-worker"), dir.path())?
