@@ -10,7 +10,7 @@ use std::{
 use tokio::{
     sync::{Notify, futures::Notified},
     task::spawn_blocking,
-    time::{MissedTickBehavior, interval, timeout},
+    time::timeout,
 };
 
 use crate::{
@@ -35,14 +35,14 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    /// Looks for ever.
+    /// Looks for ever: now and then, and as soon as ComfyUI has come or gone.
     pub(super) async fn watch(&self, connector: &ComfyConnector, board: &Board) -> Infallible {
-        let mut looks = interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut state = connector.watch_state();
         loop {
-            looks.tick().await;
             board.resources(self.look(connector).await);
             self.looked.notify_waiters();
+            // The connector outlives this.
+            _ = timeout(LOOK_EVERY, state.changed()).await;
         }
     }
 

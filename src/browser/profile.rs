@@ -13,6 +13,8 @@ use tempfile::TempDir;
 /// Short: sockets in it must stay below 108 bytes.
 const PREFIX: &str = "comfy-worker-chromium-";
 const LOCK: &str = ".owner";
+/// A folder without a lock is one that is being made, or one whose removal met a dying process.
+const MAKING: Duration = Duration::from_secs(60);
 
 /// A profile folder (mode 0700) that only this process uses; dropping it removes it.
 #[derive(Debug)]
@@ -28,13 +30,18 @@ impl Profile {
     pub(super) fn create() -> io::Result<Self> {
         let parent = std::env::temp_dir();
         sweep(&parent);
-        let folder = tempfile::Builder::new()
-            .prefix(PREFIX)
-            .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in(parent)?;
-        let owner = File::create(folder.path().join(LOCK))?;
-        owner.try_lock()?;
-        Ok(Self { folder, _owner: owner })
+        loop {
+            let folder = tempfile::Builder::new()
+                .prefix(PREFIX)
+                .permissions(fs::Permissions::from_mode(0o700))
+                .tempdir_in(&parent)?;
+            let owner = File::create(folder.path().join(LOCK))?;
+            // Another worker's sweep may have come between these lines: it takes the lock, and
+            // removes the file before it lets go.
+            if owner.try_lock().is_ok() && owner.metadata()?.nlink() > 0 {
+                return Ok(Self { folder, _owner: owner });
+            }
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -69,13 +76,14 @@ fn sweep(parent: &Path) {
         if !ours {
             continue;
         }
-        // A folder without the file may be one that is being made just now.
-        let Ok(owner) = File::open(path.join(LOCK)) else { continue };
-        let settled = owner
-            .metadata()
-            .and_then(|data| data.modified())
-            .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > Duration::from_secs(5)));
-        if settled && owner.try_lock().is_ok() {
+        let lock = File::open(path.join(LOCK));
+        let left = match &lock {
+            Ok(owner) => owner.try_lock().is_ok(),
+            Err(_) => fs::metadata(&path)
+                .and_then(|data| data.modified())
+                .is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > MAKING)),
+        };
+        if left {
             tracing::info!(path = %path.display(), "removing the browser profile of a worker that was killed");
             let _ = fs::remove_dir_all(&path);
         }
@@ -92,18 +100,18 @@ mod tests {
     #[test]
     fn only_profiles_without_an_owner_are_swept() {
         let live = Profile::create().unwrap();
-        let past = SystemTime::now() - Duration::from_secs(60);
-        live._owner.set_modified(past).unwrap();
         let parent = live.path().parent().unwrap().to_owned();
-        let left = parent.join(format!("{PREFIX}left-{}", uuid::Uuid::new_v4()));
-        fs::create_dir(&left).unwrap();
-        File::create(left.join(LOCK)).unwrap().set_modified(past).unwrap();
-        let young = parent.join(format!("{PREFIX}young-{}", uuid::Uuid::new_v4()));
-        fs::create_dir(&young).unwrap();
+        let [left, young, torn] = ["left", "young", "torn"].map(|name| {
+            let folder = parent.join(format!("{PREFIX}{name}-{}", uuid::Uuid::new_v4()));
+            fs::create_dir(&folder).unwrap();
+            folder
+        });
+        File::create(left.join(LOCK)).unwrap();
+        File::open(&torn).unwrap().set_modified(SystemTime::now() - MAKING * 2).unwrap();
 
         sweep(&parent);
         assert!(live.path().is_dir() && young.is_dir());
-        assert!(!left.exists());
+        assert!(!left.exists() && !torn.exists());
         fs::remove_dir(&young).unwrap();
         assert_eq!(fs::metadata(live.path()).unwrap().mode() & 0o777, 0o700);
         let path = live.path().to_owned();
