@@ -121,7 +121,7 @@ impl ObjectStore for LocalStore {
 
     async fn probe(&self, prefix: &ObjectUri) -> Result<(), StoreError> {
         let uri = probe::object_beneath(prefix)?;
-        let outcome = probe::run(self, &uri).await;
+        let outcome = probe::run(self, prefix, &uri).await;
         outcome.and(self.delete(&uri).await)
     }
 }

@@ -12,8 +12,13 @@ pub(super) fn object_beneath(prefix: &ObjectUri) -> Result<ObjectUri, StoreError
         .map_err(|error| StoreError::Misconfigured { uri: prefix.to_string(), reason: error.to_string() })
 }
 
-/// Creates `uri`, is refused a second time, and reads the first content back.
-pub(super) async fn run(store: &impl ObjectStore, uri: &ObjectUri) -> Result<(), StoreError> {
+/// Creates `uri`, is refused a second time, reads the first content back, and is told of an object
+/// beneath `prefix` that there is none.
+pub(super) async fn run(
+    store: &impl ObjectStore,
+    prefix: &ObjectUri,
+    uri: &ObjectUri,
+) -> Result<(), StoreError> {
     let wrong = |reason: &str| StoreError::Misconfigured { uri: uri.to_string(), reason: reason.to_owned() };
     let first = Bytes::from(format!("comfy-worker probe {}\n", Uuid::new_v4()));
     let created = store.create(uri, first.clone(), "text/plain").await;
@@ -35,13 +40,25 @@ pub(super) async fn run(store: &impl ObjectStore, uri: &ObjectUri) -> Result<(),
     }
     let limit = first.len() as u64;
     match store.read(uri, limit).await {
-        Ok(read) if read == first => Ok(()),
-        Ok(_) | Err(StoreError::TooLarge { .. }) => Err(wrong(
-            "this store changed an object that it said it had kept: what a job leaves here could not be trusted",
-        )),
-        Err(StoreError::NotFound { .. }) => {
-            Err(wrong("this store does not show an object right after it was written; use one that does"))
+        Ok(read) if read == first => {}
+        Ok(_) | Err(StoreError::TooLarge { .. }) => {
+            return Err(wrong(
+                "this store changed an object that it said it had kept: what a job leaves here could not be trusted",
+            ));
         }
+        Err(StoreError::NotFound { .. }) => {
+            return Err(wrong(
+                "this store does not show an object right after it was written; use one that does",
+            ));
+        }
+        Err(error) => return Err(error),
+    }
+    match store.read(&object_beneath(prefix)?, limit).await {
+        Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
+        Err(StoreError::Forbidden { .. }) => Err(wrong(
+            "asked for an object that does not exist, this store says that it is forbidden: whether a job has \
+             its result could not be told; allow the credentials s3:ListBucket on the bucket",
+        )),
         Err(error) => Err(error),
     }
 }

@@ -129,7 +129,7 @@ impl ObjectStore for S3Store {
 
     async fn probe(&self, prefix: &ObjectUri) -> Result<(), StoreError> {
         let uri = probe::object_beneath(prefix)?;
-        let outcome = probe::run(self, &uri).await;
+        let outcome = probe::run(self, prefix, &uri).await;
         match self.delete(&uri).await {
             // Jobs need no right to delete: a place that refuses it is fit for work all the same.
             Err(StoreError::Forbidden { reason, .. }) => {

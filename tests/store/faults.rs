@@ -233,21 +233,45 @@ async fn a_store_that_ignores_if_none_match_is_refused() {
     assert!(matches!(error, StoreError::Misconfigured { .. }), "{error}");
 }
 
-#[tokio::test]
-async fn a_place_that_forbids_deleting_is_fit_for_work() {
-    let kept = std::sync::Mutex::new(None::<Vec<u8>>);
-    let fake = Fake::start(move |asked, _| {
+/// Keeps the first object and answers as `other` to any call but its own reading.
+async fn keeping(other: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Fake {
+    let kept = std::sync::Mutex::new(None::<(String, Vec<u8>)>);
+    let key = |asked: &Asked| asked.path.split('?').next().unwrap_or_default().to_owned();
+    Fake::start(move |asked, _| {
         let mut kept = kept.lock().unwrap();
-        match asked.method.as_str() {
-            "PUT" if kept.is_some() => Reply::error(412, "PreconditionFailed", "it exists"),
-            "PUT" => {
-                *kept = Some(asked.body.clone());
+        match (asked.method.as_str(), kept.as_ref()) {
+            ("PUT", Some(_)) => Reply::error(412, "PreconditionFailed", "it exists"),
+            ("PUT", None) => {
+                *kept = Some((key(asked), asked.body.clone()));
                 Reply::new(200, "")
             }
-            "GET" => whole(kept.as_deref().unwrap()),
-            _ => Reply::error(403, "AccessDenied", "no deleting"),
+            ("GET", Some((path, content))) if key(asked) == *path => whole(content),
+            _ => other(asked),
         }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_place_that_forbids_deleting_is_fit_for_work() {
+    let fake = keeping(|asked| match asked.method.as_str() {
+        "GET" => Reply::error(404, "NoSuchKey", "no such key"),
+        _ => Reply::error(403, "AccessDenied", "no deleting"),
     })
     .await;
     reach(&fake).await.probe(&uri("s3://bucket")).await.unwrap();
+}
+
+/// Without `s3:ListBucket` a redelivered job would go round for ever.
+#[tokio::test]
+async fn a_place_that_calls_missing_objects_forbidden_is_refused() {
+    let fake = keeping(|asked| match asked.method.as_str() {
+        "GET" => Reply::error(403, "AccessDenied", "no listing"),
+        _ => Reply::new(204, ""),
+    })
+    .await;
+    let error = reach(&fake).await.probe(&uri("s3://bucket/results")).await.unwrap_err();
+    assert!(matches!(error, StoreError::Misconfigured { .. }), "{error}");
+    assert!(error.to_string().contains("s3:ListBucket"), "{error}");
+    assert_eq!(fake.asked().last().unwrap().method, "DELETE");
 }
