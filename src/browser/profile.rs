@@ -1,7 +1,7 @@
 //! Chromium's profile: a folder of its own for every start, gone with it.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
@@ -38,8 +38,10 @@ impl Profile {
             let owner = File::create(folder.path().join(LOCK))?;
             // Another worker's sweep may have come between these lines: it takes the lock, and
             // removes the file before it lets go.
-            if owner.try_lock().is_ok() && owner.metadata()?.nlink() > 0 {
-                return Ok(Self { folder, _owner: owner });
+            match owner.try_lock() {
+                Ok(()) if owner.metadata()?.nlink() > 0 => return Ok(Self { folder, _owner: owner }),
+                Ok(()) | Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(error),
             }
         }
     }
