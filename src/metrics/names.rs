@@ -88,10 +88,10 @@ metrics! {
         "children started again: lost (ended, silent, or killed since stuck in a job), worn (comfyui.max_jobs, comfyui.max_rss)";
     memory: Gauge "resident_memory_bytes"
         ["process": "worker, comfyui, browser"]
-        "main memory, of children with what they started; looked at every 15 s";
+        "main memory, of children with what they started; looked at every 15 s and when ComfyUI comes or goes";
     device_memory: Gauge "device_memory_bytes"
         ["device": "ComfyUI's name for it", "state": "total, free"]
-        "memory of ComfyUI's devices as it says itself; looked at every 15 s between jobs and during them";
+        "memory of ComfyUI's devices as it says itself; looked at every 15 s between jobs and during them, and when ComfyUI comes or goes";
     info: Gauge "info"
         ["worker": "worker.id", "version": "comfy-worker's", "comfyui_version": "ComfyUI's"]
         "always 1";
