@@ -10,12 +10,12 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Consumer, DeadLetters, EventSender, Follow, Health, JobProperties, Order, Orders, PublishError,
-    QueueError, ReplyWarning, ResultMessage,
+    Consumer, DeadLetters, EventSender, Follow, Health, JobProperties, Order, Orders, Postponement,
+    PublishError, QueueError, ReplyWarning, ResultMessage,
     consumer::Source,
     control,
     delivery::Delivery,
-    events, results,
+    events, postpone, results,
     session::{Session, pauses},
     take,
 };
@@ -130,6 +130,35 @@ impl Broker {
         deadline: Instant,
     ) -> Result<(), PublishError> {
         results::submit(&self.session, body, properties, deadline).await
+    }
+
+    /// Puts a copy of a job in hand into the queue of those that come back later, confirmed, with all that
+    /// the job carried. The caller settles the original, and only afterwards: [`Settlement::Ack`].
+    ///
+    /// [`Settlement::Ack`]: super::Settlement::Ack
+    ///
+    /// # Errors
+    /// When it is not known to be there, which a job is not whose delivery is stale: that comes again by
+    /// itself. The original must not be acked then.
+    pub async fn postpone(
+        &self,
+        delivery: &Delivery,
+        postponement: &Postponement,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        postpone::postpone(&self.session, delivery, postponement, deadline).await
+    }
+
+    /// Puts a copy of a job in hand at the end of its queue, confirmed: the broker counts its deliveries
+    /// from nothing then, where a hand-back might be the one too many. The caller settles the original,
+    /// and only afterwards: [`Settlement::Ack`].
+    ///
+    /// [`Settlement::Ack`]: super::Settlement::Ack
+    ///
+    /// # Errors
+    /// Those of [`Broker::postpone`].
+    pub async fn renew(&self, delivery: &Delivery, deadline: Instant) -> Result<(), PublishError> {
+        postpone::renew(&self.session, delivery, deadline).await
     }
 
     /// Where events go. Sending never waits.

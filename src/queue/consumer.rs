@@ -193,7 +193,7 @@ impl Pump {
         loop {
             let event = tokio::select! {
                 () = self.stop.cancelled() => {
-                    subscription.cancel().await;
+                    subscription.cancel(&self.session.config.queue).await;
                     return Ended::Stopped;
                 }
                 event = subscription.stream.next() => event,
@@ -204,7 +204,7 @@ impl Pump {
                 // A live channel's stream ends when the broker cancels: the queue was deleted.
                 None => return Ended::Broken("cancelled by the broker".into()),
             };
-            let delivery = subscription.delivery(delivered);
+            let delivery = subscription.delivery(delivered, &self.session.config.queue);
             let refused = tokio::select! {
                 // First, so that a job that can be handed out is.
                 biased;
@@ -223,13 +223,13 @@ impl Pump {
 }
 
 impl Subscription {
-    fn delivery(&self, delivered: lapin::message::Delivery) -> Delivery {
-        Delivery::new(delivered, self.channel.clone(), Arc::clone(&self.link))
+    fn delivery(&self, delivered: lapin::message::Delivery, queue: &str) -> Delivery {
+        Delivery::new(delivered, self.channel.clone(), Arc::clone(&self.link), queue)
     }
 
     /// Ends the subscription and hands back what came meanwhile. The channel stays open for the
     /// jobs in hand.
-    async fn cancel(mut self) {
+    async fn cancel(mut self, queue: &str) {
         let cancel = self.channel.basic_cancel(self.stream.tag(), BasicCancelOptions::default());
         if let Err(error) = within(ANSWER_LIMIT, "basic.cancel", cancel).await {
             if let Trouble::Silent(..) = error {
@@ -240,7 +240,7 @@ impl Subscription {
         // The stream ends behind everything that was sent before the cancel took effect.
         let drain = async {
             while let Some(Ok(delivered)) = self.stream.next().await {
-                self.delivery(delivered).settle(Settlement::HandBack).await;
+                self.delivery(delivered, queue).settle(Settlement::HandBack).await;
             }
         };
         if timeout(ANSWER_LIMIT, drain).await.is_err() {

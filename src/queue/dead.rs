@@ -13,6 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use lapin::{
     Acker, BasicProperties, Channel,
+    message::Delivery as Delivered,
     options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -92,12 +93,9 @@ impl DeadLetters {
         self.unread =
             Some(got.as_ref().map_or(0, |got| self.unread.map_or(got.message_count, |unread| unread - 1)));
         Ok(got.map(|got| {
-            let delivered = got.delivery;
-            DeadLetter {
-                message: Message::read(delivered.data, delivered.redelivered, &delivered.properties),
-                properties: delivered.properties,
-                acker: delivered.acker,
-            }
+            let Delivered { data, redelivered, properties, acker, .. } = got.delivery;
+            let message = Message::read(data, redelivered, &properties, &self.session.config.queue);
+            DeadLetter { message, properties, acker }
         }))
     }
 

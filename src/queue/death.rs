@@ -7,7 +7,11 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 
-use super::message::{PERSISTENT, count, text};
+use super::{
+    message::{PERSISTENT, count, text},
+    postpone::OF_A_RETURN,
+    topology::later_queue,
+};
 
 /// Deaths in the broker's words, the newest first.
 const DEATHS: &str = "x-death";
@@ -30,14 +34,20 @@ pub struct Death {
 }
 
 impl Death {
-    /// The last death of a message with these headers.
-    pub(super) fn read(headers: &FieldTable) -> Option<Self> {
+    /// The last death of a message with these headers that was one: its end in the queue of those that
+    /// wait, the delay queue of `queue`, is how it comes back to work.
+    pub(super) fn read(headers: &FieldTable, queue: &str) -> Option<Self> {
+        let later = later_queue(queue);
+        let is_return = |death: &AMQPValue| match death {
+            AMQPValue::FieldTable(death) => text(death, "queue").is_some_and(|queue| queue == later),
+            _ => false,
+        };
         // A publisher can write such a header itself: the broker puts its own entry first.
         let deaths = match headers.inner().get(DEATHS) {
             Some(AMQPValue::FieldArray(deaths)) => deaths.as_slice(),
             _ => &[],
         };
-        match deaths.first().or_else(|| headers.inner().get(KEPT))? {
+        match deaths.iter().find(|death| !is_return(death)).or_else(|| headers.inner().get(KEPT))? {
             AMQPValue::FieldTable(death) => Some(Self {
                 reason: text(death, "reason")?,
                 queue: text(death, "queue")?,
@@ -72,15 +82,23 @@ pub(super) fn renewed(letter: &BasicProperties, death: Option<&Death>) -> BasicP
     copy(letter, |name| !OF_A_DELIVERY.contains(&name), death)
 }
 
-/// Properties of a job that was never dead.
+/// Properties of a job that was never dead nor given back.
 pub(super) fn revived(letter: &BasicProperties) -> BasicProperties {
-    let is_of_a_death = |name: &str| {
-        name == DEATHS
-            || name == KEPT
-            || name.starts_with("x-first-death-")
-            || name.starts_with("x-last-death-")
-    };
-    copy(letter, |name| !OF_A_DELIVERY.contains(&name) && !is_of_a_death(name), None)
+    copy(letter, |name| !is_of_a_death(name) && !OF_A_RETURN.contains(&name), None)
+}
+
+/// Properties of a job that was never dead.
+pub(super) fn carried(job: &BasicProperties) -> BasicProperties {
+    copy(job, |name| !is_of_a_death(name), None)
+}
+
+/// Of deliveries, too.
+fn is_of_a_death(name: &str) -> bool {
+    OF_A_DELIVERY.contains(&name)
+        || name == DEATHS
+        || name == KEPT
+        || name.starts_with("x-first-death-")
+        || name.starts_with("x-last-death-")
 }
 
 /// All but `user_id`, which the broker would compare with ours, and the headers that are not kept.
@@ -170,19 +188,38 @@ mod tests {
             count: 3,
         };
         let letter = letter();
-        let read = |properties: &BasicProperties| properties.headers().as_ref().and_then(Death::read);
+        let read = |properties: &BasicProperties| {
+            properties.headers().as_ref().and_then(|headers| Death::read(headers, "jobs"))
+        };
         assert_eq!(read(&letter), Some(expected.clone()));
         let renewed = renewed(&letter, Some(&expected));
         assert_eq!(names(&renewed), ["comfy-death", "traceparent", "x-death", "x-first-death-reason"]);
         // A broker that drops what clients write about deaths leaves ours.
         let kept = table(&[("comfy-death", expected.write())]);
-        assert_eq!(Death::read(&kept), Some(expected));
+        assert_eq!(Death::read(&kept, "jobs"), Some(expected));
+        // A return before it, and nothing but a return.
+        let with_queue = |queue| match death("expired") {
+            AMQPValue::FieldTable(mut death) => {
+                death.insert("queue".into(), words(queue));
+                AMQPValue::FieldTable(death)
+            }
+            other => other,
+        };
+        for (deaths, reason) in [
+            (vec![with_queue("jobs.later"), death("delivery_limit")], Some("delivery_limit")),
+            (vec![death("delivery_limit"), with_queue("jobs.later")], Some("delivery_limit")),
+            (vec![with_queue("jobs.later")], None),
+            (vec![with_queue("others.later")], Some("expired")),
+        ] {
+            let headers = table(&[("x-death", AMQPValue::FieldArray(FieldArray::from(deaths)))]);
+            assert_eq!(Death::read(&headers, "jobs").map(|death| death.reason).as_deref(), reason);
+        }
         for odd in [
             table(&[]),
             table(&[("x-death", words("rejected"))]),
             table(&[("x-death", AMQPValue::FieldArray(FieldArray::from(vec![words("x")])))]),
         ] {
-            assert_eq!(Death::read(&odd), None, "{odd:?}");
+            assert_eq!(Death::read(&odd, "jobs"), None, "{odd:?}");
         }
     }
 

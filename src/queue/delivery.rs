@@ -1,9 +1,13 @@
 //! A job in hand, and how it is let go.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use lapin::{
-    Acker, Channel,
+    Acker, BasicProperties, Channel,
     message::Delivery as Delivered,
     options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
 };
@@ -22,8 +26,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub enum Settlement {
     /// Done: it leaves the queue. Only after its result is durable.
     Ack,
-    /// Back to the *head* of the queue, one delivery used up. Without a pause before it, this is a
-    /// hot loop.
+    /// Back to the *head* of the queue, at once. Without a pause before it, this is a hot loop: what
+    /// should wait goes by [`Broker::postpone`](super::Broker::postpone).
     HandBack,
     /// To the dead letters.
     DeadLetter,
@@ -44,6 +48,9 @@ pub enum Settled {
 pub struct Delivery {
     /// Body and properties.
     pub message: Message,
+    /// As they came, for a copy.
+    properties: BasicProperties,
+    received_at: SystemTime,
     acker: Acker,
     link: Arc<Link>,
     /// Keeps the channel open: acks on a closed one are void.
@@ -51,9 +58,21 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    pub(super) fn new(delivered: Delivered, channel: Channel, link: Arc<Link>) -> Self {
-        let message = Message::read(delivered.data, delivered.redelivered, &delivered.properties);
-        Self { message, acker: delivered.acker, link, _channel: channel }
+    /// `queue`: that of the jobs.
+    pub(super) fn new(delivered: Delivered, channel: Channel, link: Arc<Link>, queue: &str) -> Self {
+        let Delivered { data, redelivered, properties, acker, .. } = delivered;
+        let message = Message::read(data, redelivered, &properties, queue);
+        Self { message, properties, received_at: SystemTime::now(), acker, link, _channel: channel }
+    }
+
+    /// When it came.
+    #[must_use]
+    pub fn received_at(&self) -> SystemTime {
+        self.received_at
+    }
+
+    pub(super) fn properties(&self) -> &BasicProperties {
+        &self.properties
     }
 
     /// Number of the connection that it came by.
@@ -88,6 +107,8 @@ impl Delivery {
         let answer = async {
             match settlement {
                 Settlement::Ack => self.acker.ack(BasicAckOptions::default()).await,
+                // A nack on purpose: before RabbitMQ 4.3 nack and reject both count to the delivery limit,
+                // from 4.3 on only reject does, and an orderly return is no sign of a bad job.
                 Settlement::HandBack => {
                     self.acker.nack(BasicNackOptions { multiple: false, requeue: true }).await
                 }

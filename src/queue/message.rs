@@ -8,7 +8,11 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use super::{death::Death, error::PublishError};
+use super::{
+    death::Death,
+    error::PublishError,
+    postpone::{Returns, expires_at},
+};
 
 /// `delivery_mode` of a message that survives a restart of the broker.
 pub(super) const PERSISTENT: u8 = 2;
@@ -30,16 +34,25 @@ pub struct Message {
     pub traceparent: Option<String>,
     /// The same, of vendors.
     pub tracestate: Option<String>,
-    /// How long after publishing the job is worth starting.
+    /// How long after publishing the job is worth starting, of one that was never returned.
     pub expiration: Option<Duration>,
+    /// When that ends, of one that was postponed or renewed: its `expiration` is gone or counts from
+    /// elsewhere.
+    pub expires_at: Option<SystemTime>,
     /// When it was published, if the publisher or the broker said so: by the header `timestamp_in_ms`
     /// (RabbitMQ's own name for it, where the broker stamps messages), else by the property
     /// `timestamp`, which is in whole seconds.
     pub published_at: Option<SystemTime>,
     /// Whether it was delivered before, to anybody.
     pub redelivered: bool,
-    /// `x-delivery-count`: how often it came back to the queue.
+    /// `x-delivery-count`: how often it came back to the queue so that it counts to the delivery limit.
     pub delivery_count: u64,
+    /// `x-acquired-count`, of RabbitMQ 4.3 and later: how often it was delivered before, whether that
+    /// counts or not.
+    pub acquired_count: u64,
+    /// How workers gave it back on purpose, if they did. A publisher can write such headers itself, of
+    /// its own job.
+    pub returns: Option<Returns>,
     /// Why it is no longer in the queue of jobs. Means something in the dead letters and their notices
     /// only: a publisher can write such a header itself.
     pub death: Option<Death>,
@@ -49,9 +62,12 @@ pub struct Message {
 const PUBLISHED_MS: &str = "timestamp_in_ms";
 
 impl Message {
-    pub(super) fn read(body: Vec<u8>, redelivered: bool, properties: &BasicProperties) -> Self {
+    /// `queue`: that of the jobs, also for what comes by its dead letters.
+    pub(super) fn read(body: Vec<u8>, redelivered: bool, properties: &BasicProperties, queue: &str) -> Self {
         let owned = |property: &Option<ShortString>| property.as_ref().map(ToString::to_string);
         let headers = properties.headers().as_ref();
+        let expires_at = headers.and_then(expires_at);
+        let number = |name| headers.and_then(|headers| count(headers, name)).unwrap_or(0);
         Self {
             body: body.into(),
             message_id: owned(properties.message_id()),
@@ -60,17 +76,36 @@ impl Message {
             traceparent: headers.and_then(|headers| text(headers, "traceparent")),
             tracestate: headers.and_then(|headers| text(headers, "tracestate")),
             expiration: owned(properties.expiration())
+                .filter(|_| expires_at.is_none())
                 .and_then(|millis| millis.parse().ok())
                 .map(Duration::from_millis),
+            expires_at,
             published_at: headers
                 .and_then(|headers| count(headers, PUBLISHED_MS))
                 .map(Duration::from_millis)
                 .or_else(|| properties.timestamp().map(Duration::from_secs))
                 .and_then(|since| UNIX_EPOCH.checked_add(since)),
             redelivered,
-            delivery_count: headers.and_then(|headers| count(headers, "x-delivery-count")).unwrap_or(0),
-            death: headers.and_then(Death::read),
+            delivery_count: number("x-delivery-count"),
+            acquired_count: number("x-acquired-count"),
+            returns: headers.and_then(Returns::read),
+            death: headers.and_then(|headers| Death::read(headers, queue)),
         }
+    }
+
+    /// When the job, received at `received`, is worth nothing any more; `None`: never.
+    ///
+    /// The broker lets no message out of a queue after its expiration. One that seems to come later was
+    /// dated by a clock that disagrees with ours, or not at all: then the whole of it counts from its
+    /// arrival.
+    #[must_use]
+    pub fn expiry(&self, received: SystemTime) -> Option<SystemTime> {
+        if self.expires_at.is_some() {
+            return self.expires_at;
+        }
+        let whole = self.expiration?;
+        let dated = self.published_at.and_then(|at| at.checked_add(whole)).filter(|end| *end > received);
+        dated.or_else(|| received.checked_add(whole))
     }
 }
 

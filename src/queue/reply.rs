@@ -1,13 +1,14 @@
 //! Which queues a result may be sent to.
 
-use super::topology::{dead_queue, notices_queue};
+use super::topology::{dead_queue, later_queue, notices_queue};
 use crate::config::AmqpConfig;
 
 /// Whether `amqp.reply_to_allow` permits the queue `name`. The worker's own queues never are:
 /// a result in the queue of jobs would be the next job.
 #[must_use]
 pub fn reply_allowed(config: &AmqpConfig, name: &str) -> bool {
-    let own = [config.queue.clone(), dead_queue(&config.queue), notices_queue(&config.queue)];
+    let queue = &config.queue;
+    let own = [queue.clone(), dead_queue(queue), notices_queue(queue), later_queue(queue)];
     !name.is_empty()
         && !own.iter().any(|queue| queue == name)
         && config.reply_to_allow.iter().any(|pattern| matches(pattern, name))
@@ -53,6 +54,7 @@ mod tests {
             (&["*"], "jobs", false),
             (&["*", "jobs"], "jobs.dead", false),
             (&["*", "jobs.dead.notices"], "jobs.dead.notices", false),
+            (&["*"], "jobs.later", false),
             (&["*"], "jobs.dead.letters", true),
             (&["*"], "", false),
             (&[], "replies", false),

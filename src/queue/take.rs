@@ -34,9 +34,9 @@ pub(super) async fn take(session: &Arc<Session>) -> Option<Delivery> {
 }
 
 async fn get(link: &Arc<Link>, queue: &str) -> Result<Option<Delivery>, Trouble> {
-    let Ok(queue) = short(queue) else { return Ok(None) };
+    let Ok(name) = short(queue) else { return Ok(None) };
     let channel = link.taker().await?;
-    let got = channel.basic_get(queue, BasicGetOptions { no_ack: false });
+    let got = channel.basic_get(name, BasicGetOptions { no_ack: false });
     let got = within(ANSWER_LIMIT, "basic.get", got).await?;
-    Ok(got.map(|got| Delivery::new(got.delivery, channel, Arc::clone(link))))
+    Ok(got.map(|got| Delivery::new(got.delivery, channel, Arc::clone(link), queue)))
 }

@@ -26,17 +26,24 @@ pub(super) fn notices_queue(queue: &str) -> String {
     format!("{queue}.dead.notices")
 }
 
+/// Name of the queue that holds the jobs of `queue` that are given back until later.
+pub(super) fn later_queue(queue: &str) -> String {
+    format!("{queue}.later")
+}
+
 /// Declares what DESIGN's "Broker objects" lists, or with `declare = false` checks that it is there.
 pub(super) async fn ensure(link: &Link, config: &AmqpConfig) -> Result<(), QueueError> {
     let channel = link.channel().await.map_err(|error| unavailable(&error))?;
     let topology = Topology { channel: &channel, declare: config.declare };
     let (dead, notices) = (dead_queue(&config.queue), notices_queue(&config.queue));
+    let later = later_queue(&config.queue);
     topology.exchange(DEAD_EXCHANGE, ExchangeKind::Direct, None).await?;
     topology.queue(&dead, table(&[("x-queue-type", text("quorum"))])).await?;
     topology.bind(&dead, DEAD_EXCHANGE, &config.queue).await?;
     topology.queue(&notices, notices_queue_arguments()).await?;
     topology.bind(&notices, DEAD_EXCHANGE, &config.queue).await?;
     topology.queue(&config.queue, job_queue_arguments(config)).await?;
+    topology.queue(&later, later_queue_arguments(config)).await?;
     topology.exchange(&config.events_exchange, ExchangeKind::Topic, Some("amqp.events_exchange")).await?;
     topology.exchange(&config.control_exchange, ExchangeKind::Fanout, Some("amqp.control_exchange")).await?;
     if let Some(exchange) = &config.results_exchange {
@@ -49,6 +56,19 @@ pub(super) async fn ensure(link: &Link, config: &AmqpConfig) -> Result<(), Queue
 /// 20th time.
 fn notices_queue_arguments() -> FieldTable {
     table(&[("x-queue-type", text("quorum")), ("x-delivery-limit", AMQPValue::LongLongInt(1_000_000_000))])
+}
+
+/// No time to live: each message has its own, so that workers with different settings agree.
+fn later_queue_arguments(config: &AmqpConfig) -> FieldTable {
+    table(&[
+        ("x-queue-type", text("quorum")),
+        ("x-delivery-limit", AMQPValue::LongLongInt(1_000_000_000)),
+        // The default exchange, which has a queue's name for a key.
+        ("x-dead-letter-exchange", text("")),
+        ("x-dead-letter-routing-key", text(&config.queue)),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+    ])
 }
 
 fn job_queue_arguments(config: &AmqpConfig) -> FieldTable {

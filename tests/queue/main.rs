@@ -3,6 +3,7 @@
 mod dead;
 mod extras;
 mod jobs;
+mod later;
 mod observer;
 mod outages;
 mod results;

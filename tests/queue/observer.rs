@@ -5,8 +5,8 @@ use comfy_worker::config::AmqpConfig;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
     options::{
-        BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
-        QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+        BasicGetOptions, BasicNackOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions,
+        ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable},
 };
@@ -51,6 +51,13 @@ impl Observer {
         let Some(got) = got else { return Ok(false) };
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         Ok(got.delivery.acker.nack(options).await?)
+    }
+
+    /// Takes the next message and rejects it back, which counts on every version; whether there is one.
+    pub(super) async fn reject(&self, queue: &str) -> Result<bool> {
+        let got = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await?;
+        let Some(got) = got else { return Ok(false) };
+        Ok(got.delivery.acker.reject(BasicRejectOptions { requeue: true }).await?)
     }
 
     /// Publishes into a queue.

@@ -47,9 +47,9 @@ def topology_problems(source, definitions):
     jobs = default("amqp.queue")
     names = {
         name: re.search(rf'fn {name}_queue.*?format!\("\{{queue\}}([^"]*)"\)', code, re.S)[1]
-        for name in ("dead", "notices")
+        for name in ("dead", "notices", "later")
     }
-    dead, notices = jobs + names["dead"], jobs + names["notices"]
+    dead, notices, later = (jobs + names[name] for name in ("dead", "notices", "later"))
 
     def arguments(text):
         table = dict(re.findall(r'\("(x-[a-z-]+)", text\(([^)]+)\)\)', text))
@@ -73,6 +73,7 @@ def topology_problems(source, definitions):
         jobs: arguments(body("job_queue_arguments")),
         dead: arguments(re.search(r"topology\.queue\(&dead,.*?;", code)[0]),
         notices: arguments(body("notices_queue_arguments")),
+        later: arguments(body("later_queue_arguments")),
     }
     events, control = default("amqp.events_exchange"), default("amqp.control_exchange")
     kind = lambda what: re.search(rf"topology\.exchange\({what}, ExchangeKind::(\w+)", code)[1].lower()
