@@ -9,7 +9,7 @@ use std::{
     io,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -57,6 +57,8 @@ struct Found {
     place: String,
     filename: String,
     content: FoundContent,
+    /// Once it is stored.
+    output: OnceLock<Output>,
 }
 
 #[derive(Clone, Debug)]
@@ -123,7 +125,7 @@ pub fn find(
                         let wanted = shown(own_folder, &subfolder, &filename);
                         let place = places.give(&wanted, &format!("{folder:?}/{subfolder}/{filename}"));
                         let content = FoundContent::File(Arc::new(file));
-                        findings.files.push(Found { node, key, index, temp, place, filename, content });
+                        findings.files.push(Found::new(node, key, index, temp, place, filename, content));
                     }
                     Err(error) => {
                         let name = one_line(&format!("{}/{subfolder}/{filename}", folder.name()), 200);
@@ -147,7 +149,7 @@ pub fn find(
         let place = places.give(&filename, &format!("socket/{index}/{node}"));
         let content = FoundContent::Bytes(image.bytes);
         let key = "images".to_owned();
-        findings.files.push(Found { node, key, index, temp: false, place, filename, content });
+        findings.files.push(Found::new(node, key, index, false, place, filename, content));
     }
     Ok(findings)
 }
@@ -203,10 +205,39 @@ fn open(
 pub struct Destination<'a> {
     /// The store.
     pub store: &'a dyn ObjectStore,
+    /// Where the job wants its outputs.
+    pub root: ObjectUri,
+    /// Whether that is the place of the results, too.
+    pub own: bool,
     /// The folder `…/<job id>/<attempt>`.
     pub base: ObjectUri,
     /// Lifetime of presigned links.
     pub presign: Option<Duration>,
+}
+
+impl Destination<'_> {
+    /// What it means that an output could not be stored here. Of the place of results it is the worker's business;
+    /// another one is the job's choice.
+    #[must_use]
+    pub fn failure(&self, error: StoreError) -> Failure {
+        let text = error.to_string();
+        match error {
+            StoreError::Local { source, .. } if !self.own => match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Failure::OutputNotFound(text),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    Failure::OutputForbidden(text)
+                }
+                _ => Failure::Local(text),
+            },
+            StoreError::Local { .. } => Failure::Local(text),
+            _ if self.own => Failure::StoreUnavailable(text),
+            StoreError::NotFound { .. } | StoreError::Misplaced { .. } => Failure::OutputNotFound(text),
+            StoreError::Forbidden { .. } | StoreError::Misconfigured { .. } | StoreError::TooLarge { .. } => {
+                Failure::OutputForbidden(text)
+            }
+            StoreError::Changed { .. } | StoreError::Unavailable { .. } => Failure::OutputUnavailable(text),
+        }
+    }
 }
 
 impl Findings {
@@ -256,31 +287,37 @@ impl Findings {
     }
 
     /// Uploads every file but those that `early` has, unchanged; texts come along as they are. `each` is told of each file done: its
-    /// name, bytes, how many are done and how many there are.
+    /// name, bytes, how many are done and how many there are. Called again after an error it goes on where it was.
     ///
     /// # Errors
     /// When the store does not take one.
     pub async fn upload(
-        self,
+        &self,
         destination: &Destination<'_>,
-        early: &mut Early,
+        early: &Early,
         each: impl Fn(&str, u64, usize, usize) + Sync,
     ) -> Result<Vec<Output>, Failure> {
         let of = self.files.len();
-        let files: Vec<_> = self.files.into_iter().map(|found| (early.take(&found), found)).collect();
-        let done = std::sync::atomic::AtomicUsize::new(0);
+        let files: Vec<_> = self.files.iter().map(|found| (early.take(found), found)).collect();
+        let before = self.files.iter().filter(|found| found.output.get().is_some()).count();
+        let done = std::sync::atomic::AtomicUsize::new(before);
         let (done, each) = (&done, &each);
+        // Collected: a stream that makes futures of references could not move between threads.
         let uploads = files.into_iter().map(|(begun, found)| async move {
+            if let Some(output) = found.output.get() {
+                return Ok(output.clone());
+            }
             let output = found.upload(destination, begun).await?;
+            let _ = found.output.set(output.clone());
             let done = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
             if let Some(file) = &output.file {
                 each(&file.filename, file.size, done, of);
             }
             Ok::<_, Failure>(output)
         });
+        let uploads: Vec<_> = uploads.collect();
         let mut outputs: Vec<Output> = stream::iter(uploads).buffered(PARALLEL_UPLOADS).try_collect().await?;
-        early.discard().await;
-        outputs.extend(self.texts);
+        outputs.extend(self.texts.iter().cloned());
         remove_written(&self.written);
         Ok(outputs)
     }
@@ -317,8 +354,20 @@ pub fn mark_start() {
 }
 
 impl Found {
+    fn new(
+        node: String,
+        key: String,
+        index: usize,
+        temp: bool,
+        place: String,
+        filename: String,
+        content: FoundContent,
+    ) -> Self {
+        Self { node, key, index, temp, place, filename, content, output: OnceLock::new() }
+    }
+
     async fn upload(
-        self,
+        &self,
         destination: &Destination<'_>,
         begun: Option<(Begun, bool)>,
     ) -> Result<Output, Failure> {
@@ -336,21 +385,24 @@ impl Found {
             Some(stored) => stored,
             None => {
                 let put = self.content.put(destination.store, &uri, &content_type);
-                put.await.map_err(upload_failure)?
+                put.await.map_err(|error| destination.failure(error))?
             }
         };
         let url = match destination.presign {
-            Some(lifetime) => destination.store.presign_get(&uri, lifetime).await.map_err(upload_failure)?,
+            Some(lifetime) => {
+                let link = destination.store.presign_get(&uri, lifetime).await;
+                link.map_err(|error| destination.failure(error))?
+            }
             None => None,
         };
         Ok(Output {
             kind: kind(&self.filename),
-            node: self.node,
-            key: self.key,
+            node: self.node.clone(),
+            key: self.key.clone(),
             index: self.index,
             text: None,
             file: Some(OutputFile {
-                filename: self.filename,
+                filename: self.filename.clone(),
                 uri: uri.to_string(),
                 url: url.map(String::from),
                 content_type,
@@ -384,14 +436,6 @@ impl FoundContent {
 
 fn content_type(filename: &str) -> String {
     mime_guess::from_path(filename).first_or_octet_stream().to_string()
-}
-
-/// GPU time is spent: whatever the store says, the job goes back rather than being answered.
-pub(crate) fn upload_failure(error: StoreError) -> Failure {
-    match error {
-        StoreError::Local { .. } => Failure::Local(error.to_string()),
-        _ => Failure::StoreUnavailable(error.to_string()),
-    }
 }
 
 fn kind(filename: &str) -> Kind {

@@ -41,7 +41,8 @@ impl Bed {
 
     async fn upload(&self, findings: Findings) -> Vec<Output> {
         let base = ObjectUri::File(self.root.path().join("store"));
-        let destination = Destination { store: &LocalStore, base, presign: None };
+        let destination =
+            Destination { store: &LocalStore, root: base.clone(), base, own: true, presign: None };
         findings.upload(&destination, &mut self.early(), |_, _, _, _| {}).await.unwrap()
     }
 
@@ -79,7 +80,7 @@ async fn files_under_any_key_and_texts_are_delivered() {
     assert_eq!((places(&findings), findings.files()), (vec!["x_1.png", "sub/v.mp4"], 2));
     let told = Mutex::new(Vec::new());
     let base = ObjectUri::File(bed.root.path().join("store"));
-    let destination = Destination { store: &LocalStore, base, presign: None };
+    let destination = Destination { store: &LocalStore, root: base.clone(), base, own: true, presign: None };
     let each = |name: &str, size, done, of| told.lock().unwrap().push((name.to_owned(), size, done, of));
     let outputs = findings.upload(&destination, &mut bed.early(), each).await.unwrap();
     let shown: Vec<_> = outputs.iter().map(|o| (o.node.as_str(), o.key.as_str(), o.index, o.kind)).collect();
@@ -264,8 +265,9 @@ async fn an_early_upload_stands_for_the_file_that_it_is_of() {
     fs::write(bed.folders.of(FolderType::Output).join(OWN).join("changed.png"), "late!").unwrap();
     let findings = bed.plain(json!({"1": listed("same.png"), "2": listed("changed.png")})).unwrap();
     let base = ObjectUri::File(bed.root.path().join("store"));
-    let destination = Destination { store: &LocalStore, base, presign: None };
-    let outputs = findings.upload(&destination, &mut early, |_, _, _, _| {}).await.unwrap();
+    let destination = Destination { store: &LocalStore, root: base.clone(), base, own: true, presign: None };
+    let outputs = findings.upload(&destination, &early, |_, _, _, _| {}).await.unwrap();
+    early.discard().await;
     let sums: Vec<_> = outputs.iter().map(|output| output.file.as_ref().unwrap().sha256.clone()).collect();
     assert_eq!(sums, [checksum::of_bytes(b"early"), checksum::of_bytes(b"late!")]);
     assert_eq!(bed.stored("same.png").as_deref(), Some("once"));

@@ -15,7 +15,8 @@
 //!                   └─ telemetry ........ logs, traces, secrets taken out of both
 //! ```
 //!
-//! A job's life is in [`job::runner`]; what follows from a failure is one table, [`job::verdict`].
+//! A job's life is in [`job::runner`]; what follows from a failure is decided in one
+//! function, [`job::decision::decide`].
 //!
 //! Invariants: outputs are durable before the manifest (`result.json`), the manifest before the
 //! published result's confirm, the confirm before the ack. A manifest is created once and never
@@ -31,6 +32,7 @@ pub mod comfy;
 pub mod config;
 pub mod connector;
 pub mod deliver;
+pub mod dependency;
 pub mod job;
 pub mod lifecycle;
 pub mod metrics;

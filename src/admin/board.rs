@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     comfy::events::Image,
+    dependency::Dependency,
     job::{
         JobId,
         event::JobEvent,
@@ -46,7 +47,9 @@ pub enum Phase {
     Booting,
     /// Takes jobs.
     Ready,
-    /// Takes none for a while, for want of disk space.
+    /// Takes none until the store is back.
+    StoreAway,
+    /// Takes none until there is room on the disk.
     DiskFull,
     /// Takes no more.
     Draining,
@@ -64,6 +67,8 @@ struct Contents {
     worker: String,
     versions: Versions,
     broker: Option<watch::Receiver<Health>>,
+    /// What else no job can do without, and the phase while it is away.
+    needs: Vec<Dependency>,
     /// The jobs in hand in the order in which they came; none until something is known of it.
     jobs: BTreeMap<u64, Option<Card>>,
     taken: u64,
@@ -86,6 +91,7 @@ impl Board {
             worker,
             versions: Versions { worker: env!("CARGO_PKG_VERSION"), ..Versions::default() },
             broker: None,
+            needs: Vec::new(),
             jobs: BTreeMap::new(),
             taken: 0,
             last: VecDeque::new(),
@@ -107,6 +113,11 @@ impl Board {
     /// Notes how the broker is, now and from now on.
     pub fn connected(&self, broker: watch::Receiver<Health>) {
         self.change(|contents, _| contents.broker = Some(broker));
+    }
+
+    /// From now on, no job can be taken while this is away.
+    pub fn depends_on(&self, need: &Dependency) {
+        self.change(|contents, _| contents.needs.push(need.clone()));
     }
 
     /// Takes jobs, with a ComfyUI of that version.
@@ -154,7 +165,7 @@ impl Board {
             let contents = self.contents();
             let mut jobs = contents.jobs.values().flatten().map(|card| card.view(0));
             let status = Status {
-                state: contents.phase,
+                state: contents.phase(),
                 unready: contents.unready_reason(),
                 uptime_seconds: contents.since.elapsed().as_secs(),
                 worker: contents.worker.clone(),
@@ -291,18 +302,28 @@ impl Contents {
     fn unready_reason(&self) -> Option<String> {
         match self.phase {
             Phase::Booting => Some("booting".to_owned()),
-            Phase::DiskFull => Some("the disk is full".to_owned()),
             Phase::Draining => Some("draining".to_owned()),
-            Phase::Ready => {
-                self.broker.as_ref().and_then(|health| health.borrow().trouble().map(str::to_owned))
+            Phase::Ready | Phase::StoreAway | Phase::DiskFull => {
+                let need = self.needs.iter().find_map(Dependency::trouble);
+                need.or_else(|| self.broker.as_ref()?.borrow().trouble().map(str::to_owned))
             }
+        }
+    }
+
+    /// Where the worker is, with what is away.
+    fn phase(&self) -> Phase {
+        let away = self.needs.iter().find(|need| need.is_away()).map(Dependency::name);
+        match (self.phase, away) {
+            (Phase::Ready, Some("disk")) => Phase::DiskFull,
+            (Phase::Ready, Some(_)) => Phase::StoreAway,
+            (phase, _) => phase,
         }
     }
 
     fn worker(&self) -> WorkerView {
         WorkerView {
             id: self.worker.clone(),
-            state: self.phase,
+            state: self.phase(),
             unready: self.unready_reason().map(|reason| one_line(&reason, REASON)),
             started_at: self.started,
             versions: self.versions.clone(),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::job::{
     event::EventKind,
-    incoming::Fault,
+    failure::Cause,
     result::{Status as Ended, Timings, WorkerInfo},
 };
 
@@ -133,6 +133,7 @@ fn jobs_that_never_ran_are_told_of_too() {
     let answered = |id: &str, status| Ending::Answered {
         id: id.parse().unwrap(),
         body: serde_json::to_vec(&result(id, status)).unwrap().into(),
+        stored: true,
     };
     // Refused, or its result was there.
     board.take_job().ended_with(&answered("refused", Ended::Failed));
@@ -144,12 +145,20 @@ fn jobs_that_never_ran_are_told_of_too() {
     drop(place);
     let place = board.take_job();
     place.event(&event("back", 1, EventKind::Accepted));
-    place.ended_with(&Ending::HandBack { reason: "the store is away".into(), fault: Fault::Passing });
+    place.ended_with(&Ending::HandBack {
+        reason: "the store is away".into(),
+        cause: Cause::Store,
+        later: None,
+    });
     drop(place);
     // Nothing is known of these.
-    board.take_job().ended_with(&Ending::HandBack { reason: "x".into(), fault: Fault::None });
+    board.take_job().ended_with(&Ending::HandBack { reason: "x".into(), cause: Cause::None, later: None });
     board.take_job().ended_with(&Ending::Reject { reason: "no JSON".into() });
-    board.take_job().ended_with(&Ending::Answered { id: "x".parse().unwrap(), body: Bytes::from("{") });
+    board.take_job().ended_with(&Ending::Answered {
+        id: "x".parse().unwrap(),
+        body: Bytes::from("{"),
+        stored: true,
+    });
     let status = json(board.status());
     let told: Vec<_> = status["last_jobs"]
         .as_array()

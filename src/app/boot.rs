@@ -73,7 +73,7 @@ impl BootMark {
         if let Err(error) = fs::remove_file(&self.path)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, path = %self.path.display(), "the mark of a start stays");
+            tracing::warn!(%error, path = %self.path.display(), "cannot remove the boot marker");
         }
     }
 }
@@ -109,7 +109,15 @@ async fn probe(stores: &Stores, base: &ObjectUri) -> Result<(), ServeError> {
         .when(|error| matches!(error, StoreError::Unavailable { .. }))
         .notify(|error, _| tracing::warn!(%error, "waiting for the store"))
         .await
-        .map_err(|error| ServeError::Misconfigured(format!("store.uri: {error}")))?;
+        .map_err(|error| {
+            let problem = format!("store.uri: {error}");
+            // Keys that are being exchanged are refused for a while, too: nobody must change a setting for that.
+            if matches!(error, StoreError::Forbidden { .. }) {
+                ServeError::Environment(problem)
+            } else {
+                ServeError::Misconfigured(problem)
+            }
+        })?;
     tracing::info!(store = %base, "store ready");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `serve`: the only place where broker, runner and connector are wired together.
 
 mod boot;
+mod needs;
 mod notices;
 mod orders;
 mod sampler;
@@ -60,7 +61,13 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
             let orders = AtHand { in_hand: in_hand.clone(), stops: stops.clone() };
             let token = config.admin.token.clone();
             let admin = admin::serve(address, board.clone(), token, orders).await.map_err(|error| {
-                ServeError::Misconfigured(format!("admin.listen: cannot listen at {address}: {error}"))
+                let problem = format!("admin.listen: cannot listen at {address}: {error}");
+                // Whoever has the port may let go of it.
+                if error.kind() == std::io::ErrorKind::AddrInUse {
+                    ServeError::Environment(problem)
+                } else {
+                    ServeError::Misconfigured(problem)
+                }
             })?;
             tracing::info!(address = %admin.address, "admin endpoint");
             Some(admin)
@@ -88,9 +95,13 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
             board.connected(broker.health());
             let runner =
                 Runner { in_hand, ..Runner::new(connector, stores.clone(), base, &config, stops.clone()) };
+            board.depends_on(runner.store_monitor.dependency());
+            board.depends_on(&runner.disk);
+            let _watching = AbortOnDropHandle::new(tokio::spawn(needs::watch(&runner)));
             let obeying = Obedience::of(&runner).obey(broker.orders());
             let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
-            let worker = Worker::new(runner, broker.clone(), board.clone(), &config, traces.clone());
+            let worker =
+                Arc::new(Worker::new(runner, broker.clone(), board.clone(), &config, traces.clone()));
             let working = notices::beside(&worker, worker.consume(engine, &mark));
             let outcome = tokio::select! {
                 outcome = Box::pin(working) => outcome,
@@ -131,7 +142,7 @@ async fn last_words(stops: &Stops, work: impl Future<Output = ()>) {
     tokio::select! {
         biased;
         () = work => {}
-        () = overdue => tracing::warn!("a peer is silent: not waiting for it any longer"),
+        () = overdue => tracing::warn!("shutdown step timed out: not waiting for it any longer"),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Runs `jobs` and, as long as they may begin, answers notices. Neither waits for the other.
-pub(super) async fn beside<T>(worker: &Worker<'_>, jobs: impl Future<Output = T>) -> T {
+pub(super) async fn beside<T>(worker: &Worker, jobs: impl Future<Output = T>) -> T {
     let ended = worker.runner.stops.stop.child_token();
     let jobs = async {
         // Also when they end by themselves.
@@ -23,7 +23,7 @@ pub(super) async fn beside<T>(worker: &Worker<'_>, jobs: impl Future<Output = T>
     tokio::join!(jobs, worker.answer_notices(&ended)).0
 }
 
-impl Worker<'_> {
+impl Worker {
     async fn answer_notices(&self, ended: &CancellationToken) {
         let mut notices = self.broker.notices();
         loop {
@@ -46,22 +46,24 @@ impl Worker<'_> {
     /// Kept in hand while store or broker fail: a hand-back would use up a delivery each time.
     async fn answer_notice(&self, notice: &Delivery) -> Settlement {
         let Some(failure) = fault(&notice.message, &self.config.amqp.queue) else { return Settlement::Ack };
-        let incoming = self.incoming(&notice.message);
+        let mut incoming = self.incoming(notice);
         while !notice.is_stale() {
             match self.runner.give_up(&incoming, failure.clone()).await {
-                Ending::Answered { id, body } => {
-                    tracing::warn!(job = %id, reason = %failure, "a job is dead, its publisher is told");
-                    if self.publish(notice, id.to_string(), body).await == Settlement::Ack {
+                Ending::Answered { id, body, stored } => {
+                    tracing::warn!(job = %id, reason = %failure, "the job is dead-lettered: answering its publisher");
+                    if self.publish(notice, id.to_string(), body, stored).await {
                         return Settlement::Ack;
                     }
                 }
                 Ending::Reject { reason } => {
-                    tracing::warn!(reason, "a message that is no job is dead, and nobody to tell");
+                    tracing::warn!(reason, "a dead-lettered message cannot be answered");
                     return Settlement::Ack;
                 }
-                Ending::HandBack { reason, .. } => {
-                    tracing::warn!(reason, "the publisher of a dead job is told later");
-                    self.pause(HAND_BACK_PAUSE).await;
+                Ending::HandBack { reason, later, .. } => {
+                    tracing::warn!(reason, "the publisher of a dead-lettered job is answered later");
+                    let (pause, returned) = later.unzip();
+                    incoming.returned = returned.or(incoming.returned);
+                    self.pause(pause.unwrap_or(HAND_BACK_PAUSE)).await;
                 }
             }
         }

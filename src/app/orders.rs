@@ -1,8 +1,8 @@
 //! Obeys what comes by the control exchange, and from the status page.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     admin,
@@ -18,6 +18,9 @@ use crate::{
 
 /// Cancels of jobs that are in nobody's hands, at a time; more are left to whoever ordered them.
 const MOST_CANCELS: usize = 64;
+
+/// Over so long are the looks of a fleet at a job's result spread.
+const SPREAD: Duration = Duration::from_secs(3);
 
 /// What the status page reaches: this worker and the jobs that it has in hand.
 #[derive(Debug)]
@@ -86,15 +89,23 @@ impl Obedience {
         }
     }
 
-    /// A job that nobody has in hand: it may wait in the queue, and the message of its cancel may be
+    /// A job that is not in hand here: it may wait in the queue, and the message of its cancel may be
     /// all that its publisher can send.
     async fn cancel(&self, id: &JobId) {
-        // All workers of the fleet wait for the one that has it: one look each, at the end.
-        let look_every = cancel::PATIENCE;
+        // Every worker of the fleet gets the order at the same moment. Whoever has the job, or looks first, has stored
+        // the result when the others look: one read each, spread over a while, instead of a herd on one key.
+        sleep(random_within(SPREAD)).await;
+        // They wait for the one that has it: one look each, at the end.
+        let look_every = cancel::PATIENCE + random_within(SPREAD);
         match cancel::cancel(&*self.store, &self.base, id, &self.worker_id, look_every).await {
             Ok(Cancelling::Cancelled(_)) => tracing::info!(job = %id, "cancelled in the store"),
             Ok(Cancelling::Over(_)) => tracing::debug!(job = %id, "over before it was cancelled"),
             Err(error) => tracing::warn!(job = %id, %error, "the cancel could not be stored"),
         }
     }
+}
+
+/// A random time up to `limit`.
+fn random_within(limit: Duration) -> Duration {
+    limit.mul_f64(fastrand::f64())
 }

@@ -10,7 +10,7 @@ use std::{
 use tokio::time::sleep;
 
 use super::sampler::Sampler;
-use crate::{config::WorkerConfig, queue::Settlement};
+use crate::config::WorkerConfig;
 
 /// The worker's share of the work.
 #[derive(Debug)]
@@ -34,9 +34,9 @@ impl Share {
         self.jobs.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A job is settled so: why it was the last one, if it was.
-    pub(super) fn settle(&self, settlement: Settlement) -> Option<String> {
-        if settlement == Settlement::HandBack {
+    /// A job is settled, `returned` to the queue or for good: why it was the last one, if it was.
+    pub(super) fn settle(&self, returned: bool) -> Option<String> {
+        if returned {
             self.jobs.fetch_sub(1, Ordering::Relaxed);
         } else if let Some(most) = self.max_jobs.filter(|_| self.is_full()) {
             return Some(format!("it took {most} jobs (worker.max_jobs)"));

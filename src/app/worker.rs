@@ -3,14 +3,16 @@
 use std::{
     convert::Infallible,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -27,33 +29,40 @@ use crate::{
     connector::ConnectorError,
     job::{
         end::Stops,
-        incoming::{Ending, Fault, Incoming},
+        failure::Cause,
+        incoming::{Ending, Incoming, Returned},
         lane::{Turn, Wanted},
-        runner::Runner,
+        runner::{BOOT_PATIENCE, Runner},
     },
     metrics,
-    queue::{self, Broker, Consumer, Delivery, Message, ResultMessage, Settled, Settlement},
+    queue::{
+        self, Broker, Consumer, Delivery, Message, Postponement, PublishError, ResultMessage, Returns,
+        Settled, Settlement,
+    },
     telemetry::{JobSpan, StageName, Traces},
 };
 
 /// A message that is handed back comes again at once: wait before, or it is a hot loop.
 pub(super) const HAND_BACK_PAUSE: Duration = Duration::from_secs(5);
-/// A disk that is full is given this long until the next job is tried.
-const DISK_PAUSE: Duration = Duration::from_secs(30);
 /// How often a job is asked for while one in hand nears its end.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Longest publishing of a result before the job is handed back; its manifest stands.
-const PUBLISH_LIMIT: Duration = Duration::from_secs(60);
+/// Longest wait for a confirm until the broker is asked again, on another channel or connection.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(60);
+/// The same for a message that must not stay in a drain.
+const RENEW_LIMIT: Duration = Duration::from_secs(5);
 
-pub(super) struct Worker<'a> {
+pub(super) struct Worker {
     pub(super) runner: Runner,
     pub(super) broker: Broker,
     pub(super) board: Board,
-    pub(super) config: &'a Config,
+    pub(super) config: Config,
     traces: Traces,
-    /// The subscription of a worker that has no job in hand. It stays for that job's ack, on whose heels
-    /// the broker sends the next one; with others in hand it would be one too many, and is ended before.
+    /// The subscription of a worker that has no job in hand. With prefetch 1 it stays open until that job is acked,
+    /// because the broker then sends the next one at once. While several jobs are in hand it would bring one too many,
+    /// so it is ended before.
     subscription: tokio::sync::Mutex<Option<Consumer>>,
+    /// A job that was taken, until its life begins: a wait in between may be cut short.
+    taken: Mutex<Option<Delivery>>,
     /// Whether ComfyUI has come up since it was last waited for.
     runs: AtomicBool,
     pub(super) share: Share,
@@ -67,29 +76,39 @@ enum Leave {
     Unusable(Arc<ConnectorError>),
     /// ComfyUI is gone or does not answer.
     Lost(String),
-    /// A job found the disk full.
-    DiskFull,
     /// ComfyUI has had its share of jobs or memory.
     Worn(String),
     /// The worker itself has: it ends in good order.
     Enough(String),
 }
 
-impl<'a> Worker<'a> {
-    pub(super) fn new(
-        runner: Runner,
-        broker: Broker,
-        board: Board,
-        config: &'a Config,
-        traces: Traces,
-    ) -> Self {
+/// How a message is let go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Outcome {
+    settlement: Settlement,
+    /// Whether the job itself has come back to the queue, or a copy of it.
+    returned: bool,
+}
+
+impl Outcome {
+    const HANDED_BACK: Self = Self { settlement: Settlement::HandBack, returned: true };
+    const COPIED: Self = Self { settlement: Settlement::Ack, returned: true };
+
+    fn done(settlement: Settlement) -> Self {
+        Self { settlement, returned: false }
+    }
+}
+
+impl Worker {
+    pub(super) fn new(runner: Runner, broker: Broker, board: Board, config: &Config, traces: Traces) -> Self {
         Self {
             runner,
             broker,
             board,
-            config,
+            config: config.clone(),
             traces,
             subscription: tokio::sync::Mutex::default(),
+            taken: Mutex::default(),
             runs: AtomicBool::new(false),
             share: Share::new(&config.worker),
         }
@@ -97,7 +116,11 @@ impl<'a> Worker<'a> {
 
     /// Takes jobs until told to stop, or until ComfyUI cannot be started (again). The first job may come,
     /// and its files, while `first` still starts.
-    pub(super) async fn consume(&self, first: Starting, mark: &BootMark) -> Result<(), ServeError> {
+    pub(super) async fn consume(
+        self: &Arc<Self>,
+        first: Starting,
+        mark: &BootMark,
+    ) -> Result<(), ServeError> {
         let connector = &self.runner.connector;
         let (mut engine, mut early) = (first, !mark.was_found());
         loop {
@@ -108,18 +131,13 @@ impl<'a> Worker<'a> {
                     tracing::warn!(why, "ComfyUI is lost: no jobs until it runs again");
                     self.board.enter(Phase::Booting);
                 }
-                Leave::DiskFull => {
-                    tracing::warn!(pause = ?DISK_PAUSE, "the disk is full: no jobs for a while");
-                    self.board.enter(Phase::DiskFull);
-                    self.pause(DISK_PAUSE).await;
-                }
                 Leave::Worn(why) => {
-                    tracing::info!(why, "between two jobs ComfyUI is started anew");
+                    tracing::info!(why, "recycling ComfyUI between two jobs");
                     self.board.enter(Phase::Booting);
                     connector.recycle().await;
                 }
                 Leave::Enough(why) => {
-                    tracing::info!(why, "the worker has had its share");
+                    tracing::info!(why, "worker quota reached: draining");
                     self.runner.stops.stop.cancel();
                     return Ok(());
                 }
@@ -130,17 +148,27 @@ impl<'a> Worker<'a> {
 
     /// Takes jobs as they are wanted, from the moment that ComfyUI runs, or `early`; neither a
     /// subscription nor a job in hand is left when this returns.
-    async fn take_jobs(&self, mut engine: Starting, early: bool, mark: &BootMark) -> Leave {
+    async fn take_jobs(self: &Arc<Self>, mut engine: Starting, early: bool, mark: &BootMark) -> Leave {
         let (stop, connector) = (&self.runner.stops.stop, &self.runner.connector);
-        let mut lives = FuturesUnordered::new();
+        // Each job is a task of its own: what one does in a long poll holds up neither another nor the drain.
+        let mut lives = JoinSet::new();
         self.runs.store(false, Ordering::Relaxed);
+        // A job is not held through a long boot: others could run it.
+        let mut early_until = early.then(|| Instant::now() + BOOT_PATIENCE);
         let leave = {
             let mut next = Box::pin(self.next());
             loop {
+                let may_take = self.runs() || early_until.is_some();
+                let boots_long = async {
+                    match early_until {
+                        Some(until) => sleep_until(until).await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => break Leave::Drain,
-                    Some(leave) = lives.next() => if let Some(leave) = leave {
+                    Some(ended) = lives.join_next() => if let Some(leave) = finished(ended) {
                         break leave;
                     },
                     started = &mut engine, if !self.runs() => match started {
@@ -155,11 +183,17 @@ impl<'a> Worker<'a> {
                         }
                         Err(error) => break Leave::Unusable(error),
                     },
+                    () = boots_long, if !self.runs() => {
+                        early_until = None;
+                        self.unsubscribe().await;
+                        next = Box::pin(self.next());
+                    }
                     why = connector.lost(), if self.runs() && lives.is_empty() => break Leave::Lost(why),
                     why = self.share.idle(), if self.runs() && lives.is_empty() => break Leave::Enough(why),
-                    delivery = &mut next, if early || self.runs() => {
+                    delivery = &mut next, if may_take => {
                         let Some(delivery) = delivery else { break Leave::Drain };
-                        lives.push(self.live(delivery, self.runner.lane.join()));
+                        let turn = self.runner.lane.join();
+                        lives.spawn(Arc::clone(self).live(delivery, turn));
                         next = Box::pin(self.next());
                     }
                 }
@@ -170,19 +204,43 @@ impl<'a> Worker<'a> {
             self.board.enter(Phase::Draining);
             std::future::pending::<Infallible>().await
         };
-        let finished = async {
-            let rest = async { while lives.next().await.is_some() {} };
+        let ended = async {
+            let rest = async {
+                while let Some(ended) = lives.join_next().await {
+                    finished(ended);
+                }
+            };
             tokio::join!(self.unsubscribe(), rest);
         };
         tokio::select! {
             biased;
             never = told => match never {},
-            () = finished => if stop.is_cancelled() { Leave::Drain } else { leave },
+            () = ended => if stop.is_cancelled() { Leave::Drain } else { leave },
         }
     }
 
-    /// The next job, once one is wanted; `None` once the broker handle is closed. Cancel safe.
+    /// The next job, once one is wanted and nothing that it needs is away; `None` once the broker handle is
+    /// closed. Cancel safe.
     async fn next(&self) -> Option<Delivery> {
+        let Runner { store_monitor, disk, .. } = &self.runner;
+        let needs = [store_monitor.dependency(), disk];
+        loop {
+            for need in needs {
+                need.returned().await;
+            }
+            if needs.iter().any(|need| need.is_away()) {
+                continue;
+            }
+            tokio::select! {
+                delivery = self.next_wanted() => return delivery,
+                () = store_monitor.dependency().departed() => {}
+                () = disk.departed() => {}
+            }
+            self.unsubscribe().await;
+        }
+    }
+
+    async fn next_wanted(&self) -> Option<Delivery> {
         loop {
             match self.runner.lane.wanted().await {
                 _ if self.share.is_full() => {}
@@ -190,11 +248,12 @@ impl<'a> Worker<'a> {
                     let mut subscription = self.subscription.lock().await;
                     return subscription.get_or_insert_with(|| self.broker.consume(1)).next().await;
                 }
-                Wanted::Ahead if self.leave().is_none() && self.share.excess().is_none() => {
+                Wanted::Ahead if self.runs() && self.leave().is_none() && self.share.excess().is_none() => {
                     let mut subscription = self.subscription.lock().await;
                     if let Some(delivery) = self.broker.take().await.filter(|taken| !taken.is_stale()) {
+                        self.taken().replace(delivery);
                         stop_consuming(&self.runner.stops, &mut subscription).await;
-                        return Some(delivery);
+                        return self.taken().take();
                     }
                 }
                 Wanted::Ahead => {}
@@ -206,12 +265,22 @@ impl<'a> Worker<'a> {
         }
     }
 
+    fn taken(&self) -> std::sync::MutexGuard<'_, Option<Delivery>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the subscription, and hands back what came by it or was taken and has no life yet.
     async fn unsubscribe(&self) {
-        stop_consuming(&self.runner.stops, &mut *self.subscription.lock().await).await;
+        let mut subscription = self.subscription.lock().await;
+        let taken = self.taken().take();
+        if let Some(delivery) = taken {
+            delivery.settle(Settlement::HandBack).await;
+        }
+        stop_consuming(&self.runner.stops, &mut subscription).await;
     }
 
     /// One job from its delivery to its settlement. Why no other is taken, if none is.
-    async fn live(&self, delivery: Delivery, turn: Turn) -> Option<Leave> {
+    async fn live(self: Arc<Self>, delivery: Delivery, turn: Turn) -> Option<Leave> {
         let span = self.traces.job(&received(&self.config.amqp.queue, &delivery.message));
         let leave = span.around(self.live_in(&span, delivery, turn)).await;
         span.end();
@@ -222,14 +291,14 @@ impl<'a> Worker<'a> {
         let place = Arc::new(self.board.take_job());
         metrics::job_taken(delivery.message.redelivered);
         self.share.take();
-        let (settlement, leave) = self.handle(span, &delivery, &turn, &place).await;
-        let enough = self.share.settle(settlement).map(Leave::Enough);
-        let leave = leave.or_else(|| self.leave()).or(enough);
+        let outcome = self.handle(span, &delivery, &turn, &place).await;
+        let enough = self.share.settle(outcome.returned).map(Leave::Enough);
+        let leave = self.leave().or(enough);
         if leave.is_some() {
-            // Before the ack: the broker would send another on its heels.
+            // Before the ack: the broker would send another at once.
             self.unsubscribe().await;
         }
-        self.settle(delivery, settlement).await;
+        self.settle(delivery, outcome.settlement).await;
         metrics::job_settled();
         leave
     }
@@ -252,65 +321,79 @@ impl<'a> Worker<'a> {
         engine.worn(&self.config.comfyui).map(Leave::Worn)
     }
 
-    /// From the message to what becomes of it, and why no other should be taken, if that showed.
+    /// From the message to what becomes of it.
     async fn handle(
         &self,
         span: &JobSpan,
         delivery: &Delivery,
         turn: &Turn,
         place: &Arc<JobPlace>,
-    ) -> (Settlement, Option<Leave>) {
-        let incoming = Incoming { span: span.clone(), ..self.incoming(&delivery.message) };
-        let lost = incoming.lost.clone();
+    ) -> Outcome {
+        let incoming = Incoming { span: span.clone(), ..self.incoming(delivery) };
         let sink = Arc::new(Sinks { place: Arc::clone(place), events: self.broker.events() });
         let disowned = async {
             delivery.lost().await;
-            lost.cancel();
+            incoming.lost.cancel();
             std::future::pending::<Infallible>().await
         };
         let ending = tokio::select! {
-            ending = self.runner.run(incoming, turn, sink) => ending,
+            ending = self.runner.run(&incoming, turn, sink) => ending,
             never = disowned => match never {},
         };
         place.ended_with(&ending);
-        let settlement = match ending {
-            Ending::Answered { id, body } => {
-                let publishing = self.publish(delivery, id.to_string(), body);
-                let settlement = span.stage(StageName::Publish).within(publishing).await;
-                if settlement == Settlement::HandBack {
-                    metrics::handed_back(Fault::Passing);
-                    span.goes_back("its result could not be published", true);
+        match ending {
+            Ending::Answered { id, body, stored } => {
+                let publishing = self.publish(delivery, id.to_string(), body, stored);
+                if span.stage(StageName::Publish).within(publishing).await {
+                    return Outcome::done(Settlement::Ack);
                 }
-                settlement
+                metrics::handed_back(Cause::Broker);
+                span.goes_back("its result could not be published", true);
+                self.hand_back(delivery).await
             }
             Ending::Reject { reason } => {
-                tracing::warn!(reason, "no job, and nobody to tell: to the dead letters");
-                Settlement::DeadLetter
+                tracing::warn!(reason, "the message cannot be answered: dead-lettering it");
+                Outcome::done(Settlement::DeadLetter)
             }
-            Ending::HandBack { reason, fault } => {
-                tracing::warn!(reason, "job goes back to the queue");
-                metrics::handed_back(fault);
-                match fault {
-                    Fault::None => {}
-                    Fault::Passing => self.pause(HAND_BACK_PAUSE).await,
-                    Fault::DiskFull => return (Settlement::HandBack, Some(Leave::DiskFull)),
+            Ending::HandBack { reason, cause, later } => {
+                metrics::handed_back(cause);
+                match later {
+                    None => {
+                        tracing::warn!(reason, "handing the job back to the queue");
+                        self.hand_back(delivery).await
+                    }
+                    Some((delay, returned)) => {
+                        tracing::warn!(
+                            reason,
+                            ?delay,
+                            returns = returned.count,
+                            "giving the job back until later"
+                        );
+                        self.postpone(delivery, &incoming, delay, returned).await
+                    }
                 }
-                Settlement::HandBack
             }
-        };
-        (settlement, None)
+        }
     }
 
-    pub(super) fn incoming(&self, message: &Message) -> Incoming {
+    pub(super) fn incoming(&self, delivery: &Delivery) -> Incoming {
+        let message: &Message = &delivery.message;
         let answerable = self.config.amqp.results_exchange.is_some()
             || message.reply_to.as_ref().is_some_and(|queue| queue::reply_allowed(&self.config.amqp, queue));
         Incoming {
             body: message.body.clone(),
             message_id: message.message_id.clone(),
             published_at: message.published_at,
-            expiration: message.expiration,
+            expires_at: message.expiry(delivery.received_at()),
+            redelivered: message.redelivered,
+            returned: message.returns.clone().map(|Returns { count, cause, since }| Returned {
+                cause,
+                count,
+                since,
+            }),
             lost: CancellationToken::new(),
             answerable,
+            queued: true,
             span: JobSpan::local(),
         }
     }
@@ -326,42 +409,97 @@ impl<'a> Worker<'a> {
         crate::phases::reached("acked").await;
     }
 
-    /// Order: the manifest is durable, then the confirm, then the ack.
+    /// Back to the head of the queue, at once. Before RabbitMQ 4.3 that counts to the delivery limit, where the broker
+    /// would take the job for poison: then a copy takes its place, with a fresh count.
+    async fn hand_back(&self, delivery: &Delivery) -> Outcome {
+        let limit = u64::from(self.config.amqp.delivery_limit);
+        if delivery.message.delivery_count + 1 < limit {
+            return Outcome::HANDED_BACK;
+        }
+        match self.broker.renew(delivery, Instant::now() + RENEW_LIMIT).await {
+            Ok(()) => Outcome::COPIED,
+            Err(error) => {
+                tracing::warn!(%error, "the job could not be published again: it nears its delivery limit");
+                Outcome::HANDED_BACK
+            }
+        }
+    }
+
+    /// Into the delay queue; a broker that takes nothing is waited for, until a drain.
+    async fn postpone(
+        &self,
+        delivery: &Delivery,
+        incoming: &Incoming,
+        delay: Duration,
+        returned: Returned,
+    ) -> Outcome {
+        let Returned { cause, count, since } = returned;
+        let returns = Returns { count, cause, since };
+        let postponement = Postponement { delay, returns, expires_at: incoming.expires_at };
+        loop {
+            let postponed = tokio::select! {
+                biased;
+                postponed = self.broker.postpone(delivery, &postponement, Instant::now() + CONFIRM_LIMIT) => postponed,
+                () = self.runner.stops.stop.cancelled() => return self.hand_back(delivery).await,
+            };
+            match postponed {
+                Ok(()) => return Outcome::COPIED,
+                Err(_) if delivery.is_stale() => return Outcome::HANDED_BACK,
+                Err(error @ PublishError::Unconfirmed(_)) => {
+                    tracing::warn!(%error, "the job could not be put into the delay queue yet");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the job cannot be put into the delay queue: handing it back");
+                    self.pause(HAND_BACK_PAUSE).await;
+                    return self.hand_back(delivery).await;
+                }
+            }
+        }
+    }
+
+    /// Order: the manifest is durable, then the confirm, then the ack. A broker that takes nothing is waited for as
+    /// long as the job is ours, up to the drain's grace; whether it is published.
     pub(super) async fn publish(
         &self,
         delivery: &Delivery,
         job_id: String,
         body: bytes::Bytes,
-    ) -> Settlement {
+        stored: bool,
+    ) -> bool {
         let result = ResultMessage {
             job_id,
             body,
             reply_to: delivery.message.reply_to.clone(),
             correlation_id: delivery.message.correlation_id.clone(),
+            reply_only: !stored,
         };
-        let publishing = self.broker.publish_result(&result, Instant::now() + PUBLISH_LIMIT);
-        let published = tokio::select! {
-            biased;
-            published = publishing => published,
-            // The manifest stands: whoever gets the job next answers from it.
-            () = self.runner.stops.abort.cancelled() => {
-                tracing::warn!(job = result.job_id, "the grace is over before the result was published");
-                return Settlement::HandBack;
-            }
-        };
-        match published {
-            Ok(warnings) => {
-                for warning in warnings {
-                    tracing::warn!(job = result.job_id, %warning, "the result could not be sent there");
+        loop {
+            let published = tokio::select! {
+                biased;
+                published = self.broker.publish_result(&result, Instant::now() + CONFIRM_LIMIT) => published,
+                // The manifest stands: whoever gets the job next answers from it.
+                () = self.runner.stops.abort.cancelled() => {
+                    tracing::warn!(job = result.job_id, "the grace is over before the result was published");
+                    return false;
                 }
-                tracing::info!(job = result.job_id, "answered");
-                crate::phases::reached("published").await;
-                Settlement::Ack
-            }
-            Err(error) => {
-                tracing::warn!(job = result.job_id, %error, "the result could not be published");
-                self.pause(HAND_BACK_PAUSE).await;
-                Settlement::HandBack
+                () = delivery.lost() => return false,
+            };
+            match published {
+                Ok(warnings) => {
+                    for warning in warnings {
+                        tracing::warn!(job = result.job_id, %warning, "the result could not be sent there");
+                    }
+                    tracing::info!(job = result.job_id, "answered");
+                    crate::phases::reached("published").await;
+                    return true;
+                }
+                Err(error) => {
+                    tracing::warn!(job = result.job_id, %error, "the result could not be published yet");
+                    self.pause(HAND_BACK_PAUSE).await;
+                    if !matches!(error, PublishError::Unconfirmed(_)) || delivery.is_stale() {
+                        return false;
+                    }
+                }
             }
         }
     }
@@ -371,6 +509,15 @@ impl<'a> Worker<'a> {
             () = sleep(pause) => {}
             () = self.runner.stops.stop.cancelled() => {}
         }
+    }
+}
+
+/// What a job's task says at its end; a panic in it ends the worker.
+fn finished(ended: Result<Option<Leave>, tokio::task::JoinError>) -> Option<Leave> {
+    match ended {
+        Ok(leave) => leave,
+        Err(stopped) if stopped.is_panic() => std::panic::resume_unwind(stopped.into_panic()),
+        Err(_) => None,
     }
 }
 

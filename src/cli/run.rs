@@ -91,7 +91,7 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
             let id = format!("{}-{}", workflow::stem(&args.workflow), Uuid::new_v4().simple());
             let incoming = Incoming::local(body.into(), id);
             let (turn, span) = (runner.lane.join(), incoming.span.clone());
-            Ok(span.around(runner.run(incoming, &turn, Arc::new(display.clone()))).await)
+            Ok(span.around(runner.run(&incoming, &turn, Arc::new(display.clone()))).await)
         }
         Err(error) => Err(error),
     };

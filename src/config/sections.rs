@@ -150,6 +150,8 @@ pub struct InputsConfig {
     pub model_cache_bytes: Option<u64>,
     /// Longest staging of one job.
     pub timeout: Duration,
+    /// How long inputs that are away are tried, from worker to worker.
+    pub retry_for: Duration,
 }
 
 /// `[outputs]`
@@ -324,6 +326,7 @@ impl InputsConfig {
             max_bytes: reader.required("inputs.max_bytes", bytes),
             model_cache_bytes: reader.optional("inputs.model_cache_bytes", bytes),
             timeout: reader.required("inputs.timeout", duration),
+            retry_for: reader.required("inputs.retry_for", duration),
         }
     }
 }

@@ -102,7 +102,7 @@ impl Early {
     }
 
     /// The upload to that file's place, if there is one, and whether it is of the file as it is now.
-    pub(super) fn take(&mut self, found: &Found) -> Option<(Begun, bool)> {
+    pub(super) fn take(&self, found: &Found) -> Option<(Begun, bool)> {
         let begun = self.shared.begun().remove(&found.place)?;
         let same = match &found.content {
             FoundContent::File(file) => {

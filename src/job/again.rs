@@ -24,7 +24,10 @@ pub async fn forget(store: &dyn ObjectStore, base: &ObjectUri, id: &JobId) -> Re
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use super::{super::attempt::Opened, *};
+    use super::{
+        super::{attempt::Opened, incoming::Incoming},
+        *,
+    };
     use crate::store::LocalStore;
 
     #[tokio::test]
@@ -33,7 +36,12 @@ mod tests {
         let base = ObjectUri::File(folder.path().to_owned());
         let id: JobId = "j".parse().unwrap();
         let records = Records::new(&LocalStore, &base, "j").unwrap();
-        let open = async || records.open("digest", "w", 2).await.unwrap();
+        // Each of another delivery, whose worker is gone.
+        let delivered = Incoming { redelivered: true, ..Incoming::local("".into(), "j".to_owned()) };
+        let open = async || {
+            let records = Records::new(&LocalStore, &base, "j").unwrap();
+            records.open("digest", "w", 2, &delivered).await.unwrap()
+        };
         for crashed in [1, 2] {
             assert!(matches!(open().await, Opened::Attempt(attempt) if attempt.number == crashed));
         }

@@ -1,16 +1,20 @@
 //! Attempts, counted in the store: `<store.uri>/<job id>/attempts/<n>.json`, created once each.
 //!
-//! A marker that was never closed is an attempt that ended without a word: a crash. The broker's
-//! own count cannot tell those from orderly hand-backs (FAULTS, "measured on RabbitMQ 3.10.8").
+//! A marker that is neither closed nor kept alive is an attempt that ended without a word: a crash. The broker's
+//! own count cannot tell those from orderly hand-backs: RabbitMQ counts each nack, and each connection that is lost.
+//!
+//! Whether an open attempt lives is seen without comparing clocks. Its message tells: the broker delivers it again
+//! only once the connection of whoever had it is gone. A worker that merely lost its connection goes on and says so
+//! in its marker within a moment. And a living attempt's marker changes every [`heartbeat`](super::heartbeat).
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::failure::Failure;
+use super::{failure::Failure, incoming::Incoming};
 use crate::store::{Creation, ObjectStore, ObjectUri, StoreError};
 
 /// Largest marker or manifest that is read back.
@@ -18,14 +22,22 @@ const LARGEST_RECORD: u64 = 64 << 20;
 /// More hand-backs than any orderly life has.
 const MOST_MARKERS: u32 = 1000;
 
-/// What a worker that lost its connection may take to notice and to note it in its marker.
+/// What a worker that lost its connection may take to notice and to note it in its marker, before its job is run
+/// by another, and before it is called poison.
+const NOTE_LIMIT: Duration = Duration::from_secs(2);
 const LAST_WORD: Duration = Duration::from_secs(5);
+/// How often a marker is looked at within that time.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// So many returns for one unchanged marker, two minutes and more, and its attempt is dead.
+const SILENT_RETURNS: u32 = 6;
 
 /// The records of one job.
 #[derive(Clone, Debug)]
 pub(super) struct Records<'a> {
     store: &'a dyn ObjectStore,
     folder: ObjectUri,
+    /// Tells markers of ours from others': a create whose answer was lost, which the store tried again.
+    nonce: String,
     /// The span of whoever opens an attempt.
     traceparent: Option<String>,
 }
@@ -59,27 +71,35 @@ struct Marker {
     version: u32,
     attempt: u32,
     worker: String,
-    /// Tells a marker of ours, whose answer was lost and which the store tried again, from others'.
+    /// Of the delivery.
     #[serde(default)]
     nonce: String,
     /// Empty in that of a cancel, which knows no body.
     body_sha256: String,
     /// Set when the attempt ended in good order: handed back, not crashed.
     closed: Option<String>,
+    /// How often the attempt has said that it lives.
+    #[serde(default)]
+    beats: u32,
+    /// Whether it goes on without its message, which the broker has taken back.
+    #[serde(default)]
+    disowned: bool,
     /// The attempt's span, for those that come after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     traceparent: Option<String>,
 }
 
 impl Marker {
-    fn new(number: u32, worker: &str, digest: &str) -> Self {
+    fn new(number: u32, nonce: &str, worker: &str, digest: &str) -> Self {
         Self {
             version: 1,
             attempt: number,
             worker: worker.to_owned(),
-            nonce: Uuid::new_v4().simple().to_string(),
+            nonce: nonce.to_owned(),
             body_sha256: digest.to_owned(),
             closed: None,
+            beats: 0,
+            disowned: false,
             traceparent: None,
         }
     }
@@ -94,7 +114,8 @@ impl<'a> Records<'a> {
     /// Never for a checked job id.
     pub(super) fn new(store: &'a dyn ObjectStore, base: &ObjectUri, job: &str) -> Result<Self, Failure> {
         let folder = base.join(job).map_err(|error| Failure::Internal(error.to_string()))?;
-        Ok(Self { store, folder, traceparent: None })
+        let nonce = Uuid::new_v4().simple().to_string();
+        Ok(Self { store, folder, nonce, traceparent: None })
     }
 
     /// Attempts that are opened have this span.
@@ -106,58 +127,100 @@ impl<'a> Records<'a> {
         self.folder.join(name).map_err(|error| Failure::Internal(error.to_string()))
     }
 
-    /// Begins an attempt, or finds that there is nothing to run.
-    pub(super) async fn open(&self, digest: &str, worker: &str, max_crashes: u32) -> Result<Opened, Failure> {
-        let opened = self.count_and_begin(digest, worker, max_crashes).await?;
-        let Opened::Poison { attempt, crashes } = opened else { return Ok(opened) };
+    /// Begins an attempt at the job of that body, or finds that there is nothing to run.
+    ///
+    /// # Errors
+    /// [`Failure::CopyRunning`] while another delivery of it is being run.
+    pub(super) async fn open(
+        &self,
+        digest: &str,
+        worker: &str,
+        max_crashes: u32,
+        delivery: &Incoming,
+    ) -> Result<Opened, Failure> {
+        let mut earlier: Vec<Marker> = Vec::new();
+        for number in 1..=MOST_MARKERS {
+            // The first is created unseen: most jobs come once. The others are looked at before, since a copy of a
+            // job that is being run must leave no marker.
+            if number > 1 {
+                match self.find_marker(number).await? {
+                    // An earlier try to open it got as far as this.
+                    Some(ours) if ours.nonce == self.nonce => {
+                        return self.judge(ours, &earlier, max_crashes).await;
+                    }
+                    Some(marker) => {
+                        earlier.push(marker);
+                        continue;
+                    }
+                    None => self.await_others(&mut earlier, delivery).await?,
+                }
+            }
+            let traceparent = self.traceparent.clone();
+            let marker = Marker { traceparent, ..Marker::new(number, &self.nonce, worker, digest) };
+            let Some(other) = self.begin(&marker).await? else {
+                return self.judge(marker, &earlier, max_crashes).await;
+            };
+            if !other.is_of(digest) {
+                return Ok(Opened::Conflict);
+            }
+            if number == 1
+                && let Some(body) = self.result().await?
+            {
+                return Ok(Opened::Finished { body, former: other.traceparent });
+            }
+            earlier.push(other);
+        }
+        Err(Failure::Internal(format!("{MOST_MARKERS} attempts at one job")))
+    }
+
+    /// Returns once every earlier attempt has ended, in good order or without a word.
+    async fn await_others(&self, earlier: &mut [Marker], delivery: &Incoming) -> Result<(), Failure> {
+        let until = Instant::now() + NOTE_LIMIT;
+        loop {
+            let Some(last) = earlier.iter_mut().rev().find(|marker| marker.closed.is_none()) else {
+                return Ok(());
+            };
+            // Had it been delivered again, the broker had taken it back from whoever runs it.
+            if last.disowned || !delivery.redelivered {
+                let copy = Failure::CopyRunning(format!("{}.{}", last.nonce, last.beats));
+                let returned = delivery.returned_for(&copy).count;
+                return if returned > SILENT_RETURNS { Ok(()) } else { Err(copy) };
+            }
+            if Instant::now() >= until {
+                return Ok(());
+            }
+            sleep(LOOK_EVERY).await;
+            if let Some(now) = self.find_marker(last.attempt).await? {
+                *last = now;
+            }
+        }
+    }
+
+    /// What `marker`, just created, begins.
+    async fn judge(&self, marker: Marker, earlier: &[Marker], max_crashes: u32) -> Result<Opened, Failure> {
+        let open = |markers: &[Marker]| {
+            u32::try_from(markers.iter().filter(|marker| marker.closed.is_none()).count()).unwrap_or(u32::MAX)
+        };
+        let (number, crashes) = (marker.attempt, open(earlier));
+        let former = earlier.iter().rev().find_map(|marker| marker.traceparent.clone());
+        let attempt = OpenAttempt { number, crashes, former, marker };
+        if crashes < max_crashes {
+            return Ok(Opened::Attempt(attempt));
+        }
         // The last of them may live: a worker whose connection broke goes on, and says so in its marker.
         sleep(LAST_WORD).await;
         if let Some(body) = self.result().await? {
             return Ok(Opened::Finished { body, former: attempt.former });
         }
-        let still_open = self.open_before(attempt.number).await?;
-        if still_open < max_crashes {
+        let mut now = Vec::new();
+        for earlier in 1..number {
+            now.extend(self.find_marker(earlier).await?);
+        }
+        if open(&now) < max_crashes {
             Ok(Opened::Attempt(attempt))
         } else {
             Ok(Opened::Poison { attempt, crashes })
         }
-    }
-
-    /// How many attempts before that one ended without a word, or have not ended.
-    async fn open_before(&self, number: u32) -> Result<u32, Failure> {
-        let mut open = 0;
-        for earlier in 1..number {
-            let marker = self.marker(&self.at(&format!("attempts/{earlier}.json"))?).await?;
-            open += u32::from(marker.closed.is_none());
-        }
-        Ok(open)
-    }
-
-    async fn count_and_begin(&self, digest: &str, worker: &str, max_crashes: u32) -> Result<Opened, Failure> {
-        let (mut crashes, mut former) = (0, None);
-        for number in 1..=MOST_MARKERS {
-            let traceparent = self.traceparent.clone();
-            let marker = Marker { traceparent, ..Marker::new(number, worker, digest) };
-            let Some(earlier) = self.begin(&marker).await? else {
-                let attempt = OpenAttempt { number, crashes, former, marker };
-                return Ok(if crashes >= max_crashes {
-                    Opened::Poison { attempt, crashes }
-                } else {
-                    Opened::Attempt(attempt)
-                });
-            };
-            if !earlier.is_of(digest) {
-                return Ok(Opened::Conflict);
-            }
-            former = earlier.traceparent.or(former);
-            if number == 1
-                && let Some(body) = self.result().await?
-            {
-                return Ok(Opened::Finished { body, former });
-            }
-            crashes += u32::from(earlier.closed.is_none());
-        }
-        Err(Failure::Internal(format!("{MOST_MARKERS} attempts at one job")))
     }
 
     /// Creates a marker; the one that is there instead, if another's is.
@@ -175,19 +238,40 @@ impl<'a> Records<'a> {
     /// Marks a job as had before any worker has it, so that the first one looks for a result; whether
     /// none has had it.
     pub(super) async fn forestall(&self, who: &str) -> Result<bool, Failure> {
-        let marker = Marker { closed: Some("cancelled".to_owned()), ..Marker::new(1, who, "") };
+        let marker = Marker { closed: Some("cancelled".to_owned()), ..Marker::new(1, &self.nonce, who, "") };
         Ok(self.begin(&marker).await?.is_none())
     }
 
     async fn marker(&self, uri: &ObjectUri) -> Result<Marker, Failure> {
-        let marker = self.store.read(uri, LARGEST_RECORD).await.map_err(unavailable)?;
-        serde_json::from_slice(&marker)
-            .map_err(|error| Failure::StoreUnavailable(format!("{uri}: not a marker: {error}")))
+        read_marker(uri, self.store.read(uri, LARGEST_RECORD).await.map_err(unavailable)?)
+    }
+
+    async fn find_marker(&self, number: u32) -> Result<Option<Marker>, Failure> {
+        let uri = self.at(&format!("attempts/{number}.json"))?;
+        match self.store.read(&uri, LARGEST_RECORD).await {
+            Ok(marker) => read_marker(&uri, marker).map(Some),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(unavailable(error)),
+        }
     }
 
     /// Says that an attempt ended in good order.
     pub(super) async fn close(&self, attempt: &OpenAttempt, reason: &str) -> Result<(), Failure> {
-        let marker = Marker { closed: Some(reason.to_owned()), ..attempt.marker.clone() };
+        let closed = Some(reason.to_owned());
+        self.write(attempt, Marker { closed, ..attempt.marker.clone() }).await
+    }
+
+    /// Says that an attempt lives, for the `beats`th time, and whether it has lost its message.
+    pub(super) async fn note(
+        &self,
+        attempt: &OpenAttempt,
+        beats: u32,
+        disowned: bool,
+    ) -> Result<(), Failure> {
+        self.write(attempt, Marker { beats, disowned, ..attempt.marker.clone() }).await
+    }
+
+    async fn write(&self, attempt: &OpenAttempt, marker: Marker) -> Result<(), Failure> {
         let body = serde_json::to_vec(&marker).map_err(|error| Failure::Internal(error.to_string()))?;
         let uri = self.at(&format!("attempts/{}.json", attempt.number))?;
         let content = crate::store::Content::Bytes(body.into());
@@ -232,6 +316,11 @@ impl<'a> Records<'a> {
                 .ok_or_else(|| Failure::StoreUnavailable("result.json exists and cannot be read".to_owned())),
         }
     }
+}
+
+fn read_marker(uri: &ObjectUri, marker: Bytes) -> Result<Marker, Failure> {
+    serde_json::from_slice(&marker)
+        .map_err(|error| Failure::StoreUnavailable(format!("{uri}: not a marker: {error}")))
 }
 
 /// The media type of every record.

@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::Duration,
+    time::SystemTime,
 };
 
 use tokio::{sync::Notify, time::sleep};
@@ -49,12 +49,15 @@ impl End {
         self.called.cancel();
     }
 
-    /// Ends the job when its message's expiration has passed, `queued` of it already; not once dropped.
-    ///
-    /// The broker lets no message out of a queue after its expiration. One that seems to come later was
-    /// dated by a clock that disagrees with ours: then the whole of it counts from now.
-    pub(super) fn expire(&self, whole: Duration, queued: Duration) -> AbortOnDropHandle<()> {
-        let left = whole.checked_sub(queued).filter(|left| !left.is_zero()).unwrap_or(whole);
+    /// Ends the job when its message, published then, expires; not once dropped.
+    pub(super) fn expire(
+        &self,
+        expires_at: SystemTime,
+        published_at: Option<SystemTime>,
+    ) -> AbortOnDropHandle<()> {
+        let now = SystemTime::now();
+        let left = expires_at.duration_since(now).unwrap_or_default();
+        let whole = expires_at.duration_since(published_at.unwrap_or(now)).unwrap_or(left);
         let end = self.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
             sleep(left).await;

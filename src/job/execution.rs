@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::{Map, Value};
+use tokio::time::timeout;
 
 use super::{
     apply::Prompt,
@@ -21,13 +22,14 @@ use super::{
     report::Reporter,
     request::JobRequest,
     result::{NodeTiming, Output, Stage, Timings},
-    runner::{Runner, ms},
+    retries::{InHand, Retries},
+    runner::{BOOT_PATIENCE, Runner, ms},
     watched::Watched,
 };
 use crate::{
     comfy::{Behind, ExecuteError, Executed, Execution, history::History},
     connector::{ConnectorError, Engine},
-    deliver::{self, Destination, Early, Findings, upload_failure},
+    deliver::{self, Destination, Early, Findings},
     stage::Owned,
     store::{Content, ObjectUri},
     telemetry::{JobSpan, StageName, StageSpan, redact_json},
@@ -42,6 +44,7 @@ pub(super) struct Executor<'a> {
     pub(super) reporter: &'a Reporter,
     /// Called when the job must end, whatever it is at.
     pub(super) end: &'a End,
+    pub(super) retries: &'a Retries<'a>,
     pub(super) span: &'a JobSpan,
     /// Nodes that must run again although ComfyUI remembers their outputs: an earlier try found
     /// their files gone.
@@ -65,6 +68,7 @@ pub(super) struct RecordUris {
 }
 
 impl<'a> Executor<'a> {
+    #[allow(clippy::too_many_arguments, reason = "what one delivery has in hand")]
     pub(super) fn new(
         runner: &'a Runner,
         turn: &'a Turn,
@@ -72,6 +76,7 @@ impl<'a> Executor<'a> {
         attempt: u32,
         reporter: &'a Reporter,
         end: &'a End,
+        retries: &'a Retries<'a>,
         span: &'a JobSpan,
     ) -> Self {
         Self {
@@ -81,6 +86,7 @@ impl<'a> Executor<'a> {
             attempt,
             reporter,
             end,
+            retries,
             span,
             rerun: BTreeSet::new(),
             left: Mutex::default(),
@@ -91,6 +97,7 @@ impl<'a> Executor<'a> {
     pub(super) async fn execute(&self, timings: &mut Timings) -> Result<Done, Met> {
         let destination = self.destination().at(Stage::Accept)?;
         let ready = Box::pin(self.ready(timings)).await?;
+        self.try_place(&destination, &ready.prompt).await.at(Stage::Stage)?;
         let mut early = self.early(&ready.folder, &destination);
         let done = self.run_and_deliver(ready, &destination, &mut early, timings).await;
         if done.is_err() {
@@ -144,13 +151,18 @@ impl<'a> Executor<'a> {
             self.find(&folder, &history, images, executed.images_lost).await
         };
         let findings = self.span.stage(StageName::Collect).run(collecting).await.at(Stage::Collect)?;
-        let uploading = timed(self.upload(destination, findings, early, &prompt, &history));
-        let uploading = self.span.stage(StageName::Upload).run(self.runner.stops.unless_aborted(uploading));
+        let begun = &*early;
+        let upload = || self.upload(destination, &findings, begun, &prompt, &history);
+        // The GPU's time is spent: what it made is kept until it can be stored.
+        let uploading = timed(self.retries.persist(InHand::Outputs, upload));
+        let uploading = async { uploading.await.map_err(|stopped| stopped.failure) };
+        let uploading = self.span.stage(StageName::Upload).run(uploading);
         let (outputs, uploaded_in) = tokio::select! {
             biased;
             uploaded = uploading => uploaded.at(Stage::Upload)?,
             why = self.end.called() => return Err(why).at(Stage::Upload),
         };
+        early.discard().await;
         timings.uploaded_ms = ms(uploaded_in);
         crate::phases::reached("uploaded").await;
         let (outputs, records) = outputs;
@@ -177,9 +189,30 @@ impl<'a> Executor<'a> {
                 uri
             }
         };
+        let own = root == *base || root.is_beneath(&[format!("{base}/")]);
         let base = root.join(&format!("{}/{}", self.job.id, self.attempt));
+        let base = base.map_err(|error| invalid(error.to_string()))?;
         let presign = self.job.output.presign_seconds.map(Duration::from_secs);
-        Ok(Destination { store: &**store, base: base.map_err(|error| invalid(error.to_string()))?, presign })
+        Ok(Destination { store: &**store, root, base, own, presign })
+    }
+
+    /// Shows that outputs can go where the job wants them, before the GPU works for them: by the prompt, which is stored
+    /// there in any case. Remembered for a while.
+    async fn try_place(&self, destination: &Destination<'_>, prompt: &Prompt) -> Result<(), Failure> {
+        let known = &self.runner.known_places;
+        if destination.own || known.contains_key(&destination.root) {
+            return Ok(());
+        }
+        let prompt = Value::Object(prompt.clone());
+        let storing = self.store_record(destination, "prompt.json", &prompt);
+        tokio::select! {
+            biased;
+            () = self.runner.stops.stop.cancelled() => return Err(Failure::Draining),
+            why = self.end.called() => return Err(why),
+            stored = storing => stored?,
+        };
+        known.insert(destination.root.clone(), ());
+        Ok(())
     }
 
     async fn run(
@@ -248,8 +281,19 @@ impl<'a> Executor<'a> {
         Err(met)
     }
 
+    /// ComfyUI, waited for while it starts, but not for longer than a job is held.
     pub(super) async fn engine(&self) -> Result<Arc<Engine>, Met> {
-        self.runner.connector.engine().await.map_err(engine_failure).at(Stage::Run)
+        let starting = self.runner.connector.engine();
+        if !self.retries.may_give_back() {
+            return starting.await.map_err(engine_failure).at(Stage::Run);
+        }
+        match timeout(BOOT_PATIENCE, starting).await {
+            Ok(started) => started.map_err(engine_failure),
+            Err(_) => {
+                Err(Failure::EngineUnavailable(format!("ComfyUI has not started within {BOOT_PATIENCE:?}")))
+            }
+        }
+        .at(Stage::Run)
     }
 
     fn early(&self, folder: &Owned, destination: &Destination<'_>) -> Early {
@@ -288,8 +332,8 @@ impl<'a> Executor<'a> {
     async fn upload(
         &self,
         destination: &Destination<'_>,
-        findings: Findings,
-        early: &mut Early,
+        findings: &Findings,
+        early: &Early,
         prompt: &Prompt,
         history: &History,
     ) -> Result<(Vec<Output>, RecordUris), Failure> {
@@ -307,27 +351,36 @@ impl<'a> Executor<'a> {
         prompt: &Prompt,
         history: &History,
     ) -> Result<RecordUris, Failure> {
-        let put = async |name: &str, value: &Value| {
-            let uri = destination.base.join(name).map_err(|error| Failure::Internal(error.to_string()))?;
-            let body =
-                serde_json::to_vec_pretty(value).map_err(|error| Failure::Internal(error.to_string()))?;
-            let content = Content::Bytes(body.into());
-            destination.store.put(&uri, content, JSON).await.map_err(upload_failure)?;
-            Ok(uri)
-        };
         let (mut history, prompt) = (history.without_secrets(), Value::Object(prompt.clone()));
         // Of a node that failed it shows the inputs, hidden ones like the API key among them.
         history.get_mut("status").into_iter().for_each(redact_json);
-        let (history, prompt) = tokio::try_join!(put("history.json", &history), put("prompt.json", &prompt))?;
+        let (history, prompt) = tokio::try_join!(
+            self.store_record(destination, "history.json", &history),
+            self.store_record(destination, "prompt.json", &prompt)
+        )?;
         Ok(RecordUris { history, prompt })
+    }
+
+    async fn store_record(
+        &self,
+        destination: &Destination<'_>,
+        name: &str,
+        value: &Value,
+    ) -> Result<ObjectUri, Failure> {
+        let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
+        let uri = destination.base.join(name).map_err(|error| internal(&error))?;
+        let body = serde_json::to_vec_pretty(value).map_err(|error| internal(&error))?;
+        let put = destination.store.put(&uri, Content::Bytes(body.into()), JSON).await;
+        put.map(|_| uri).map_err(|error| destination.failure(error))
     }
 
     /// Stores what ComfyUI said of an execution that failed; for the result, as far as it goes.
     pub(super) async fn left_records(&self) -> Option<RecordUris> {
         let (prompt, history) = self.left.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         let destination = self.destination().ok()?;
-        let stored = self.store_records(&destination, &prompt, &history).await;
-        stored.inspect_err(|error| tracing::warn!(%error, "history not stored")).ok()
+        let store = || self.store_records(&destination, &prompt, &history);
+        let stored = self.retries.persist(InHand::Result, store).await;
+        stored.inspect_err(|stopped| tracing::warn!(error = %stopped.failure, "history not stored")).ok()
     }
 }
 

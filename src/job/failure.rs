@@ -1,5 +1,5 @@
 //! Everything that can go wrong with a job. A variant says what happened; whose fault that is and
-//! what follows stands in [`super::verdict`], the contract's code and stage stand here.
+//! what follows is decided in [`super::decision`], the contract's code and stage stand here.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -19,6 +19,9 @@ pub enum Failure {
     /// The body breaks the contract.
     #[error("{0}")]
     Invalid(String),
+    /// It is no job, and there is nobody to tell.
+    #[error("{0}")]
+    Unanswerable(String),
     /// The id was used before, with another body.
     #[error("the job id {0} was used before with another body; choose another id")]
     IdConflict(String),
@@ -28,6 +31,9 @@ pub enum Failure {
     /// An input lies where jobs may not read, or the credentials do not open it.
     #[error("{0}")]
     InputForbidden(String),
+    /// The place of an input does not answer, is too slow, or is in another region.
+    #[error("{0}")]
+    InputUnavailable(String),
     /// An input, or all of them, are larger than allowed.
     #[error("{0}")]
     InputTooLarge(String),
@@ -92,13 +98,22 @@ pub enum Failure {
     /// It made more than it may.
     #[error("{0}")]
     OutputTooLarge(String),
+    /// The place for its outputs does not open to these credentials, or refuses what is written.
+    #[error("{0}")]
+    OutputForbidden(String),
+    /// There is no such place for its outputs, or it is in another region.
+    #[error("{0}")]
+    OutputNotFound(String),
+    /// The place for its outputs does not answer.
+    #[error("{0}")]
+    OutputUnavailable(String),
     /// ComfyUI died while it ran.
     #[error("{0}")]
     EngineCrashed(String),
     /// ComfyUI was lost with another job's prompt, before it came to this one's.
     #[error("{0}")]
     EngineLost(String),
-    /// ComfyUI cannot be reached or started.
+    /// ComfyUI cannot be reached or started, or starts for too long.
     #[error("{0}")]
     EngineUnavailable(String),
     /// The store cannot be reached.
@@ -124,6 +139,12 @@ pub enum Failure {
         /// The reason, in words.
         message: String,
     },
+    /// Another delivery of the same job is being run. The text tells one moment of that attempt from the next.
+    #[error("another delivery of this job is being run ({0})")]
+    CopyRunning(String),
+    /// The broker has taken the message back.
+    #[error("the connection that brought the job is gone")]
+    Disowned,
     /// The worker is draining: nobody's fault.
     #[error("the worker is shutting down")]
     Draining,
@@ -133,6 +154,44 @@ pub enum Failure {
     /// A bug of ours.
     #[error("{0}")]
     Internal(String),
+}
+
+/// What was away when a job was given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Nothing: a drain, or another worker can have it earlier.
+    None,
+    /// The store, or the place for outputs.
+    Store,
+    /// Room on this worker's disk.
+    Disk,
+    /// An input's place.
+    Input,
+    /// ComfyUI.
+    Engine,
+    /// Nothing; another delivery of the job is being run.
+    Copy,
+    /// The broker, for the job's result.
+    Broker,
+    /// Something else of this machine.
+    Local,
+}
+
+impl Cause {
+    /// Its word in metrics and in the messages that are given back.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Store => "store",
+            Self::Disk => "disk",
+            Self::Input => "input",
+            Self::Engine => "engine",
+            Self::Copy => "copy",
+            Self::Broker => "broker",
+            Self::Local => "local",
+        }
+    }
 }
 
 /// A node's exception, in ComfyUI's words.
@@ -180,11 +239,12 @@ impl Failure {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::Malformed(_) => Code::MalformedJob,
+            Self::Malformed(_) | Self::Unanswerable(_) => Code::MalformedJob,
             Self::Invalid(_) => Code::InvalidJob,
             Self::IdConflict(_) => Code::IdConflict,
             Self::InputNotFound(_) => Code::InputNotFound,
             Self::InputForbidden(_) => Code::InputForbidden,
+            Self::InputUnavailable(_) => Code::InputUnavailable,
             Self::InputTooLarge(_) => Code::InputTooLarge,
             Self::ChecksumMismatch(_) => Code::ChecksumMismatch,
             Self::UnsupportedUri(_) => Code::UnsupportedUri,
@@ -197,12 +257,16 @@ impl Failure {
             Self::OutOfMemory(_) => Code::OutOfMemory,
             Self::TimedOut { .. } | Self::Expired { .. } => Code::Timeout,
             Self::Cancelled => Code::Cancelled,
-            Self::Interrupted | Self::Draining | Self::HeldUp => Code::Interrupted,
+            Self::Interrupted | Self::Draining | Self::HeldUp | Self::Disowned => Code::Interrupted,
             Self::OutputMissing { .. } => Code::OutputMissing,
+            Self::OutputForbidden(_) => Code::OutputForbidden,
+            Self::OutputNotFound(_) => Code::OutputNotFound,
             Self::EngineCrashed(_) | Self::EngineLost(_) => Code::EngineCrashed,
             Self::Poison { .. } => Code::Poison,
             Self::DeadLettered { code, .. } => *code,
             Self::EngineUnavailable(_)
+            | Self::OutputUnavailable(_)
+            | Self::CopyRunning(_)
             | Self::StoreUnavailable(_)
             | Self::DiskFull(_)
             | Self::Local(_)
@@ -217,6 +281,30 @@ impl Failure {
         match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::DiskFull(text),
             _ => Self::Local(text),
+        }
+    }
+
+    /// What was away, when a job is given back for this.
+    #[must_use]
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::StoreUnavailable(_) | Self::OutputUnavailable(_) => Cause::Store,
+            Self::InputUnavailable(_) => Cause::Input,
+            Self::DiskFull(_) => Cause::Disk,
+            Self::Local(_) => Cause::Local,
+            Self::EngineUnavailable(_) | Self::EngineLost(_) => Cause::Engine,
+            Self::CopyRunning(_) => Cause::Copy,
+            _ => Cause::None,
+        }
+    }
+
+    /// What tells returns of a job for this from returns for something else. Of a copy that runs: one moment of
+    /// its attempt, so that returns count only while nothing is heard of it.
+    #[must_use]
+    pub fn return_cause(&self) -> String {
+        match self {
+            Self::CopyRunning(moment) => format!("{} {moment}", self.cause().word()),
+            _ => self.cause().word().to_owned(),
         }
     }
 

@@ -5,7 +5,11 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::{JobId, failure::Failure};
+use super::{
+    JobId,
+    decision::{GiveBack, delay},
+    failure::{Cause, Failure},
+};
 use crate::telemetry::{JobSpan, redact};
 
 /// A message to be run.
@@ -17,12 +21,18 @@ pub struct Incoming {
     pub message_id: Option<String>,
     /// When it was published.
     pub published_at: Option<SystemTime>,
-    /// How long after that its answer is worth anything.
-    pub expiration: Option<Duration>,
+    /// When its answer is worth nothing any more.
+    pub expires_at: Option<SystemTime>,
+    /// Whether this very message was delivered before, to anybody.
+    pub redelivered: bool,
+    /// Why and how often it was given back until now.
+    pub returned: Option<Returned>,
     /// Cancelled when the broker has taken the message back, and may give it to others.
     pub lost: CancellationToken,
     /// Whether somebody gets the answer.
     pub answerable: bool,
+    /// Whether it came from a queue, to which it can be given back.
+    pub queued: bool,
     /// Its delivery's.
     pub span: JobSpan,
 }
@@ -35,12 +45,44 @@ impl Incoming {
             body,
             message_id: Some(id),
             published_at: None,
-            expiration: None,
+            expires_at: None,
+            redelivered: false,
+            returned: None,
             lost: CancellationToken::new(),
             answerable: true,
+            queued: false,
             span: JobSpan::local(),
         }
     }
+
+    /// For how long it has been given back for the cause of `failure`.
+    pub(super) fn waited(&self, failure: &Failure) -> Duration {
+        let same = self.returned.as_ref().filter(|returned| returned.cause == failure.return_cause());
+        // Clocks of workers that disagree give zero; the count of returns grows all the same.
+        same.and_then(|returned| returned.since.elapsed().ok()).unwrap_or_default()
+    }
+
+    /// What the message carries when it is given back for `failure` once more.
+    pub(super) fn returned_for(&self, failure: &Failure) -> Returned {
+        let cause = failure.return_cause();
+        match &self.returned {
+            Some(before) if before.cause == cause => {
+                Returned { count: before.count.saturating_add(1), ..before.clone() }
+            }
+            _ => Returned { cause, count: 1, since: SystemTime::now() },
+        }
+    }
+}
+
+/// That a message was given back by a worker, through the delay queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Returned {
+    /// The last cause.
+    pub cause: String,
+    /// How often in a row for this cause.
+    pub count: u32,
+    /// Since when for this cause.
+    pub since: SystemTime,
 }
 
 /// What becomes of a message.
@@ -52,15 +94,19 @@ pub enum Ending {
         id: JobId,
         /// The result, byte for byte.
         body: Bytes,
+        /// Whether it is the stored one; one that is not goes to the message's own `reply_to` only.
+        stored: bool,
     },
     /// Give it back to the queue.
     HandBack {
         /// Why.
         reason: String,
-        /// Whether the fault may last.
-        fault: Fault,
+        /// What was away.
+        cause: Cause,
+        /// By way of the delay queue, after so long; `None`: at once.
+        later: Option<(Duration, Returned)>,
     },
-    /// No job, and nobody to tell: to the dead letters.
+    /// Nobody can be answered: to the dead letters.
     Reject {
         /// Why.
         reason: String,
@@ -68,23 +114,45 @@ pub enum Ending {
 }
 
 impl Ending {
-    pub(super) fn hand_back(failure: &Failure) -> Self {
-        let fault = match failure {
-            Failure::Draining | Failure::HeldUp => Fault::None,
-            Failure::DiskFull(_) => Fault::DiskFull,
-            _ => Fault::Passing,
-        };
-        Self::HandBack { reason: redact(&failure.to_string()).into_owned(), fault }
+    /// `incoming` goes back for `failure`.
+    pub(super) fn hand_back(incoming: &Incoming, failure: &Failure, give_back: GiveBack) -> Self {
+        let later = (give_back == GiveBack::Later).then(|| {
+            let returned = incoming.returned_for(failure);
+            (delay(returned.count), returned)
+        });
+        Self::HandBack { reason: redact(&failure.to_string()).into_owned(), cause: failure.cause(), later }
     }
 }
 
-/// What a hand-back says of this worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Nothing bad: it is told to end, or another can have the job earlier.
-    None,
-    /// Something is away: not at once again, or the job would come back in a hot loop.
-    Passing,
-    /// Its disk is full: other jobs are better off elsewhere, too.
-    DiskFull,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn returns_count_in_a_row_for_one_cause() {
+        let mut incoming = Incoming::local(Bytes::new(), "j".to_owned());
+        let input = Failure::InputUnavailable(String::new());
+        let mut delays = Vec::new();
+        for count in 1..=3 {
+            let Ending::HandBack { later: Some((delay, returned)), cause: Cause::Input, .. } =
+                Ending::hand_back(&incoming, &input, GiveBack::Later)
+            else {
+                panic!("not given back later")
+            };
+            assert_eq!((returned.count, returned.cause.as_str()), (count, "input"));
+            delays.push(delay);
+            incoming.returned = Some(returned);
+        }
+        assert!(delays.is_sorted() && delays.first() < delays.last());
+        let moment = |moment: &str| Failure::CopyRunning(moment.to_owned());
+        assert_eq!(incoming.returned_for(&moment("a.1")).count, 1, "another cause");
+        incoming.returned = Some(incoming.returned_for(&moment("a.1")));
+        assert_eq!(incoming.returned_for(&moment("a.1")).count, 2);
+        assert_eq!(incoming.returned_for(&moment("a.2")).count, 1, "the attempt lives");
+
+        let since = SystemTime::now() - Duration::from_secs(60);
+        incoming.returned = Some(Returned { since, ..incoming.returned_for(&input) });
+        assert!(incoming.waited(&input) >= Duration::from_secs(60));
+        assert_eq!(incoming.waited(&moment("a.1")), Duration::ZERO);
+    }
 }

@@ -21,6 +21,9 @@ const MOST_POSTED: usize = 2;
 /// How long before the end of the running job the next one is taken, at least and at most.
 const LEAD: std::ops::RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(30);
 
+/// A preparation that takes longer, of large inputs or of ones that are away, leaves the way free for another job.
+const SLOW_PREPARATION: Duration = Duration::from_secs(2);
+
 /// How long a job may go on after its expected end until the one behind it is given back: an idle
 /// worker may have it.
 const OVERDUE: Duration = Duration::from_secs(10);
@@ -52,11 +55,17 @@ struct Job {
 #[derive(Debug)]
 enum At {
     /// Accepted, its prompt not posted.
-    Preparing,
+    Preparing { since: Instant },
     /// Its prompt is in ComfyUI.
     Posted { over: CancellationToken, ends_at: Option<Instant> },
     /// It needs ComfyUI no more.
     Executed,
+}
+
+impl At {
+    fn preparing() -> Self {
+        Self::Preparing { since: Instant::now() }
+    }
 }
 
 /// Why another job is wanted.
@@ -83,7 +92,7 @@ impl Lane {
         self.0.state.send_modify(|state| {
             state.joined += 1;
             number = state.joined;
-            state.jobs.insert(number, Job { at: At::Preparing, alone: false });
+            state.jobs.insert(number, Job { at: At::preparing(), alone: false });
         });
         Turn { lane: self.clone(), number }
     }
@@ -144,9 +153,18 @@ impl State {
         if closed {
             return Look::Later;
         }
-        let mut before = self.jobs.values().filter(|job| !matches!(job.at, At::Executed));
+        let slow_at = |job: &Job| match job.at {
+            At::Preparing { since } if lookahead == Lookahead::Auto => Some(since + SLOW_PREPARATION),
+            _ => None,
+        };
+        let in_the_way = |job: &&Job| {
+            !matches!(job.at, At::Executed) && slow_at(job).is_none_or(|slow_at| now < slow_at)
+        };
+        let mut before = self.jobs.values().filter(in_the_way);
+        let next_slow = self.jobs.values().filter(in_the_way).filter_map(slow_at).min();
         match (before.next(), before.next()) {
             (None, _) => Look::Now(Wanted::Ahead),
+            (Some(_), _) if next_slow.is_some() => next_slow.map_or(Look::Later, Look::From),
             (Some(_), Some(_)) => Look::Later,
             (Some(_), None) if lookahead == Lookahead::Always => Look::Now(Wanted::Ahead),
             (Some(Job { at: At::Posted { ends_at: Some(ends_at), .. }, .. }), None) => {
@@ -214,7 +232,7 @@ impl Turn {
 
     /// Another try begins.
     pub(super) fn prepare(&self) {
-        self.set(At::Preparing);
+        self.set(At::preparing());
     }
 
     /// Keeps other jobs out and waits until those before it are gone: it may crash this worker, and

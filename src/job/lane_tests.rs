@@ -48,6 +48,31 @@ async fn the_wait_for_the_end_ends_by_itself() {
 }
 
 #[tokio::test]
+async fn a_slow_preparation_leaves_the_way_free() {
+    let lane = Lane::new(Lookahead::Auto);
+    let stuck = lane.join();
+    stuck.set(At::Preparing { since: Instant::now() - SLOW_PREPARATION + Duration::from_millis(50) });
+    assert_eq!(wanted(&lane), None, "it may be ready in a moment");
+    assert_eq!(lane.wanted().await, Wanted::Ahead);
+    let other = lane.join();
+    assert_eq!(wanted(&lane), None, "that one is ready in a moment");
+    let running = place(&other);
+    assert_eq!(wanted(&lane), None, "nobody knows how long it takes");
+    running.expect(Some(Duration::ZERO));
+    assert_eq!(wanted(&lane), Some(Wanted::Ahead));
+    drop(running);
+    assert_eq!(wanted(&lane), Some(Wanted::Ahead));
+    let more: Vec<_> = (2..MOST_IN_HAND).map(|_| lane.join()).collect();
+    more.iter().for_each(|turn| turn.set(At::Preparing { since: Instant::now() - SLOW_PREPARATION }));
+    assert_eq!(wanted(&lane), None, "so many and no more");
+
+    let lane = Lane::new(Lookahead::Never);
+    let stuck = lane.join();
+    stuck.set(At::Preparing { since: Instant::now() - SLOW_PREPARATION });
+    assert_eq!(wanted(&lane), None);
+}
+
+#[tokio::test]
 async fn without_lookahead_one_job_is_in_hand_and_with_it_always_two() {
     let lane = Lane::new(Lookahead::Never);
     let turn = lane.join();

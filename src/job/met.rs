@@ -15,7 +15,10 @@ pub(super) struct Met {
 
 impl Trouble for Failure {
     fn trouble(&self) -> Option<(Code, String)> {
-        let nobodys = matches!(self, Self::Draining | Self::HeldUp | Self::Cancelled);
+        let nobodys = matches!(
+            self,
+            Self::Draining | Self::HeldUp | Self::Disowned | Self::CopyRunning(_) | Self::Cancelled
+        );
         (!nobodys).then(|| (self.code(), self.to_string()))
     }
 }

@@ -94,7 +94,7 @@ impl Executor<'_> {
         let staging = self.runner.connector.stager().stage_inputs(self.job);
         let staged = timeout(limit, staging).await.unwrap_or_else(|_| {
             let slow = format!("the inputs were not here within {limit:?} (inputs.timeout)");
-            Err(Failure::StoreUnavailable(slow))
+            Err(Failure::InputUnavailable(slow))
         });
         let staged = staged.at(Stage::Stage)?;
         let models = staged.models.unwrap_or_default().models_cold.bytes;

@@ -4,46 +4,50 @@
 //! acks, in that order.
 
 use std::{
-    collections::HashMap,
-    convert::Infallible,
-    mem::discriminant,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::sleep;
 
 use super::{
+    JobId,
     answer::{encode, failed},
     attempt::{OpenAttempt, Opened, Records},
-    end::{End, InHand, Stops},
+    decision::{Decision, GiveBack, Recovery},
+    end::{End, InHand as JobsInHand, Stops},
     event::EventKind,
     execution::{Done, Executor},
-    failure::Failure,
-    incoming::{Ending, Fault, Incoming},
+    failure::{Cause, Failure},
+    heartbeat::{close, kept_alive},
+    incoming::{Ending, Incoming},
     lane::{Lane, Turn},
     met::Met,
     report::{EventSink, Reporter},
     request::{JobRequest, Refused},
     result::{JobResult, Stage, Status, Timings, WorkerInfo},
-    verdict::{Remedy, Verdict, verdict},
+    retries::{InHand, Retries, Stopped},
 };
 use crate::{
     comfy::forecast::Forecasts,
     config::{Config, JobConfig, OutputsConfig},
     connector::ComfyConnector,
+    dependency::Dependency,
     metrics,
-    store::{ObjectStore, ObjectUri},
+    store::{ObjectStore, ObjectUri, StoreMonitor},
     telemetry::{JobSpan, StageName, StageSpan, keep_secret},
 };
 
-/// Longest closing of an attempt's marker: a store that is away must not hold up a hand-back.
-const CLOSE_LIMIT: Duration = Duration::from_secs(3);
-
 /// From asking ComfyUI to free memory to the next prompt. It tells nobody when it has.
 const FREE_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a job is held while ComfyUI starts: others could run it.
+pub const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a place that took outputs counts as one that does, and how many are remembered.
+const PLACE_KNOWN_FOR: Duration = Duration::from_secs(5 * 60);
+const MOST_PLACES: u64 = 256;
 
 /// Runs jobs side by side, each in its turn; of past ones it knows how long they took.
 pub struct Runner {
@@ -57,14 +61,22 @@ pub struct Runner {
     pub outputs: OutputsConfig,
     /// Limits.
     pub limits: JobConfig,
+    /// Whether the store is there.
+    pub store_monitor: StoreMonitor,
+    /// Whether there is room on the disk.
+    pub disk: Dependency,
+    /// Places for outputs, beside the store's own, that took some lately.
+    pub known_places: moka::sync::Cache<ObjectUri, ()>,
     /// Longest staging of one job's inputs.
     pub staging_limit: Duration,
+    /// How long inputs that are away are tried, in the delay queue and again.
+    pub inputs_patience: Duration,
     /// This worker's name.
     pub worker_id: String,
     /// When to stop and when to let go.
     pub stops: Stops,
     /// The jobs in hand, for whoever cancels one.
-    pub in_hand: InHand,
+    pub in_hand: JobsInHand,
     /// Their order in ComfyUI.
     pub lane: Lane,
     /// How long prompts took.
@@ -85,14 +97,21 @@ impl Runner {
     ) -> Self {
         Self {
             connector,
+            store_monitor: StoreMonitor::new(Arc::clone(&store), base.clone()),
+            disk: Dependency::new("disk"),
             store,
             base,
             outputs: config.outputs.clone(),
             limits: config.job.clone(),
+            known_places: moka::sync::Cache::builder()
+                .max_capacity(MOST_PLACES)
+                .time_to_live(PLACE_KNOWN_FOR)
+                .build(),
             staging_limit: config.inputs.timeout,
+            inputs_patience: config.inputs.retry_for,
             worker_id: config.worker.id.clone(),
             stops,
-            in_hand: InHand::default(),
+            in_hand: JobsInHand::default(),
             lane: Lane::new(config.amqp.lookahead),
             forecasts: Forecasts::default(),
             tenant_key: config.metrics.tenant_key.clone(),
@@ -101,25 +120,24 @@ impl Runner {
 
     /// Takes a message from acceptance to its durable result, or back to the queue; `turn`: its place
     /// among the others.
-    pub async fn run(&self, incoming: Incoming, turn: &Turn, sink: Arc<dyn EventSink>) -> Ending {
-        let span = incoming.span.clone();
+    pub async fn run(&self, incoming: &Incoming, turn: &Turn, sink: Arc<dyn EventSink>) -> Ending {
         let ending = Box::pin(self.bring_to_its_end(incoming, turn, sink)).await;
-        if let Ending::HandBack { reason, fault } = &ending {
-            span.goes_back(reason, *fault != Fault::None);
+        if let Ending::HandBack { reason, cause, .. } = &ending {
+            incoming.span.goes_back(reason, *cause != Cause::None);
         }
         ending
     }
 
-    async fn bring_to_its_end(&self, incoming: Incoming, turn: &Turn, sink: Arc<dyn EventSink>) -> Ending {
+    async fn bring_to_its_end(&self, incoming: &Incoming, turn: &Turn, sink: Arc<dyn EventSink>) -> Ending {
         let (accepted_at, span) = (Instant::now(), &incoming.span);
         let accept = span.stage(StageName::Accept);
-        let job = match self.accept(&incoming) {
+        let job = match self.accept(incoming) {
             Ok(job) => job,
             Err(refused) => {
                 refused.id.iter().for_each(|id| span.is_of(id));
                 span.is_refused(&refused.failure);
                 accept.fails(&refused.failure);
-                return accept.within(self.refuse(*refused, incoming.answerable)).await;
+                return accept.within(self.refuse(*refused, incoming, incoming.answerable)).await;
             }
         };
         span.is_of(&job.id);
@@ -134,15 +152,23 @@ impl Runner {
         let held = tokio::select! {
             biased;
             held = accept.within(self.in_hand.hold(&job.id)) => held,
-            () = self.stops.stop.cancelled() => return Ending::hand_back(&Failure::Draining),
+            () = self.stops.stop.cancelled() => {
+                return Ending::hand_back(incoming, &Failure::Draining, GiveBack::Now);
+            }
         };
-        let _expiry = incoming.expiration.map(|whole| held.end.expire(whole, queued));
-        let life =
-            Life { runner: self, turn, end: &held.end, lost: &incoming.lost, span, accepted_at, timings };
-        match life.live(&job, accept, sink).await {
-            Ok(body) => Ending::Answered { id: job.id, body },
-            Err(failure) => Ending::hand_back(&failure),
-        }
+        let _expiry = incoming.expires_at.map(|at| held.end.expire(at, incoming.published_at));
+        let retries = Retries::new(self, incoming, Some(&held.end));
+        let life = Life {
+            runner: self,
+            incoming,
+            turn,
+            end: &held.end,
+            retries: &retries,
+            span,
+            accepted_at,
+            timings,
+        };
+        ended(incoming, job.id.clone(), life.live(&job, accept, sink).await)
     }
 
     /// Takes a message that the broker gave up to its durable result: one that is there already, else
@@ -151,9 +177,9 @@ impl Runner {
         match self.accept(incoming) {
             // Kept even when nobody listens, as every job's result is.
             Ok(JobRequest { id, digest, metadata, .. }) => {
-                self.refuse(Refused { id: Some(id), digest, metadata, failure }, true).await
+                self.refuse(Refused { id: Some(id), digest, metadata, failure }, incoming, true).await
             }
-            Err(refused) => self.refuse(*refused, incoming.answerable).await,
+            Err(refused) => self.refuse(*refused, incoming, incoming.answerable).await,
         }
     }
 
@@ -162,42 +188,53 @@ impl Runner {
     }
 
     /// Answers a body that is no job, when somebody listens.
-    async fn refuse(&self, refused: Refused, answerable: bool) -> Ending {
+    async fn refuse(&self, refused: Refused, incoming: &Incoming, answerable: bool) -> Ending {
         let Refused { id, digest, metadata, failure } = refused;
+        let retries = Retries::new(self, incoming, None);
         let (Some(id), true) = (id, answerable) else {
-            return Ending::Reject { reason: failure.to_string() };
+            let failure = Failure::Unanswerable(failure.to_string());
+            return match retries.decide(&failure, InHand::Inputs).await {
+                Decision::DeadLetter => Ending::Reject { reason: failure.to_string() },
+                _ => Ending::hand_back(incoming, &failure, GiveBack::Later),
+            };
         };
         let met = Met { stage: Stage::Accept, failure };
         let answer =
             |attempt| failed(&self.worker_id, &id, attempt, Timings::default(), metadata.clone(), &met);
         let settled = async {
-            let records = Records::new(&*self.store, &self.base, id.as_str())?;
-            match records.open(&digest, &self.worker_id, self.limits.max_attempts).await? {
-                Opened::Finished { body, .. } => Ok(body),
+            let records = Records::new(&*self.store, &self.base, id.as_str()).map_err(Stopped::unanswered)?;
+            let most = self.limits.max_attempts;
+            let opening = || records.open(&digest, &self.worker_id, most, incoming);
+            match retries.persist(InHand::Result, opening).await? {
+                Opened::Finished { body, .. } => Ok(Answer { body, stored: true }),
                 Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => {
-                    self.settle(&records, &answer(attempt.number)).await
+                    self.record(&records, &retries, &answer(attempt.number)).await
                 }
-                // The manifest beneath this id is another job's, and not for this publisher's eyes.
+                // The manifest of this id is another job's, and not for this publisher's eyes.
                 Opened::Conflict => self.tell(&answer(1)),
             }
         };
-        match self.stops.unless_aborted(settled).await {
-            Ok(body) => Ending::Answered { id, body },
-            Err(error) => Ending::HandBack { reason: error.to_string(), fault: Fault::Passing },
-        }
+        let settled = settled.await;
+        ended(incoming, id.clone(), settled)
     }
 
-    /// The bytes of the durable result: this one, unless another stands.
-    async fn settle(&self, records: &Records<'_>, result: &JobResult) -> Result<Bytes, Failure> {
-        let body = records.settle(encode(result)?).await?;
+    /// Makes this the job's durable result, unless another stands; waits for the store as long as it takes.
+    async fn record(
+        &self,
+        records: &Records<'_>,
+        retries: &Retries<'_>,
+        result: &JobResult,
+    ) -> Result<Answer, Stopped> {
+        let bytes = encode(result).map_err(Stopped::unanswered)?;
+        let body = retries.persist(InHand::Result, || records.settle(bytes.clone())).await?;
         self.count(result);
-        Ok(body)
+        Ok(Answer { body, stored: true })
     }
 
-    /// The bytes of a result that is told and not kept.
-    fn tell(&self, result: &JobResult) -> Result<Bytes, Failure> {
+    /// A result that is told and not kept.
+    fn tell(&self, result: &JobResult) -> Result<Answer, Stopped> {
         self.count(result);
-        encode(result)
+        Ok(Answer { body: encode(result).map_err(Stopped::unanswered)?, stored: false })
     }
 
     fn count(&self, result: &JobResult) {
@@ -205,141 +242,164 @@ impl Runner {
     }
 }
 
+/// The bytes that answer a job, and whether they are its durable result.
+struct Answer {
+    body: Bytes,
+    stored: bool,
+}
+
+fn ended(incoming: &Incoming, id: JobId, outcome: Result<Answer, Stopped>) -> Ending {
+    match outcome {
+        Ok(Answer { body, stored }) => Ending::Answered { id, body, stored },
+        Err(Stopped { failure, decision: Decision::GiveBack(give_back) }) => {
+            Ending::hand_back(incoming, &failure, give_back)
+        }
+        Err(Stopped { failure, decision: Decision::DeadLetter }) => {
+            Ending::Reject { reason: failure.to_string() }
+        }
+        // What these ask for was not possible where it was decided.
+        Err(Stopped { failure, .. }) => Ending::hand_back(incoming, &failure, GiveBack::Later),
+    }
+}
+
 /// One accepted message's way.
 struct Life<'a> {
     runner: &'a Runner,
+    incoming: &'a Incoming,
     turn: &'a Turn,
     end: &'a End,
-    lost: &'a CancellationToken,
+    retries: &'a Retries<'a>,
     span: &'a JobSpan,
     accepted_at: Instant,
     timings: Timings,
 }
 
 impl Life<'_> {
-    /// The durable result's bytes; an error hands the job back.
+    /// The answer; an error says what becomes of the message instead.
     async fn live(
         mut self,
         job: &JobRequest,
         accept: StageSpan,
         sink: Arc<dyn EventSink>,
-    ) -> Result<Bytes, Failure> {
+    ) -> Result<Answer, Stopped> {
         let (runner, span) = (self.runner, self.span);
-        let records = Records::new(&*runner.store, &runner.base, job.id.as_str())?.traced(span.traceparent());
-        let opening = records.open(&job.digest, &runner.worker_id, runner.limits.max_attempts);
-        let opened = accept.run(runner.stops.unless_aborted(opening)).await?;
-        let attempt = match opened {
-            Opened::Finished { body, former } => {
+        let records =
+            Records::new(&*runner.store, &runner.base, job.id.as_str()).map_err(Stopped::unanswered)?;
+        let records = records.traced(span.traceparent());
+        let most = runner.limits.max_attempts;
+        let incoming = self.incoming;
+        let opening = || records.open(&job.digest, &runner.worker_id, most, incoming);
+        let attempt = match accept.run(self.retries.persist(InHand::Inputs, opening)).await {
+            Ok(Opened::Attempt(attempt)) => attempt,
+            Ok(Opened::Finished { body, former }) => {
                 span.follows(former.as_deref());
                 span.had_ended(&body);
-                return Ok(body);
+                return Ok(Answer { body, stored: true });
             }
-            Opened::Conflict => {
-                let failure = Failure::IdConflict(job.id.to_string());
-                let met = Met { stage: Stage::Accept, failure };
-                // The manifest beneath this id is another job's: this answer is told and not kept.
-                let result = failed(&runner.worker_id, &job.id, 1, self.timings, job.metadata.clone(), &met);
+            Ok(Opened::Conflict) => {
+                // The manifest of this id is another job's: this answer is told and not kept.
+                let result = self.refused(job, 1, Failure::IdConflict(job.id.to_string()));
                 span.ended(&result);
                 return runner.tell(&result);
             }
-            Opened::Poison { attempt, crashes } => {
-                let met = Met { stage: Stage::Accept, failure: Failure::Poison { crashes } };
-                let result = failed(
-                    &runner.worker_id,
-                    &job.id,
-                    attempt.number,
-                    self.timings,
-                    job.metadata.clone(),
-                    &met,
-                );
+            Ok(Opened::Poison { attempt, crashes }) => {
+                let result = self.refused(job, attempt.number, Failure::Poison { crashes });
                 span.tries(attempt.number, attempt.former.as_deref());
                 span.ended(&result);
-                return runner.stops.unless_aborted(runner.settle(&records, &result)).await;
+                return runner.record(&records, self.retries, &result).await;
             }
-            Opened::Attempt(attempt) => attempt,
+            Err(Stopped { failure, decision: Decision::Answer }) => {
+                let result = self.refused(job, 1, failure);
+                span.ended(&result);
+                return runner.record(&records, self.retries, &result).await;
+            }
+            Err(stopped) => return Err(stopped),
         };
         span.tries(attempt.number, attempt.former.as_deref());
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
         reporter.tell(EventKind::Accepted);
         crate::phases::reached("accepted").await;
-        let disowned = disown(self.lost, &records, &attempt);
-        let outcome = tokio::select! {
-            outcome = Box::pin(self.attempts(job, &attempt, &reporter)) => outcome,
-            never = disowned => match never {},
+        let lost = &self.incoming.lost;
+        let work = async {
+            let result = Box::pin(self.attempts(job, &attempt, &reporter)).await?;
+            let recording = runner.record(&records, self.retries, &result);
+            let answer = span.stage(StageName::Record).run(recording).await?;
+            Ok::<_, Stopped>((result, answer))
         };
-        let failure = match outcome {
-            Ok(result) => match self.record(&records, &result).await {
-                Ok(body) => {
-                    span.ended(&result);
-                    crate::phases::reached("result-stored").await;
-                    reporter.ended(&result);
-                    return Ok(body);
-                }
-                Err(failure) => failure,
-            },
-            Err(failure) => failure,
-        };
-        // A marker left open counts as a crash; losing this one costs a try, no more.
-        close(&records, &attempt, &failure.to_string()).await;
-        Err(failure)
+        match kept_alive(&records, &attempt, lost, work).await {
+            Ok((result, answer)) => {
+                span.ended(&result);
+                crate::phases::reached("result-stored").await;
+                reporter.ended(&result);
+                Ok(answer)
+            }
+            Err(stopped) => {
+                close(&records, &attempt, &stopped.failure.to_string()).await;
+                Err(stopped)
+            }
+        }
     }
 
-    async fn record(&self, records: &Records<'_>, result: &JobResult) -> Result<Bytes, Failure> {
-        let settling = self.runner.settle(records, result);
-        self.span.stage(StageName::Record).run(self.runner.stops.unless_aborted(settling)).await
+    /// The result of a job that was not run.
+    fn refused(&self, job: &JobRequest, attempt: u32, failure: Failure) -> JobResult {
+        let met = Met { stage: Stage::Accept, failure };
+        failed(&self.runner.worker_id, &job.id, attempt, self.timings, job.metadata.clone(), &met)
     }
 
-    /// Tries until there is an answer; an error hands the job back.
+    /// Tries until there is a result.
     async fn attempts(
         &mut self,
         job: &JobRequest,
         attempt: &OpenAttempt,
         reporter: &Reporter,
-    ) -> Result<JobResult, Failure> {
+    ) -> Result<JobResult, Stopped> {
         if attempt.crashes > 0 {
-            tokio::select! {
-                biased;
-                () = self.runner.stops.stop.cancelled() => return Err(Failure::Draining),
-                () = self.turn.alone() => {}
-            }
+            self.retries.unless_interrupted(self.turn.alone(), InHand::Inputs).await?;
         }
-        let mut seen = HashMap::<_, u32>::new();
-        let mut executor =
-            Executor::new(self.runner, self.turn, job, attempt.number, reporter, self.end, self.span);
+        let mut executor = Executor::new(
+            self.runner,
+            self.turn,
+            job,
+            attempt.number,
+            reporter,
+            self.end,
+            self.retries,
+            self.span,
+        );
         loop {
             let met = match Box::pin(executor.execute(&mut self.timings)).await {
                 Ok(done) => return Ok(self.succeeded(job, attempt.number, done, &executor)),
                 Err(met) => met,
             };
-            let (log, stage) = (&met.failure, StageName::from(met.stage));
-            let times = seen.entry(discriminant(&met.failure)).or_default();
-            *times += 1;
-            match verdict(&met.failure, *times) {
-                Verdict::Answer => {
-                    tracing::info!(%stage, error = %log, "job failed");
-                    let stops = self.runner.stops.clone();
-                    let answer = async { Ok(self.failed(job, attempt.number, &met, &executor).await) };
-                    return stops.unless_aborted(answer).await;
+            let stage = StageName::from(met.stage);
+            match self.retries.decide(&met.failure, InHand::Inputs).await {
+                Decision::Answer => {
+                    tracing::info!(%stage, error = %met.failure, "job failed");
+                    return Ok(self.failed(job, attempt.number, &met, &executor).await);
                 }
-                Verdict::HandBack => {
-                    tracing::warn!(%stage, error = %log, "job handed back");
-                    return Err(met.failure);
-                }
-                Verdict::RetryHere(remedy) => {
-                    tracing::warn!(%stage, error = %log, "job tried again here");
+                Decision::RetryHere(recovery) => {
+                    tracing::warn!(%stage, error = %met.failure, "job tried again here");
                     if let Failure::OutputMissing { nodes, .. } = met.failure {
                         executor.rerun = nodes;
                     }
-                    self.mend(remedy).await;
+                    self.retries.unless_interrupted(self.recover(recovery), InHand::Inputs).await?;
+                }
+                Decision::WaitFor(need) => {
+                    self.retries.wait_for(need, met.failure, InHand::Inputs).await?;
+                }
+                decision => {
+                    tracing::warn!(%stage, error = %met.failure, "job not finished here");
+                    return Err(Stopped { failure: met.failure, decision });
                 }
             }
         }
     }
 
-    async fn mend(&self, remedy: Remedy) {
-        match remedy {
-            Remedy::Nothing | Remedy::RunAgain => {}
-            Remedy::FreeMemory => {
+    async fn recover(&self, recovery: Recovery) {
+        match recovery {
+            Recovery::Nothing | Recovery::RunAgain => {}
+            Recovery::Pause(pause) => sleep(pause).await,
+            Recovery::FreeMemory => {
                 // One that is started again has nothing to free.
                 let Some(engine) = self.runner.connector.running() else { return };
                 match engine.server().client().free().await {
@@ -391,30 +451,15 @@ impl Life<'_> {
         met: &Met,
         executor: &Executor<'_>,
     ) -> JobResult {
+        let records = executor.left_records().await;
         let timings = self.total();
         let mut result = failed(&self.runner.worker_id, &job.id, attempt, timings, job.metadata.clone(), met);
         result.worker.comfyui_version = executor.comfyui_version();
-        if let Some(records) = executor.left_records().await {
+        if let Some(records) = records {
             result.history = Some(records.history.to_string());
             result.prompt = Some(records.prompt.to_string());
         }
         result
-    }
-}
-
-/// Once the broker has taken the message back, others may run the job too: then this attempt's
-/// marker must not count as a crash there.
-async fn disown(lost: &CancellationToken, records: &Records<'_>, attempt: &OpenAttempt) -> Infallible {
-    lost.cancelled().await;
-    close(records, attempt, "the connection that brought the job is gone").await;
-    std::future::pending().await
-}
-
-async fn close(records: &Records<'_>, attempt: &OpenAttempt, reason: &str) {
-    match timeout(CLOSE_LIMIT, records.close(attempt, reason)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "an attempt's marker could not be closed"),
-        Err(_) => tracing::warn!("an attempt's marker could not be closed in time"),
     }
 }
 

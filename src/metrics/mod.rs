@@ -20,7 +20,7 @@ pub use self::{
     names::{METRICS, Metric, table},
 };
 use crate::job::{
-    incoming::Fault,
+    failure::Cause,
     result::{JobResult, Timings},
 };
 
@@ -96,13 +96,13 @@ pub(crate) fn job_waited(queued: Duration) {
 }
 
 /// A job went back to the queue.
-pub(crate) fn handed_back(fault: Fault) {
-    let fault = match fault {
-        Fault::None => "none",
-        Fault::Passing => "passing",
-        Fault::DiskFull => "disk_full",
-    };
-    METERS.hand_backs.add(&[("fault", fault)], 1.0);
+pub(crate) fn handed_back(cause: Cause) {
+    METERS.hand_backs.add(&[("fault", cause.word())], 1.0);
+}
+
+/// Whether something that the worker needs is there.
+pub(crate) fn dependency(name: &str, is_there: bool) {
+    METERS.dependency.set(&[("dependency", name)], is_there.into());
 }
 
 /// The broker's connection was made anew.

@@ -57,8 +57,11 @@ metrics! {
     in_hand: Gauge "jobs_in_hand" []
         "jobs taken and not settled: two or three while jobs overlap";
     hand_backs: Counter "hand_backs_total"
-        ["fault": "none, passing, disk_full"]
-        "jobs given back to the queue, by what that says of this worker";
+        ["fault": "none, store, disk, input, engine, copy, broker, local"]
+        "jobs given back to the queue, by what was away; none: a drain, or another worker is earlier; copy: another worker runs the same job";
+    dependency: Gauge "dependency_up"
+        ["dependency": "store, disk"]
+        "0 while it is away: no job is taken then";
     redeliveries: Counter "redeliveries_total" []
         "jobs that came and had been delivered before, to anybody";
     reconnects: Counter "broker_reconnects_total" []

@@ -26,6 +26,8 @@ pub struct ResultMessage {
     pub reply_to: Option<String>,
     /// The job's `correlation_id`.
     pub correlation_id: Option<String>,
+    /// Whether it is for the one who asked alone: `amqp.results_exchange` is left out.
+    pub reply_only: bool,
 }
 
 pub(super) async fn publish_result(
@@ -44,7 +46,7 @@ pub(super) async fn publish_result(
     if let Some(queue) = &result.reply_to {
         warnings.extend(reply(session, queue, result, properties.clone(), deadline).await?);
     }
-    if let Some(exchange) = &session.config.results_exchange {
+    if let Some(exchange) = session.config.results_exchange.as_ref().filter(|_| !result.reply_only) {
         let envelope = Envelope {
             exchange: short(exchange)?,
             routing_key: short(&result.job_id)?,

@@ -48,7 +48,7 @@ impl OpenError {
     pub(super) fn into_failure(self, source: &str) -> Failure {
         match self {
             Self::Changed => {
-                Failure::StoreUnavailable(format!("{}: it was replaced while it was read", show(source)))
+                Failure::InputUnavailable(format!("{}: it was replaced while it was read", show(source)))
             }
             Self::Failed(failure) => failure,
         }
@@ -243,9 +243,10 @@ fn store_failure(error: StoreError) -> Failure {
         StoreError::NotFound { .. } => Failure::InputNotFound(message),
         StoreError::Forbidden { .. } => Failure::InputForbidden(message),
         StoreError::TooLarge { .. } => Failure::InputTooLarge(message),
-        StoreError::Misconfigured { .. } | StoreError::Changed { .. } | StoreError::Unavailable { .. } => {
-            Failure::StoreUnavailable(message)
-        }
+        StoreError::Misplaced { .. }
+        | StoreError::Misconfigured { .. }
+        | StoreError::Changed { .. }
+        | StoreError::Unavailable { .. } => Failure::InputUnavailable(message),
         StoreError::Local { .. } => Failure::Local(message),
     }
 }
@@ -286,7 +287,7 @@ async fn copy(
 
 /// The next bytes of a source; `None` at its end.
 pub(super) async fn next(object: &mut Object, source: &str) -> Result<Option<Bytes>, OpenError> {
-    let unavailable = |reason: String| Failure::StoreUnavailable(format!("{}: {reason}", show(source)));
+    let unavailable = |reason: String| Failure::InputUnavailable(format!("{}: {reason}", show(source)));
     let arrival = timeout(STALL_LIMIT, object.body.next())
         .await
         .map_err(|_| unavailable(format!("nothing came for {STALL_LIMIT:?}")))?;

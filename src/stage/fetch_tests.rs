@@ -197,7 +197,7 @@ async fn a_body_that_breaks_off_is_the_stores_fault() {
     let store = Odd { claimed: Some(9), content: b"0123", breaks: true };
     let outcome = bed.fetch_from(&store, "s3://bucket/x", None).await;
     assert!(
-        matches!(&outcome, Err(Failure::StoreUnavailable(why)) if why.contains("broken off")),
+        matches!(&outcome, Err(Failure::InputUnavailable(why)) if why.contains("broken off")),
         "{outcome:?}"
     );
 }

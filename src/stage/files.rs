@@ -32,11 +32,9 @@ impl Stager {
     ) -> Result<(), Failure> {
         let (models, others): (Vec<_>, Vec<_>) =
             files.iter().partition(|file| file.folder == FolderType::Models && !file.ephemeral);
-        let placed = stream::iter(others)
-            .map(|file| self.stage_file(file, budget))
-            .buffer_unordered(PARALLEL_FETCHES)
-            .try_collect::<Vec<_>>()
-            .await?;
+        // Collected: a stream that makes futures of references could not move between threads.
+        let staging: Vec<_> = others.into_iter().map(|file| self.stage_file(file, budget)).collect();
+        let placed = stream::iter(staging).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<_>>().await?;
         staged.owned.extend(placed.into_iter().flatten());
         self.stage_models(&models, budget, staged).await?;
         staged.files += files.len();
@@ -55,11 +53,8 @@ impl Stager {
         let begun = Instant::now();
         let orders = models.iter().map(|file| self.order(file)).collect::<Result<Vec<_>, _>>()?;
         let fetcher = self.fetcher(&self.allow);
-        let placed = stream::iter(&orders)
-            .map(|order| self.models.place(order, fetcher, budget))
-            .buffer_unordered(PARALLEL_FETCHES)
-            .try_collect::<Vec<_>>()
-            .await?;
+        let placing: Vec<_> = orders.iter().map(|order| self.models.place(order, fetcher, budget)).collect();
+        let placed = stream::iter(placing).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<_>>().await?;
         let mut timings = ModelTimings::default();
         for model in placed {
             let count = if model.is_cold { &mut timings.models_cold } else { &mut timings.models_warm };

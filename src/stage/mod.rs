@@ -237,6 +237,8 @@ impl Stager {
             let target = folder.path().join(name);
             fetcher.fetch(source.source.as_str(), source.sha256.as_deref(), target, budget)
         });
+        // Collected: a stream that makes futures of references could not move between threads.
+        let fetches: Vec<_> = fetches.collect();
         stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<()>>().await?;
         staged.files += plan.len();
         staged.owned.push(folder);

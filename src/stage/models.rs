@@ -259,7 +259,7 @@ impl Models {
             }
             if object.size.is_some_and(|size| size != part.len()) {
                 let problem = format!("{}: it ended after {} bytes", fetch::show(source), part.len());
-                return Err(Failure::StoreUnavailable(problem).into());
+                return Err(Failure::InputUnavailable(problem).into());
             }
         }
         let (sum, file) = part.finish().await.map_err(local)?;

@@ -164,7 +164,7 @@ impl Asked {
             };
             tries += 1;
             if tries == TRIES {
-                return Err(Failure::StoreUnavailable(format!("{}: {reason}", self.shown())).into());
+                return Err(Failure::InputUnavailable(format!("{}: {reason}", self.shown())).into());
             }
             tracing::debug!(input = self.shown(), reason, tries, "a web input is asked for again");
             sleep(pause.max(BACKOFF * (1 << (tries - 1)))).await;

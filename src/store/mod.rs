@@ -1,6 +1,7 @@
 //! Objects: read, written and created once, in S3 or in a local folder behind one trait.
 
 mod local;
+mod monitor;
 mod probe;
 mod s3;
 mod uri;
@@ -15,6 +16,7 @@ use tokio_util::io::StreamReader;
 use url::Url;
 
 pub use local::LocalStore;
+pub use monitor::StoreMonitor;
 pub use s3::S3Store;
 pub use uri::{ObjectUri, UriError};
 
@@ -32,7 +34,8 @@ pub enum StoreError {
         /// What was asked for.
         uri: String,
     },
-    /// The credentials do not open it: the job's fault for an input, the configuration's for the store.
+    /// The credentials do not open it, or are refused themselves. The job's fault for an input or an output's place, as
+    /// long as the store takes these credentials elsewhere: keys that are exchanged are refused for a while.
     #[error("{uri}: access denied: {reason}")]
     Forbidden {
         /// What was asked for.
@@ -54,7 +57,15 @@ pub enum StoreError {
         /// The limit.
         limit: u64,
     },
-    /// Wrong settings: no credentials, bad region, no such scheme here. Trying again does not help.
+    /// The bucket is in another region than the one that is asked.
+    #[error("{uri}: {reason}")]
+    Misplaced {
+        /// What was asked for.
+        uri: String,
+        /// The region it is in, where the store says so.
+        reason: String,
+    },
+    /// Wrong settings: no credentials, no such scheme here. Trying again does not help.
     #[error("{uri}: {reason}")]
     Misconfigured {
         /// What was asked for.

@@ -92,7 +92,7 @@ async fn a_notice_waits_for_the_store_while_jobs_go_on() -> Result<()> {
     gate.wait_caught(SOON).await?;
     bed.publish(&slow_job("k", 0.1)).await?;
     ensure!(bed.answer("k").await?["status"] == "succeeded");
-    wait_for("word of it", SOON, || async { worker.log().contains("is told later") }).await?;
+    wait_for("word of it", SOON, || async { worker.log().contains("trying again after a pause") }).await?;
     ensure!(bed.ready(".dead.notices").await == Some(0), "the notice is kept in hand");
     site.finish(worker, site.initial()).await?;
     wait_for("its return", SOON, || async { bed.ready(".dead.notices").await == Some(1) }).await?;

@@ -2,6 +2,7 @@
 //! process of its own, with a real RabbitMQ, S3 protocol server and Chromium, and ComfyUI or its
 //! stand-in.
 
+mod away;
 mod bed;
 mod cancel;
 mod dead;

@@ -184,6 +184,7 @@ async fn the_session_outlives_closed_connections_restarts_and_alarms() -> Result
         body: Bytes::from_static(b"{}"),
         reply_to: None,
         correlation_id: None,
+        reply_only: false,
     };
     let unconfirmed = broker.publish_result(&result, Instant::now() + Duration::from_millis(100)).await;
     assert!(matches!(unconfirmed, Err(PublishError::Unconfirmed(_))), "{unconfirmed:?}");

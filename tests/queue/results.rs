@@ -25,6 +25,7 @@ async fn a_result_goes_to_the_reply_queue_or_is_a_warning() -> Result<()> {
         body: Bytes::from_static(b"{\"version\":1}"),
         reply_to: Some(reply_to.into()),
         correlation_id: Some("corr".into()),
+        reply_only: false,
     };
     assert_eq!(broker.publish_result(&result("reply.here"), in_a_while()).await?, []);
     let received = observer.take("reply.here").await?;
@@ -65,6 +66,7 @@ async fn a_result_must_find_a_queue_at_the_results_exchange() -> Result<()> {
         body: Bytes::from_static(b"{}"),
         reply_to: None,
         correlation_id: None,
+        reply_only: false,
     };
     let lost = broker.publish_result(&result, Instant::now() + Duration::from_secs(1)).await;
     let expected = PublishError::Unroutable { exchange: "results.out".into(), routing_key: "a.b-1".into() };
@@ -151,6 +153,7 @@ async fn a_followed_job_sends_its_events_in_order_and_its_result() -> Result<()>
         body: Bytes::from_static(b"{\"status\":\"succeeded\"}"),
         reply_to: job.message.reply_to.clone(),
         correlation_id: job.message.correlation_id.clone(),
+        reply_only: false,
     };
     assert_eq!(worker.publish_result(&result, in_a_while()).await?, []);
     assert_eq!(job.settle(Settlement::Ack).await, Settled::Done);

@@ -174,7 +174,7 @@ async fn refusals_are_told_apart() {
     };
     let error = read_from(elsewhere).await.unwrap_err();
     assert!(
-        matches!(&error, StoreError::Misconfigured { reason, .. } if reason.contains("eu-west-3")),
+        matches!(&error, StoreError::Misplaced { reason, .. } if reason.contains("eu-west-3")),
         "{error}"
     );
 }

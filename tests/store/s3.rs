@@ -56,7 +56,7 @@ async fn wrong_keys_are_the_configurations_fault_and_stay_secret() {
         let read = store.read(&uri("s3://bucket/x"), 1).await.unwrap_err();
         let probe = store.probe(&uri("s3://bucket/results")).await.unwrap_err();
         for error in [read, probe] {
-            assert!(matches!(error, StoreError::Misconfigured { .. }), "{error}");
+            assert!(matches!(error, StoreError::Forbidden { .. }), "{error}");
             assert!(error.to_string().contains(hint), "{error}");
             assert!(!format!("{error} {error:?} {store:?}").contains(secret), "{error}");
         }

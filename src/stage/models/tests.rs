@@ -182,7 +182,7 @@ async fn a_transfer_that_broke_off_is_gone_on_with() {
     *bed.bucket.breaks.lock().unwrap() = vec![(4, false), (3, false)];
     let order = Order { sha256: Some(checksum::of_bytes(b"0123456789")), ..bed.order("x") };
     for _ in 0..2 {
-        assert!(matches!(bed.place(&order).await, Err(Failure::StoreUnavailable(_))));
+        assert!(matches!(bed.place(&order).await, Err(Failure::InputUnavailable(_))));
         assert_eq!(bed.budget.used(), 0, "what was not kept does not count");
     }
     assert!(bed.is_cold(&order).await);

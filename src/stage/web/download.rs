@@ -124,7 +124,7 @@ async fn rest(asked: &Asked, offset: u64, version: Option<&str>) -> Result<(Resp
         Some((first, _)) if first == offset => Ok((answer, 0)),
         _ => {
             let problem = format!("{}: the server answers with another part", asked.shown());
-            Err(Failure::StoreUnavailable(problem).into())
+            Err(Failure::InputUnavailable(problem).into())
         }
     }
 }

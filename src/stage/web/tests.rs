@@ -247,14 +247,14 @@ async fn what_may_pass_is_asked_for_again() {
 
     let down = Site::start(|_, _| answer("500 Down", "", "")).await;
     let failure = down.refusal("in/x?token=secret").await;
-    assert!(matches!(&failure, Failure::StoreUnavailable(told) if told.contains("500")), "{failure:?}");
+    assert!(matches!(&failure, Failure::InputUnavailable(told) if told.contains("500")), "{failure:?}");
     assert!(!failure.to_string().contains("secret"));
     assert_eq!(down.asked().len(), TRIES as usize);
     let address = down.address;
     drop(down);
     let gone = read(&format!("http://{address}/in/x?token=secret"), &[format!("http://{address}/")]).await;
     assert!(
-        matches!(&gone, Err(OpenError::Failed(Failure::StoreUnavailable(told)))
+        matches!(&gone, Err(OpenError::Failed(Failure::InputUnavailable(told)))
             if told == &format!("http://{address}/in/x: no connection to the server")),
         "{gone:?}"
     );
@@ -302,14 +302,14 @@ async fn a_download_never_goes_on_with_something_else() {
     assert!(matches!(changed.read("in/x").await, Err(OpenError::Changed)));
     // A weak version promises no bytes.
     let weak = Site::start(|head, _| in_pieces(head, "W/\"v1\"", true)).await;
-    assert!(matches!(weak.read("in/x").await, Err(OpenError::Failed(Failure::StoreUnavailable(_)))));
+    assert!(matches!(weak.read("in/x").await, Err(OpenError::Failed(Failure::InputUnavailable(_)))));
     // Another part than the one that was asked for.
     let odd = Site::start(|head, number| match number {
         0 => in_pieces(head, "\"v1\"", true),
         _ => answer("206 Part", "ETag: \"v1\"\r\nContent-Range: bytes 0-3/20\r\n", "0123"),
     })
     .await;
-    assert!(matches!(odd.read("in/x").await, Err(OpenError::Failed(Failure::StoreUnavailable(_)))));
+    assert!(matches!(odd.read("in/x").await, Err(OpenError::Failed(Failure::InputUnavailable(_)))));
 }
 
 #[tokio::test]

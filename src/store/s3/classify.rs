@@ -65,6 +65,7 @@ pub(super) struct Facts {
 pub(super) enum Meaning {
     NotFound,
     Forbidden(String),
+    Misplaced(String),
     Misconfigured(String),
     Unavailable {
         reason: String,
@@ -85,6 +86,7 @@ impl S3Store {
         let (error, repeat) = match meaning(&facts, &self.place) {
             Meaning::NotFound => (StoreError::NotFound { uri }, false),
             Meaning::Forbidden(reason) => (StoreError::Forbidden { uri, reason }, false),
+            Meaning::Misplaced(reason) => (StoreError::Misplaced { uri, reason }, false),
             Meaning::Misconfigured(reason) => (StoreError::Misconfigured { uri, reason }, false),
             Meaning::Unavailable { reason, repeat } => (StoreError::Unavailable { uri, reason }, repeat),
         };
@@ -125,16 +127,19 @@ pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
 pub(super) fn meaning(facts: &Facts, place: &str) -> Meaning {
     let words = facts.words();
     let wrong = |change: &str| Meaning::Misconfigured(format!("{change} ({place} says {words})"));
+    // Keys that are exchanged are refused for a while: nothing is wrong with the settings.
+    let refused = |change: &str| Meaning::Forbidden(format!("{change} ({place} says {words})"));
+    let misplaced = |change: &str| Meaning::Misplaced(format!("{change} ({place} says {words})"));
     let unavailable = |repeat| Meaning::Unavailable { reason: format!("{place} answers {words}"), repeat };
     match (facts.code.as_str(), facts.status) {
         ("InvalidAccessKeyId" | "NotSignedUp", _) => {
-            wrong("the store does not know the access key: check AWS_ACCESS_KEY_ID or the profile")
+            refused("the store does not know the access key: check AWS_ACCESS_KEY_ID or the profile")
         }
         ("SignatureDoesNotMatch", _) => {
-            wrong("the secret key does not fit the access key: check AWS_SECRET_ACCESS_KEY or the profile")
+            refused("the secret key does not fit the access key: check AWS_SECRET_ACCESS_KEY or the profile")
         }
         ("ExpiredToken" | "TokenRefreshRequired" | "InvalidToken", _) => {
-            wrong("the session credentials are expired or invalid: renew them (AWS_SESSION_TOKEN)")
+            refused("the session credentials are expired or invalid: renew them (AWS_SESSION_TOKEN)")
         }
         ("RequestTimeTooSkewed" | "RequestExpired", _) => {
             wrong("this machine's clock differs from the store's: set it")
@@ -142,9 +147,9 @@ pub(super) fn meaning(facts: &Facts, place: &str) -> Meaning {
         ("PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException", _)
         | (_, Some(301)) => match &facts.region {
             Some(region) => {
-                wrong(&format!("the bucket is in another region: set store.region to {region:?}"))
+                misplaced(&format!("the bucket is in another region: set store.region to {region:?}"))
             }
-            None => wrong("the bucket is in another region: set store.region (or store.endpoint)"),
+            None => misplaced("the bucket is in another region: set store.region (or store.endpoint)"),
         },
         ("NotImplemented", _) | (_, Some(501)) => wrong(
             "this store lacks what the worker needs: use one that honours If-None-Match and multipart uploads",
@@ -185,10 +190,11 @@ fn unanswered(facts: &Facts, place: &str) -> Meaning {
     if says(&["certificate", "InvalidContentType"]) {
         return Meaning::Misconfigured(format!("no TLS with {place}: check store.endpoint: {chain}"));
     }
-    // A role that may not be assumed stays so; a service that could not be reached may come back.
+    // A provider that cannot be reached, or is late, is away like the store itself; one that answers "no" has not
+    // given this role its rights, yet or any more.
     let network = ["timed out", "timeout", "connect", "dispatch failure: io"];
     if says(&["while loading credentials", "unexpected credentials error"]) && !says(&network) {
-        return Meaning::Misconfigured(format!("the AWS credentials cannot be loaded: {chain}"));
+        return Meaning::Forbidden(format!("the AWS credentials cannot be loaded: {chain}"));
     }
     if facts.unsent {
         return Meaning::Misconfigured(format!("check store.endpoint and store.region: {chain}"));

@@ -32,6 +32,7 @@ fn every_answer_has_its_meaning() {
     let kind = |facts: &Facts| match meaning(facts, "the store") {
         Meaning::NotFound => "not found",
         Meaning::Forbidden(_) => "forbidden",
+        Meaning::Misplaced(_) => "misplaced",
         Meaning::Misconfigured(_) => "misconfigured",
         Meaning::Unavailable { repeat: false, .. } => "unavailable",
         Meaning::Unavailable { repeat: true, .. } => "again",
@@ -44,13 +45,13 @@ fn every_answer_has_its_meaning() {
         (403, "AccessDenied", "forbidden"),
         (403, "", "forbidden"),
         (403, "InvalidObjectState", "forbidden"),
-        (403, "InvalidAccessKeyId", "misconfigured"),
-        (403, "SignatureDoesNotMatch", "misconfigured"),
+        (403, "InvalidAccessKeyId", "forbidden"),
+        (403, "SignatureDoesNotMatch", "forbidden"),
         (403, "RequestTimeTooSkewed", "misconfigured"),
-        (400, "ExpiredToken", "misconfigured"),
-        (400, "AuthorizationHeaderMalformed", "misconfigured"),
-        (301, "PermanentRedirect", "misconfigured"),
-        (301, "", "misconfigured"),
+        (400, "ExpiredToken", "forbidden"),
+        (400, "AuthorizationHeaderMalformed", "misplaced"),
+        (301, "PermanentRedirect", "misplaced"),
+        (301, "", "misplaced"),
         (501, "NotImplemented", "misconfigured"),
         (400, "InvalidRequest", "misconfigured"),
         (405, "MethodNotAllowed", "misconfigured"),
@@ -70,10 +71,7 @@ fn every_answer_has_its_meaning() {
         ("dispatch failure: io error: tcp connect error: Connection refused (os error 111)", "unavailable"),
         ("dispatch failure: other: the credential provider was not enabled", "misconfigured"),
         ("dispatch failure: other: the credentials provider was not properly configured: x", "misconfigured"),
-        (
-            "dispatch failure: other: an error occurred while loading credentials: AccessDenied",
-            "misconfigured",
-        ),
+        ("dispatch failure: other: an error occurred while loading credentials: AccessDenied", "forbidden"),
         ("an error occurred while loading credentials: dispatch failure: io error", "unavailable"),
         ("other: credentials provider timed out after 5 seconds", "unavailable"),
         ("dispatch failure: io error: invalid peer certificate: UnknownIssuer", "misconfigured"),
@@ -88,7 +86,7 @@ fn every_answer_has_its_meaning() {
 #[test]
 fn a_wrong_region_is_named_with_the_right_one() {
     let facts = Facts { region: Some("eu-west-3".to_owned()), ..answer(301, "PermanentRedirect") };
-    let Meaning::Misconfigured(reason) = meaning(&facts, "Amazon S3 (region us-east-1)") else {
+    let Meaning::Misplaced(reason) = meaning(&facts, "Amazon S3 (region us-east-1)") else {
         panic!("{facts:?}")
     };
     assert!(reason.contains("store.region") && reason.contains("eu-west-3"), "{reason}");
