@@ -24,7 +24,7 @@ const MOST_MARKERS: u32 = 1000;
 
 /// What a worker that lost its connection may take to notice and to note it in its marker, before its job is run
 /// by another, and before it is called poison.
-const NOTE_LIMIT: Duration = Duration::from_secs(2);
+const NOTE_LIMIT: Duration = Duration::from_secs(1);
 const LAST_WORD: Duration = Duration::from_secs(5);
 /// How often a marker is looked at within that time.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
