@@ -16,7 +16,7 @@ use super::{
     control,
     delivery::Delivery,
     events, postpone, results,
-    session::{Session, pauses},
+    session::{Role, Session, pauses},
     take,
 };
 use crate::config::AmqpConfig;
@@ -36,7 +36,7 @@ pub struct Broker {
 
 impl Broker {
     /// Connects and checks or declares queues and exchanges: one attempt. `name` (the worker's id)
-    /// is what the broker's lists of connections and consumers show.
+    /// is what the broker's list of consumers shows, and its list of connections with what each is for.
     ///
     /// # Errors
     /// [`QueueError::Misconfigured`] when something must be changed first, else
@@ -196,13 +196,13 @@ impl Broker {
         self.session.health.subscribe()
     }
 
-    /// Whether there is a connection now.
+    /// Whether both connections are there now.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.session.current_link().is_some()
+        [Role::Consume, Role::Publish].into_iter().all(|role| self.session.current_link(role).is_some())
     }
 
-    /// Flushes events, closes the connection and waits for every task, each within a time limit.
+    /// Flushes events, closes the connections and waits for every task, each within a time limit.
     /// Jobs in hand become stale: settle them before.
     pub async fn close(self) {
         self.flush.cancel();

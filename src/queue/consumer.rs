@@ -20,7 +20,7 @@ use super::{
     error::{Trouble, within},
     link::{ANSWER_LIMIT, Link},
     message::short,
-    session::{Session, pauses},
+    session::{Role, Session, pauses},
     topology,
 };
 
@@ -131,7 +131,7 @@ impl Pump {
         loop {
             let link = tokio::select! {
                 () = self.stop.cancelled() => return,
-                link = self.session.link() => link,
+                link = self.session.link(Role::Consume) => link,
             };
             let Some(link) = link else { return };
             // A subscription that ended while its connection lives: the queue may be gone.

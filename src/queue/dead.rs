@@ -27,7 +27,7 @@ use super::{
     link::{ANSWER_LIMIT, Link},
     message::{Message, short},
     publisher::{Envelope, Persistence, publish},
-    session::Session,
+    session::{Role, Session},
     topology::dead_queue,
 };
 
@@ -64,7 +64,7 @@ pub struct DeadLetter {
 impl DeadLetters {
     pub(super) async fn open(session: &Arc<Session>) -> Result<Self, QueueError> {
         let gone = || QueueError::Unavailable("there is no connection to the broker".into());
-        let link = session.current_link().ok_or_else(gone)?;
+        let link = session.current_link(Role::Consume).ok_or_else(gone)?;
         let queue = short(&dead_queue(&session.config.queue)).map_err(|error| refused(&error))?;
         let channel = link.channel().await.map_err(|error| trouble(&error))?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };

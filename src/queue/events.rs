@@ -25,7 +25,7 @@ use super::{
     error::{PublishError, Trouble, within},
     link::{ANSWER_LIMIT, Link},
     message::{TRANSIENT, count, short, text},
-    session::Session,
+    session::{Role, Session},
 };
 
 /// Events waiting for the broker; more are dropped.
@@ -141,18 +141,15 @@ impl EventPublisher {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
-        if let Some((_, channel)) = self.channel.take() {
+        let blocked = self.publishing().is_none();
+        if let Some((_, channel)) = self.channel.take().filter(|_| !blocked) {
             // Answered behind every publish: then the broker has them all.
             let _ = timeout(ANSWER_LIMIT, channel.close(200, "OK".into())).await;
         }
     }
 
     async fn publish(&mut self, event: Event) -> bool {
-        // A blocked connection would take the event only when it is history.
-        let Some(link) = self.session.current_link().filter(|link| !link.connection.status().blocked())
-        else {
-            return false;
-        };
+        let Some(link) = self.publishing() else { return false };
         let Ok(parcel) = Parcel::pack(event) else { return false };
         let Ok(exchange) = short(&self.session.config.events_exchange) else { return false };
         let channel = match self.channel(&link).await {
@@ -178,6 +175,11 @@ impl EventPublisher {
             self.channel = None;
         }
         sent.is_ok()
+    }
+
+    /// The connection, unless it is blocked: that one would take an event only when it is history.
+    fn publishing(&self) -> Option<Arc<Link>> {
+        self.session.current_link(Role::Publish).filter(|link| !link.connection.status().blocked())
     }
 
     async fn channel(&mut self, link: &Link) -> Result<Option<Channel>, Trouble> {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use lapin::{Channel, Connection, options::ConfirmSelectOptions};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -16,6 +17,8 @@ use super::{
 /// Longest wait for a broker's answer that no disk is involved in.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+/// How often a connection that is blocked is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Channels kept open for later publishes.
 const IDLE_PUBLISHERS: usize = 4;
 
@@ -47,6 +50,13 @@ impl Link {
     /// Whether anything that came by this connection is stale.
     pub(super) fn is_lost(&self) -> bool {
         self.lost.is_cancelled() || !self.connection.status().connected()
+    }
+
+    /// Waits while the broker takes no messages on it, up to the end of the connection.
+    pub(super) async fn unblocked(&self) {
+        while self.connection.status().blocked() && !self.is_lost() {
+            sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Gives the connection up: the broker takes back what was delivered on it.

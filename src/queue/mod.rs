@@ -1,9 +1,11 @@
 //! RabbitMQ: jobs in, results and events out.
 //!
-//! One task owns the connection and replaces it when it is lost; lapin's own recovery is off,
-//! because it hands a held message out again without telling that its first copy still runs. Each
-//! connection is an *epoch*: a [`Delivery`] belongs to the one it came by and settles as
-//! [`Settled::Stale`] on any other, and the broker delivers it again.
+//! Two connections, one to consume and one to publish: a broker that is short of memory or disk stops
+//! reading from those that publish, for minutes, and acks and heartbeats must go on. A task owns each
+//! and replaces it when it is lost; lapin's own recovery is off, because it hands a held message out
+//! again without telling that its first copy still runs. Each connection is an *epoch*: a [`Delivery`]
+//! belongs to the one it came by and settles as [`Settled::Stale`] on any other, and the broker
+//! delivers it again.
 //!
 //! Invariants: every wait for the broker has a time limit. A publish that matters is mandatory and
 //! confirmed. Nothing here acks by itself. No task is left after [`Broker::close`].

@@ -3,7 +3,8 @@
 //!
 //! The copy lies in `<queue>.later` with a time to live of its own, and dead-letters to the queue of
 //! jobs. A quorum queue looks at the message at its head only: a copy waits for those before it too,
-//! so nobody may ask for more than [`LONGEST_DELAY`], which bounds what anybody waits.
+//! so nobody may ask for more than [`LONGEST_DELAY`], which bounds what anybody waits: of 2 jobs with a
+//! higher priority too in RabbitMQ 4.0, which takes turns; later ones look at each priority's head.
 //!
 //! Invariant: the caller settles the original only after the copy is confirmed. A worker that dies in
 //! between leaves the job twice, never not at all: same id, same body, one job.
@@ -22,7 +23,7 @@ use super::{
     error::PublishError,
     message::{count, short, text},
     publisher::{Envelope, Persistence, publish},
-    session::Session,
+    session::{Role, Session},
     topology::{self, later_queue},
 };
 
@@ -95,7 +96,7 @@ pub(super) async fn postpone(
     match send(session, delivery, &envelope, deadline).await {
         // Deleted while the worker runs: only a new connection would declare it again.
         Err(PublishError::Unroutable { .. }) if session.config.declare => {
-            if let Some(link) = session.current_link() {
+            if let Some(link) = session.current_link(Role::Consume) {
                 let declared = topology::ensure(&link, &session.config).await;
                 declared.map_err(|error| PublishError::Refused(error.to_string()))?;
             }

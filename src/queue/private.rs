@@ -17,7 +17,7 @@ use super::{
     error::{QueueError, Trouble, within},
     link::{ANSWER_LIMIT, Link},
     message::short,
-    session::{Session, pauses},
+    session::{Role, Session, pauses},
 };
 
 /// Failures in a row until they are told.
@@ -60,7 +60,7 @@ impl PrivateQueue {
     /// Makes the queue now.
     pub(super) async fn open(&mut self) -> Result<(), QueueError> {
         let gone = || QueueError::Unavailable("there is no connection to the broker".into());
-        let link = self.session.current_link().ok_or_else(gone)?;
+        let link = self.session.current_link(Role::Consume).ok_or_else(gone)?;
         let subscribed = self.subscribe(&link).await.map_err(|error| {
             let text = format!("listening at {}: {error}", self.exchange);
             match error.refusal() {
@@ -88,7 +88,7 @@ impl PrivateQueue {
                     }
                 }
             }
-            let link = self.session.link().await?;
+            let link = self.session.link(Role::Consume).await?;
             match self.subscribe(&link).await {
                 Ok(subscription) => {
                     self.subscription = Some(subscription);

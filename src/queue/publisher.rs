@@ -1,6 +1,6 @@
 //! Publishes that matter: mandatory, confirmed, tried again until a deadline.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
 use lapin::{BasicProperties, Confirmation, options::BasicPublishOptions, types::ShortString};
@@ -10,7 +10,7 @@ use super::{
     error::{PublishError, Trouble, within},
     link::Link,
     refusal,
-    session::{Session, pauses},
+    session::{Role, Session, pauses},
 };
 
 /// Longest wait for one confirm, plus a second for each [`BYTES_A_SECOND`] of the body.
@@ -61,7 +61,7 @@ pub(super) async fn publish(
     let mut last = PublishError::Unconfirmed("there is no connection to the broker".into());
     let (mut nacks, mut silences, mut pauses) = (0, 0, pauses());
     loop {
-        let link = match timeout_at(deadline, session.link()).await {
+        let link = match timeout_at(deadline, session.link(Role::Publish)).await {
             Ok(Some(link)) => link,
             Ok(None) => return Err(PublishError::Unconfirmed("the session was closed".into())),
             Err(_) => return Err(last),
@@ -106,6 +106,8 @@ pub(super) async fn publish(
 
 /// One publish on a channel of its own. A channel that did not settle it is dropped, which closes it.
 async fn attempt(link: &Link, envelope: &Envelope) -> Attempt {
+    // The broker reads nothing there, not even a request for a channel.
+    link.unblocked().await;
     let channel = match link.publisher().await {
         Ok(channel) => channel,
         Err(Trouble::Silent(..)) => return Attempt::Silent,
@@ -123,7 +125,7 @@ async fn attempt(link: &Link, envelope: &Envelope) -> Attempt {
         publish.await?.await
     };
     let limit = CONFIRM_LIMIT + Duration::from_secs(envelope.body.len() as u64 / BYTES_A_SECOND);
-    match within(limit, "a publish", confirmed).await {
+    match unblocked_within(link, limit, confirmed).await {
         Ok(confirmation) => {
             link.keep_publisher(channel);
             match confirmation {
@@ -141,5 +143,25 @@ async fn attempt(link: &Link, envelope: &Envelope) -> Attempt {
             Some((406, text)) if text.contains("larger than") => Attempt::Final(PublishError::TooLarge(text)),
             _ => Attempt::Lost(error.to_string()),
         },
+    }
+}
+
+/// Waits for a confirm, `limit` at most since the broker reads. A message that is on its way while the
+/// broker takes none is taken afterwards: sent again meanwhile, it would be there twice.
+async fn unblocked_within<T>(
+    link: &Link,
+    limit: Duration,
+    confirmed: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, Trouble> {
+    let mut confirmed = pin!(confirmed);
+    loop {
+        let waited = within(limit, "a publish", &mut confirmed).await;
+        if !matches!(waited, Err(Trouble::Silent(..))) || !link.connection.status().blocked() {
+            return waited;
+        }
+        tokio::select! {
+            settled = &mut confirmed => return settled.map_err(Trouble::Broker),
+            () = link.unblocked() => {}
+        }
     }
 }

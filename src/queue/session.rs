@@ -1,4 +1,4 @@
-//! The session: one task that owns the connection and replaces it when it is lost.
+//! The session: a task for each of its two connections, which owns it and replaces it when it is lost.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -17,27 +17,62 @@ use crate::config::AmqpConfig;
 /// lapin announces no event for every way in which a connection can end.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// What a connection is for. The broker stops reading from one that has published while it is short of
+/// memory or disk, for minutes: jobs, acks and heartbeats go by one that never publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Declarations, deliveries, acks, gets, private queues.
+    Consume,
+    /// Results, events, jobs, orders.
+    Publish,
+}
+
+impl Role {
+    /// As the broker's list of connections shows it behind the worker's id.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Consume => "consume",
+            Self::Publish => "publish",
+        }
+    }
+}
+
 /// What is wrong between this worker and the broker, if anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    disconnected: Option<String>,
-    blocked: Option<String>,
+    consuming: LineHealth,
+    publishing: LineHealth,
     unsubscribed: Option<String>,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct LineHealth {
+    disconnected: Option<String>,
+    blocked: Option<String>,
+}
+
 impl Health {
-    /// Whether there is a connection.
+    /// Whether both connections are there.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.disconnected.is_none()
+        self.consuming.disconnected.is_none() && self.publishing.disconnected.is_none()
     }
 
     /// The first thing that keeps jobs from being taken or answered: no connection, a broker that
     /// takes no messages (memory or disk alarm), or a consumer that cannot subscribe.
     #[must_use]
     pub fn trouble(&self) -> Option<&str> {
-        let troubles = [&self.disconnected, &self.blocked, &self.unsubscribed];
+        let Self { consuming, publishing, unsubscribed } = self;
+        let lost = [&consuming.disconnected, &publishing.disconnected];
+        let troubles = lost.into_iter().chain([&consuming.blocked, &publishing.blocked, unsubscribed]);
         troubles.into_iter().find_map(Option::as_deref)
+    }
+
+    fn of(&mut self, role: Role) -> &mut LineHealth {
+        match role {
+            Role::Consume => &mut self.consuming,
+            Role::Publish => &mut self.publishing,
+        }
     }
 }
 
@@ -48,33 +83,53 @@ pub(super) struct Session {
     pub(super) health: watch::Sender<Health>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
-    link: watch::Sender<Option<Arc<Link>>>,
+    consuming: watch::Sender<Option<Arc<Link>>>,
+    publishing: watch::Sender<Option<Arc<Link>>>,
 }
 
 impl Session {
     /// Connects and checks or declares the topology, once.
     pub(super) async fn open(config: &AmqpConfig, name: &str) -> Result<Arc<Self>, QueueError> {
-        let link = establish(config, name, 1).await?;
+        let opening = |role| establish(config, name, role, 1);
+        let (consuming, publishing) = tokio::join!(opening(Role::Consume), opening(Role::Publish));
+        let (consuming, publishing) = match (consuming, publishing) {
+            (Ok(consuming), Ok(publishing)) => (consuming, publishing),
+            (Ok(link), Err(error)) | (Err(error), Ok(link)) => {
+                link.close().await;
+                return Err(error);
+            }
+            (Err(error), Err(_)) => return Err(error),
+        };
         let session = Arc::new(Self {
             config: config.clone(),
             name: name.to_owned(),
             health: watch::Sender::new(Health::default()),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            link: watch::Sender::new(Some(Arc::clone(&link))),
+            consuming: watch::Sender::new(Some(Arc::clone(&consuming))),
+            publishing: watch::Sender::new(Some(Arc::clone(&publishing))),
         });
-        session.tasks.spawn(supervise(Arc::clone(&session), link));
+        for (role, link) in [(Role::Consume, consuming), (Role::Publish, publishing)] {
+            session.tasks.spawn(supervise(Arc::clone(&session), role, link));
+        }
         Ok(session)
     }
 
+    fn line(&self, role: Role) -> &watch::Sender<Option<Arc<Link>>> {
+        match role {
+            Role::Consume => &self.consuming,
+            Role::Publish => &self.publishing,
+        }
+    }
+
     /// The connection in use, if it is not known to be lost.
-    pub(super) fn current_link(&self) -> Option<Arc<Link>> {
-        self.link.borrow().clone().filter(|link| !link.is_lost())
+    pub(super) fn current_link(&self, role: Role) -> Option<Arc<Link>> {
+        self.line(role).borrow().clone().filter(|link| !link.is_lost())
     }
 
     /// Waits for a connection; `None` once the session is closed.
-    pub(super) async fn link(&self) -> Option<Arc<Link>> {
-        let mut links = self.link.subscribe();
+    pub(super) async fn link(&self, role: Role) -> Option<Arc<Link>> {
+        let mut links = self.line(role).subscribe();
         let mut look = interval(LOOK_EVERY);
         loop {
             if self.stop.is_cancelled() {
@@ -101,6 +156,10 @@ impl Session {
             changed
         });
     }
+
+    fn set_health(&self, role: Role, change: impl FnOnce(&mut LineHealth)) {
+        self.health.send_modify(|health| change(health.of(role)));
+    }
 }
 
 /// The pauses between tries: short at first, jittered because a whole fleet reconnects at once.
@@ -113,9 +172,12 @@ pub(super) fn pauses() -> ExponentialBackoff {
         .build()
 }
 
-async fn establish(config: &AmqpConfig, name: &str, epoch: u64) -> Result<Arc<Link>, QueueError> {
-    let (connection, socket) = dial(config, name).await?;
+async fn establish(config: &AmqpConfig, name: &str, role: Role, epoch: u64) -> Result<Arc<Link>, QueueError> {
+    let (connection, socket) = dial(config, &format!("{name} {}", role.word())).await?;
     let link = Link::new(epoch, connection, socket);
+    if role == Role::Publish {
+        return Ok(link);
+    }
     match topology::ensure(&link, config).await {
         Ok(()) => Ok(link),
         Err(error) => {
@@ -125,43 +187,47 @@ async fn establish(config: &AmqpConfig, name: &str, epoch: u64) -> Result<Arc<Li
     }
 }
 
-async fn supervise(session: Arc<Session>, mut link: Arc<Link>) {
+async fn supervise(session: Arc<Session>, role: Role, mut link: Arc<Link>) {
+    let line = session.line(role);
     loop {
         let why = tokio::select! {
             () = session.stop.cancelled() => None,
-            why = watch_link(&session, &link) => Some(why),
+            why = watch_link(&session, role, &link) => Some(why),
         };
         // Off before anything is awaited: nobody may start on a lost connection.
-        session.link.send_replace(None);
+        line.send_replace(None);
         let reason = why.as_deref().unwrap_or("closed").to_owned();
         link.fail(&reason);
-        session.health.send_modify(|health| {
-            health.disconnected = Some(reason);
-            health.blocked = None;
-        });
+        session.set_health(role, |line| *line = LineHealth { disconnected: Some(reason), blocked: None });
         match why {
             None => return link.close().await,
             Some(why) => {
-                tracing::warn!(epoch = link.epoch, reason = why, "lost the connection to the broker");
+                tracing::warn!(
+                    epoch = link.epoch,
+                    connection = role.word(),
+                    reason = why,
+                    "lost the connection to the broker"
+                );
                 let old = link.clone();
                 session.tasks.spawn(async move { old.close().await });
             }
         }
-        let Some(next) = reconnect(&session, link.epoch + 1).await else { return };
+        let Some(next) = reconnect(&session, role, link.epoch + 1).await else { return };
         tracing::info!(
             epoch = next.epoch,
+            connection = role.word(),
             address = session.config.address(),
             "connected to the broker again"
         );
         crate::metrics::reconnected();
-        session.health.send_modify(|health| health.disconnected = None);
-        session.link.send_replace(Some(Arc::clone(&next)));
+        session.set_health(role, |line| line.disconnected = None);
+        line.send_replace(Some(Arc::clone(&next)));
         link = next;
     }
 }
 
 /// Ends, with the reason, when the connection is lost.
-async fn watch_link(session: &Session, link: &Link) -> String {
+async fn watch_link(session: &Session, role: Role, link: &Link) -> String {
     let mut events = pin!(link.connection.events_listener());
     let mut look = interval(LOOK_EVERY);
     loop {
@@ -170,11 +236,11 @@ async fn watch_link(session: &Session, link: &Link) -> String {
             event = events.next() => match event {
                 Some(Event::ConnectionBlocked(reason)) => {
                     tracing::warn!(reason, "the broker takes no messages for now");
-                    session.health.send_modify(|health| health.blocked = Some(format!("blocked: {reason}")));
+                    session.set_health(role, |line| line.blocked = Some(format!("blocked: {reason}")));
                 }
                 Some(Event::ConnectionUnblocked) => {
                     tracing::info!("the broker takes messages again");
-                    session.health.send_modify(|health| health.blocked = None);
+                    session.set_health(role, |line| line.blocked = None);
                 }
                 // Channel errors come this way too: only the status tells which it was.
                 Some(Event::Error(error)) if link.is_lost() => return error.to_string(),
@@ -190,7 +256,7 @@ async fn watch_link(session: &Session, link: &Link) -> String {
 
 /// Tries until it succeeds or the session stops. A misconfiguration that appears while the worker
 /// runs is retried as well: an operator may be mending it, and a job may be running.
-async fn reconnect(session: &Session, epoch: u64) -> Option<Arc<Link>> {
+async fn reconnect(session: &Session, role: Role, epoch: u64) -> Option<Arc<Link>> {
     let mut pauses = pauses();
     loop {
         let pause = pauses.next().unwrap_or(Duration::from_secs(5));
@@ -200,12 +266,12 @@ async fn reconnect(session: &Session, epoch: u64) -> Option<Arc<Link>> {
         }
         let error = tokio::select! {
             () = session.stop.cancelled() => return None,
-            opened = establish(&session.config, &session.name, epoch) => match opened {
+            opened = establish(&session.config, &session.name, role, epoch) => match opened {
                 Ok(link) => return Some(link),
                 Err(error) => error,
             },
         };
-        tracing::warn!(%error, "cannot connect to the broker yet");
-        session.health.send_modify(|health| health.disconnected = Some(error.to_string()));
+        tracing::warn!(%error, connection = role.word(), "cannot connect to the broker yet");
+        session.set_health(role, |line| line.disconnected = Some(error.to_string()));
     }
 }

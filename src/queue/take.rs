@@ -11,12 +11,12 @@ use super::{
     error::{Trouble, within},
     link::{ANSWER_LIMIT, Link},
     message::short,
-    session::Session,
+    session::{Role, Session},
 };
 
 /// Asks for a job; `None`: there is none, or no connection. Dropped, what comes is handed back.
 pub(super) async fn take(session: &Arc<Session>) -> Option<Delivery> {
-    let link = session.current_link()?;
+    let link = session.current_link(Role::Consume)?;
     let queue = session.config.queue.clone();
     let (sender, taken) = oneshot::channel();
     session.tasks.spawn(async move {

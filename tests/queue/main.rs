@@ -1,5 +1,6 @@
 //! The queue module against a real, private RabbitMQ.
 
+mod alarms;
 mod dead;
 mod extras;
 mod jobs;

@@ -121,6 +121,8 @@ async fn a_dead_connection_is_given_up_and_what_it_held_is_stale() -> Result<()>
     let deadline = Instant::now() + 3 * SOON;
     broker.submit(Bytes::from_static(b"after"), &JobProperties::default(), deadline).await?;
     eprintln!("published on a new connection after {:?}", start.elapsed());
+    // Where nothing is sent the missing heartbeat shows it.
+    wait_for("the end of what brought the job", 2 * SOON, || async { held.is_stale() }).await?;
     assert_eq!(held.settle(Settlement::Ack).await, Settled::Stale);
     let mut bodies = Vec::new();
     for _ in 0..2 {
