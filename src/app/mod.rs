@@ -72,6 +72,7 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     }
     let connector = ComfyConnector::instance(&config, Arc::new(|_| {})).await;
     let connector = connector.map_err(|error| boot_error(&error))?;
+    let journal = Arc::clone(connector.stager().journal());
     let mark = BootMark::set(&config.worker.state_dir)
         .map_err(|error| ServeError::Misconfigured(format!("worker.state_dir: {error}")))?;
     let engine = starting(&connector);
@@ -114,6 +115,10 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     };
     // What uploads that were given up left there.
     last_words(&stops, stores.settled()).await;
+    // What jobs left here; without a drain's grace the connector has waited long enough.
+    if stops.stop.is_cancelled() {
+        last_words(&stops, journal.settled()).await;
+    }
     if outcome.is_ok() {
         mark.clear();
         tracing::info!("drained");
