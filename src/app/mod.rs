@@ -23,6 +23,7 @@ use crate::{
     admin::{self, Board, Phase},
     config::{Config, Mistake, Mistakes},
     connector::ComfyConnector,
+    deliver,
     job::{
         end::{InHand, Stops},
         runner::Runner,
@@ -117,7 +118,10 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     last_words(&stops, stores.settled()).await;
     // What jobs left here; without a drain's grace the connector has waited long enough.
     if stops.stop.is_cancelled() {
-        last_words(&stops, journal.settled()).await;
+        let removals = async {
+            tokio::join!(journal.settled(), deliver::settled());
+        };
+        last_words(&stops, removals).await;
     }
     if outcome.is_ok() {
         mark.clear();

@@ -116,7 +116,8 @@ impl Engine {
         let run = async |payload: &Payload| {
             let ran = self.run(payload, SELF_TEST_LIMIT, &mut Silent::default()).await;
             metrics::booted("self_test", begun_at.elapsed());
-            ran.map(|history| deliver::discard(folders, &history)).map_err(failed)
+            deliver::discard(folders, Arc::new(ran.map_err(failed)?)).await;
+            Ok(())
         };
         let opening = async {
             self.browser.attach().await?;

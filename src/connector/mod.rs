@@ -25,6 +25,7 @@ pub use state::State;
 use self::{restarts::Restarts, state::Standing};
 use crate::{
     config::Config,
+    deliver,
     stage::{Folders, Journal, Owned, PlaceError, Stager, UploadOptions},
     store::Stores,
 };
@@ -122,7 +123,7 @@ impl ComfyConnector {
         if let Some(connector) = Self::live().filter(is_usable) {
             return Ok(connector);
         }
-        crate::deliver::mark_start();
+        deliver::mark_start();
         let path = config.worker.state_dir.clone();
         // A dead worker may have left gigabytes.
         let journal = spawn_blocking(move || {
@@ -293,7 +294,8 @@ impl ComfyConnector {
             engine.stop().await;
         }
         locked(&self.0.ephemeral).clear();
-        if timeout(REMOVALS_LIMIT, self.0.stager.journal().settled()).await.is_err() {
+        let removals = async { tokio::join!(self.0.stager.journal().settled(), deliver::settled()) };
+        if timeout(REMOVALS_LIMIT, removals).await.is_err() {
             tracing::warn!("removing files takes long: the next start removes what is left");
         }
         self.release();
