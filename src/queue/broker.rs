@@ -10,12 +10,12 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Consumer, DeadLetters, EventSender, Follow, Health, JobProperties, Order, Orders, Postponement,
+    Consumer, DeadLetters, EventSender, Findings, Follow, Health, JobProperties, Order, Orders, Postponement,
     PublishError, QueueError, ReplyWarning, ResultMessage,
     consumer::Source,
     control,
     delivery::Delivery,
-    events, postpone, results,
+    events, findings, postpone, results,
     session::{Role, Session, pauses},
     take,
 };
@@ -188,6 +188,12 @@ impl Broker {
     /// When it is not known to have been sent.
     pub async fn order(&self, order: &Order, deadline: Instant) -> Result<(), PublishError> {
         control::send(&self.session, order, deadline).await
+    }
+
+    /// What of the queue of jobs does not go with this worker's settings. Asks the management API where one
+    /// is configured; takes seconds at most.
+    pub async fn findings(&self, job_timeout: Duration) -> Findings {
+        findings::find(&self.session, job_timeout).await
     }
 
     /// The state of the session as it changes, for readiness.

@@ -45,6 +45,29 @@ impl Observer {
         Ok(())
     }
 
+    /// A queue of jobs, with that `x-consumer-timeout` or none.
+    pub(super) async fn job_queue(&self, name: &str, consumer_timeout: Option<i64>) -> Result<()> {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let mut arguments = FieldTable::default();
+        for (key, value) in [
+            ("x-queue-type", "quorum"),
+            ("x-dead-letter-exchange", "comfy.dead"),
+            ("x-dead-letter-routing-key", name),
+            ("x-dead-letter-strategy", "at-least-once"),
+            ("x-overflow", "reject-publish"),
+        ] {
+            arguments.insert(key.into(), AMQPValue::LongString(value.into()));
+        }
+        let numbers = [("x-delivery-limit", Some(20)), ("x-consumer-timeout", consumer_timeout)];
+        for (key, number) in numbers {
+            if let Some(number) = number {
+                arguments.insert(key.into(), AMQPValue::LongLongInt(number));
+            }
+        }
+        self.channel.queue_declare(name.into(), options, arguments).await?;
+        Ok(())
+    }
+
     /// Takes the next message and hands it back, as a careless reader does; whether there is one.
     pub(super) async fn hand_back(&self, queue: &str) -> Result<bool> {
         let got = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await?;

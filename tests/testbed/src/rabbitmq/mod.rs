@@ -77,7 +77,13 @@ impl RabbitMq {
     pub async fn start_with_extras(dir: &Path) -> Result<(Self, Extras)> {
         let dir = folder(dir)?;
         let (extras, settings) = Extras::make(&dir)?;
-        Ok((Self::start_in(dir, "rabbitmq_management", &settings).await?, extras))
+        let broker = Self::start_in(dir, "rabbitmq_management", &settings).await?;
+        // They open after the plain listener.
+        for port in extras.ports() {
+            let open = || async move { TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok() };
+            wait_for("TLS and the management API", BROKER_BOOT, open).await?;
+        }
+        Ok((broker, extras))
     }
 
     async fn start_in(dir: PathBuf, plugins: &str, settings: &str) -> Result<Self> {
