@@ -336,6 +336,7 @@ impl<'a> Worker<'a> {
         let result = ResultMessage {
             job_id,
             body,
+            stored_at: None,
             reply_to: delivery.message.reply_to.clone(),
             correlation_id: delivery.message.correlation_id.clone(),
         };

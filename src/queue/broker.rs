@@ -105,11 +105,13 @@ impl Broker {
     /// Sends a stored result to its `reply_to` and to `amqp.results_exchange`, each confirmed.
     /// Tried again on new channels and connections until `deadline`; a result may be sent twice.
     ///
-    /// A reply queue that is gone, forbidden or full is a warning: `result.json` stands, and
-    /// the job can be acked. With neither address there is nothing to do.
+    /// A reply queue that is gone, forbidden or full is a warning, and so is a results exchange that
+    /// passes nothing on, the first time: `result.json` stands, and the job can be acked. A result that
+    /// is too large for the broker is replaced by a short one that says where it is. With neither
+    /// address there is nothing to do.
     ///
     /// # Errors
-    /// When it is not known to be where it must be. The job must not be acked then.
+    /// When the broker does not say what became of it. The job must not be acked then.
     pub async fn publish_result(
         &self,
         result: &ResultMessage,

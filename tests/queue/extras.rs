@@ -2,12 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use comfy_worker::{
     config::AmqpConfig,
     queue::{Broker, ConsumerTimeout, Settled, Settlement},
 };
-use testbed::{Extras, RabbitMq, wait_for};
+use testbed::{Extras, RabbitMq, wait_for, wait_for_value};
 use tokio::{
     sync::OnceCell,
     time::{Instant, timeout},
@@ -73,6 +73,16 @@ async fn timeout_of(config: &AmqpConfig, job_timeout: Duration) -> Result<Consum
     Ok(found)
 }
 
+/// The API shows a change only after a while.
+async fn comes_to(config: &AmqpConfig, expected: impl Fn(&ConsumerTimeout) -> bool) -> Result<()> {
+    let broker = Broker::connect(config, "w").await?;
+    let seen = async || expected(&broker.findings(HOUR).await.consumer_timeout);
+    let outcome = wait_for("what the API shows", SOON, seen).await;
+    let found = broker.findings(HOUR).await;
+    broker.close().await;
+    outcome.with_context(|| format!("{found:?}"))
+}
+
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
@@ -97,12 +107,10 @@ async fn the_consumer_timeout_fits_by_default_or_what_is_known_of_it_is_said() -
     }
     let policy = |millis: u64| format!("{{\"consumer-timeout\": {millis}}}");
     rabbitmq.ctl(&["set_policy", "timeout", "^timeout\\.jobs$", &policy(1_800_000)]).await?;
-    match timeout_of(&asking, HOUR).await? {
-        ConsumerTimeout::TooShort(text) => {
-            ensure!(text.contains("after 30m (a policy") && text.contains("set_policy"), "{text}");
-        }
-        other => bail!("{other:?}"),
-    }
+    comes_to(&asking, |found| {
+        matches!(found, ConsumerTimeout::TooShort(text) if text.contains("after 30m (a policy") && text.contains("set_policy"))
+    })
+    .await?;
 
     // A queue from before is taken as it is, and how to set it is said.
     let observer = Observer::connect(&config).await?;
@@ -111,10 +119,9 @@ async fn the_consumer_timeout_fits_by_default_or_what_is_known_of_it_is_said() -
     ensure!(unknown(&found, "earlier version"), "{found:?}");
     ensure!(unknown(&found, "'^older\\.jobs$' '{\"consumer-timeout\": 86400000}'"), "{found:?}");
     let older = AmqpConfig { management_url: asking.management_url.clone(), ..older };
-    let found = timeout_of(&older, HOUR).await?;
-    ensure!(unknown(&found, "neither the queue nor a policy"), "{found:?}");
+    comes_to(&older, |found| unknown(found, "neither the queue nor a policy")).await?;
     rabbitmq.ctl(&["set_policy", "older", "^older\\.jobs$", &policy(7_200_000)]).await?;
-    assert_eq!(timeout_of(&older, HOUR).await?, ConsumerTimeout::Fits);
+    comes_to(&older, |found| *found == ConsumerTimeout::Fits).await?;
     // Another difference is refused as ever.
     let text = misconfigured(Broker::connect(&AmqpConfig { delivery_limit: 7, ..older.clone() }, "w").await)?;
     ensure!(text.contains("x-delivery-limit: it has 20, this worker wants 7"), "{text}");
@@ -179,7 +186,6 @@ async fn a_policy_that_would_slow_returns_down_is_named() -> Result<()> {
 async fn a_job_that_is_taken_back_is_noticed_and_what_was_held_is_stale() -> Result<()> {
     let (rabbitmq, _) = offered().await?;
     let config = config(rabbitmq.url(), "closed");
-    let observer = Observer::connect(&config).await?;
     let by_queue = knows_timeouts_by_queue(rabbitmq).await?;
     let set = |name: &str, millis: u32| {
         let eval = format!("application:set_env(rabbit, {name}, {millis}).");
@@ -202,16 +208,12 @@ async fn a_job_that_is_taken_back_is_noticed_and_what_was_held_is_stale() -> Res
     for taken in ways {
         limit(1500).await?;
         submit(&broker, "held too long").await?;
-        let mut consumer = broker.consume(1);
-        let held = if *taken {
-            consumer.stop().await;
-            wait_for("the job", SOON, || async { observer.count(&config.queue).await == Some((1, 0)) })
-                .await?;
-            let held = broker.take().await.context("no job")?;
-            consumer = broker.consume(1);
-            held
+        let (held, mut consumer) = if *taken {
+            let held = wait_for_value("the job", SOON, || broker.take()).await?;
+            (held, broker.consume(1))
         } else {
-            next(&mut consumer).await?
+            let mut consumer = broker.consume(1);
+            (next(&mut consumer).await?, consumer)
         };
         // Before, a channel keeps what it began with; the next one, and those of other tests, get more time.
         if !by_queue {
@@ -225,6 +227,7 @@ async fn a_job_that_is_taken_back_is_noticed_and_what_was_held_is_stale() -> Res
         // Not acked by the stale one: it would be gone.
         assert_eq!(held.settle(Settlement::Ack).await, Settled::Stale);
         assert_eq!(again.settle(Settlement::Ack).await, Settled::Done);
+        consumer.stop().await;
     }
     broker.close().await;
     Ok(())

@@ -70,6 +70,14 @@ impl RabbitMq {
         Self::start_in(folder(dir)?, "", "").await
     }
 
+    /// Like [`RabbitMq::start`], with these lines in its `rabbitmq.conf`.
+    ///
+    /// # Errors
+    /// Those of [`RabbitMq::start`].
+    pub async fn start_with_settings(dir: &Path, settings: &str) -> Result<Self> {
+        Self::start_in(folder(dir)?, "", settings).await
+    }
+
     /// Like [`RabbitMq::start`], with a TLS listener and the management API.
     ///
     /// # Errors
