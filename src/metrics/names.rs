@@ -66,6 +66,11 @@ metrics! {
         "jobs that came and had been delivered before, to anybody";
     reconnects: Counter "broker_reconnects_total" []
         "connections to the broker that were lost and made anew";
+    results_unsent: Counter "results_unsent_total"
+        ["to": "reply, exchange", "why": "unroutable, forbidden, refused, too_large"]
+        "results that a reply queue or the results exchange did not get; of one that is too large a short answer is sent, the others are in the store only";
+    consumer_timeout: Gauge "consumer_timeout_fits" []
+        "1 when the broker lets a job be held as long as job.timeout allows, 0 when it is known not to, as far as was seen at the start; absent when that is not known";
     busy: Counter "engine_busy_seconds_total" []
         "time in which ComfyUI ran jobs; its rate() is the share of the time that the GPU is used";
     gap: Histogram "engine_gap_seconds" []
