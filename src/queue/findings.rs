@@ -18,9 +18,10 @@ use super::{
 
 /// RabbitMQ's own value where nothing else is set.
 const SERVER_DEFAULT: Duration = Duration::from_secs(30 * 60);
-/// The first version that goes by a queue's argument. Before 4.3 nothing shows it: 3.12 to 4.2 take any
-/// value, and so do those that ignore it.
+/// The first version that goes by a queue's argument. Nothing shows it: others take the argument too.
 const BY_QUEUE_SINCE: (u64, u64) = (3, 12);
+/// The first version that is known to refuse a queue's declaration with another one.
+const COMPARED_SINCE: (u64, u64) = (4, 3);
 /// What delays a return that is none of the job's fault.
 const SLOW_RETURNS: [&str; 2] = ["all", "returned"];
 
@@ -52,14 +53,16 @@ enum Limit {
         /// What sets it.
         by: &'static str,
     },
+    /// The worker asked for it, and a queue that was there before may go by something else.
+    Asked,
     Unknown(String),
 }
 
 /// Asks the broker, and the management API where one is configured, which takes seconds at most.
 pub(super) async fn find(session: &Session, job_timeout: Duration) -> Findings {
     let (queue, seen) = (&session.config.queue, management::look(&session.config).await);
-    let by_queue = version(&session.config).await.map(|version| version >= BY_QUEUE_SINCE);
-    let limit = limit(by_queue, &declared(session).await, seen.as_ref());
+    let version = version(&session.config).await;
+    let limit = limit(version, &declared(session).await, seen.as_ref());
     let kind = seen.ok().and_then(|seen| seen.delayed_retry);
     Findings {
         consumer_timeout: compare(limit, job_timeout, queue),
@@ -80,33 +83,36 @@ async fn declared(session: &Session) -> Argument {
     })
 }
 
-fn limit(by_queue: Option<bool>, declared: &Argument, seen: Result<&Seen, &String>) -> Limit {
-    if by_queue == Some(false) {
-        return Limit::Unknown(
-            "this broker has one for the whole server only, which it does not show".to_owned(),
-        );
-    }
-    let argument = match (seen, declared) {
-        (Ok(seen), _) => seen.argument,
-        (Err(_), Argument::Is(limit)) => Some(*limit),
-        (Err(_), Argument::Absent | Argument::Unseen) => None,
+fn limit(version: Option<(u64, u64)>, declared: &Argument, seen: Result<&Seen, &String>) -> Limit {
+    let Some(version) = version else {
+        return Limit::Unknown("the broker does not say which version of RabbitMQ it is".to_owned());
     };
-    let argument = ("the queue's x-consumer-timeout", argument);
-    let policy = ("a policy's consumer-timeout", seen.ok().and_then(|seen| seen.policy));
-    let limits = [argument, policy].into_iter().filter_map(|(by, limit)| Some((limit?, by)));
-    match (limits.min(), seen, declared) {
-        // An argument that the broker may not know.
-        _ if by_queue.is_none() => {
-            Limit::Unknown("the broker does not say which version of RabbitMQ it is".to_owned())
+    if version < BY_QUEUE_SINCE {
+        let why = "this broker has one for the whole server only, which it does not show";
+        return Limit::Unknown(why.to_owned());
+    }
+    let argument = "the queue's x-consumer-timeout";
+    match (seen, declared) {
+        (Ok(seen), _) => {
+            let limits = [(seen.argument, argument), (seen.policy, "a policy's consumer-timeout")];
+            let limits = limits.into_iter().filter_map(|(limit, by)| Some((limit?, by)));
+            limits.min().map_or_else(
+                || {
+                    let why = "neither the queue nor a policy sets one, the server's is not shown";
+                    Limit::Unknown(why.to_owned())
+                },
+                |(limit, by)| Limit::Known { limit, by },
+            )
         }
-        (Some((limit, by)), ..) => Limit::Known { limit, by },
-        (None, Ok(_), _) => {
-            Limit::Unknown("neither the queue nor a policy sets one, the server's is not shown".to_owned())
+        (Err(_), Argument::Is(limit)) if version >= COMPARED_SINCE => {
+            Limit::Known { limit: *limit, by: argument }
         }
-        (None, Err(_), Argument::Absent) => Limit::Unknown(
-            "the queue was declared without one by an earlier version, and no policy is seen".to_owned(),
-        ),
-        (None, Err(why), _) => Limit::Unknown(why.clone()),
+        (Err(_), Argument::Is(_)) => Limit::Asked,
+        (Err(_), Argument::Absent) => {
+            let why = "the queue was declared without one by an earlier version, and no policy is seen";
+            Limit::Unknown(why.to_owned())
+        }
+        (Err(why), Argument::Unseen) => Limit::Unknown(why.clone()),
     }
 }
 
@@ -126,6 +132,7 @@ fn compare(limit: Limit, job_timeout: Duration, queue: &str) -> ConsumerTimeout 
             humantime::format_duration(limit),
         )),
         Limit::Known { .. } => ConsumerTimeout::Fits,
+        Limit::Asked => ConsumerTimeout::Unknown(None),
         Limit::Unknown(why) => ConsumerTimeout::Unknown((job_timeout >= SERVER_DEFAULT).then(|| {
             format!(
                 "the broker's consumer timeout is not known ({why}); by default it takes a job back after 30m, but \
@@ -162,19 +169,22 @@ mod tests {
             (seen(Some(20), Some(10)), known(10, policy)),
             (seen(Some(1), None), known(1, argument)),
         ] {
-            assert_eq!(limit(Some(true), &declared, Ok(&seen)), expected);
-            for (by_queue, why) in [(Some(false), "whole server"), (None, "which version")] {
-                let old = limit(by_queue, &declared, Ok(&seen));
+            for version in [(3, 12), (4, 0), (5, 0)] {
+                assert_eq!(limit(Some(version), &declared, Ok(&seen)), expected);
+            }
+            for (version, why) in [(Some((3, 11)), "whole server"), (None, "which version")] {
+                let old = limit(version, &declared, Ok(&seen));
                 assert!(matches!(&old, Limit::Unknown(text) if text.contains(why)), "{old:?}");
             }
         }
-        assert_eq!(limit(Some(true), &declared, Err(&unseen)), known(30, argument));
+        assert_eq!(limit(Some((4, 3)), &declared, Err(&unseen)), known(30, argument));
+        assert_eq!(limit(Some((4, 2)), &declared, Err(&unseen)), Limit::Asked);
         for (declared, seen, why) in [
             (Argument::Absent, Err(&unseen), "earlier version"),
             (Argument::Unseen, Err(&unseen), "no API"),
             (Argument::Absent, Ok(&seen(None, None)), "neither the queue nor a policy"),
         ] {
-            let unset = limit(Some(true), &declared, seen);
+            let unset = limit(Some((4, 3)), &declared, seen);
             assert!(matches!(&unset, Limit::Unknown(text) if text.contains(why)), "{unset:?}");
         }
     }
