@@ -13,6 +13,7 @@ mod metrics;
 mod models;
 mod outages;
 mod outputs;
+mod proof;
 mod refusals;
 mod second;
 mod serverless;
