@@ -92,8 +92,8 @@ metrics! {
         ["cache": "conversion, model, execution", "outcome": "hit, miss"]
         "workflows known or converted, models there or fetched, nodes whose outputs ComfyUI remembered or made";
     restarts: Counter "child_restarts_total"
-        ["child": "comfyui, browser", "cause": "lost, worn"]
-        "children started again: lost (ended, silent, or killed since stuck in a job), worn (comfyui.max_jobs, comfyui.max_rss)";
+        ["child": "comfyui, browser", "cause": "lost, crashed, killed, worn"]
+        "children started again: lost (ended or dead while idle), crashed (the same while it ran a job), killed (it would not let go of a cancelled or timed out job), worn (comfyui.max_jobs, comfyui.max_rss)";
     memory: Gauge "resident_memory_bytes"
         ["process": "worker, comfyui, browser"]
         "main memory, of children with what they started; looked at every 15 s and when ComfyUI comes or goes";
