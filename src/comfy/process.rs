@@ -7,7 +7,12 @@ use std::{
 };
 
 use serde_json::Value;
-use tokio::{process::Command, sync::watch, task::JoinHandle, time::sleep};
+use tokio::{
+    process::Command,
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -197,6 +202,7 @@ impl Server {
         let (pid, members) = (group.pid(), group.members());
         let (stop, ending_as) = (CancellationToken::new(), Arc::new(OnceLock::new()));
         let (stopping, how) = (stop.clone(), Arc::clone(&ending_as));
+        let thread = prompt_thread.clone();
         let (report, exit) = watch::channel(None);
         let supervisor = tokio::spawn(async move {
             tokio::select! {
@@ -207,7 +213,13 @@ impl Server {
                 () = stopping.cancelled() => {}
             }
             match how.get() {
-                Some(Ending::Abort) => group.abort(STACKS_LIMIT).await,
+                Some(Ending::Abort) => {
+                    // A second signal would cut short what the first one has written.
+                    if thread.abort() {
+                        let _ = timeout(STACKS_LIMIT, group.wait()).await;
+                    }
+                    group.abort(STACKS_LIMIT).await;
+                }
                 Some(Ending::Kill) => group.stop(Duration::ZERO).await,
                 Some(Ending::Stop) | None => group.stop(STOP_GRACE).await,
             }

@@ -14,6 +14,8 @@ use std::{
     time::Instant,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// What is known of the prompt thread of one ComfyUI. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct PromptThread {
@@ -91,6 +93,16 @@ impl PromptThread {
             };
             living.contains(thread) && !idle
         });
+    }
+
+    /// Sends it ABRT, where it is known: a newer ComfyUI has Python write the stack of that thread only which
+    /// gets the signal. A signal for the number of a thread goes to that thread if it can.
+    pub(super) fn abort(&self) -> bool {
+        let among = locked(&self.among);
+        let (Some(thread), 1) = (among.first(), among.len()) else { return false };
+        let id = i32::try_from(*thread).ok().and_then(Pid::from_raw);
+        let is_there = threads(self.process).contains(thread);
+        is_there && id.is_some_and(|id| kill_process(id, Signal::ABORT).is_ok())
     }
 
     /// What has become of it, for a prompt that is not over and of which nothing was heard since `heard_at`.
