@@ -43,7 +43,7 @@ impl Bed {
         let base = ObjectUri::File(self.root.path().join("store"));
         let destination =
             Destination { store: &LocalStore, root: base.clone(), base, own: true, presign: None };
-        findings.upload(&destination, &mut self.early(), |_, _, _, _| {}).await.unwrap()
+        findings.upload(&destination, &self.early(), |_, _, _, _| {}).await.unwrap()
     }
 
     fn early(&self) -> Early {
@@ -82,7 +82,7 @@ async fn files_under_any_key_and_texts_are_delivered() {
     let base = ObjectUri::File(bed.root.path().join("store"));
     let destination = Destination { store: &LocalStore, root: base.clone(), base, own: true, presign: None };
     let each = |name: &str, size, done, of| told.lock().unwrap().push((name.to_owned(), size, done, of));
-    let outputs = findings.upload(&destination, &mut bed.early(), each).await.unwrap();
+    let outputs = findings.upload(&destination, &bed.early(), each).await.unwrap();
     let shown: Vec<_> = outputs.iter().map(|o| (o.node.as_str(), o.key.as_str(), o.index, o.kind)).collect();
     let expected =
         [("9", "images", 0, Kind::Image), ("10", "gifs", 0, Kind::Video), ("10", "text", 0, Kind::Text)];

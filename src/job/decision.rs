@@ -132,7 +132,10 @@ pub fn decide(failure: &Failure, now: &Circumstances) -> Decision {
         F::InputUnavailable(_) if within(now.inputs_patience) && now.queued => later,
         F::InputUnavailable(_) => Answer,
         F::OutputUnavailable(_) if now.store_away => wait_for(Need::Store),
-        F::OutputUnavailable(_) if now.lasting < OUTPUTS_PATIENCE => pause(),
+        F::OutputUnavailable(_) | F::DiskFull(_) | F::Local(_) if now.executed => {
+            if now.lasting < OUTPUTS_PATIENCE { pause() } else { Answer }
+        }
+        F::OutputUnavailable(_) if within(now.inputs_patience) && now.queued => later,
         F::OutputUnavailable(_) => Answer,
         F::StoreUnavailable(_) if now.store_away => wait_for(Need::Store),
         F::StoreUnavailable(_) if now.executed && now.lasting < OUTPUTS_PATIENCE => pause(),

@@ -54,7 +54,7 @@ fn table() -> Vec<(F, &'static str, Decision, Decision, Decision)> {
         once(F::OutputMissing { message: text(), nodes: Default::default() }, "output_missing", RunAgain),
         (F::OutputForbidden(text()), "output_forbidden", Answer, WaitFor(Store), Answer),
         (F::OutputNotFound(text()), "output_not_found", Answer, WaitFor(Store), Answer),
-        (F::OutputUnavailable(text()), "internal", SECOND, WaitFor(Store), Answer),
+        (F::OutputUnavailable(text()), "internal", LATER, WaitFor(Store), Answer),
         once(F::EngineCrashed(text()), "engine_crashed", Nothing),
         (F::EngineLost(text()), "engine_crashed", RetryHere(Nothing), RetryHere(Nothing), LATER),
         always(F::EngineUnavailable(text()), "internal", LATER),
@@ -117,6 +117,7 @@ fn budgets_end_where_they_say() {
     let (just_within, over) = (Duration::from_secs(1), Duration::ZERO);
     for (failure, patience, within, after) in [
         (F::InputUnavailable(String::new()), INPUTS_PATIENCE, LATER, Answer),
+        (F::OutputUnavailable(String::new()), INPUTS_PATIENCE, LATER, Answer),
         (F::Local(String::new()), WORKERS_PATIENCE, LATER, Answer),
     ] {
         let waited = |less: Duration| Circumstances { waited: patience - less, ..first() };
@@ -128,10 +129,17 @@ fn budgets_end_where_they_say() {
     assert_eq!(decide(&disk, &second), LATER);
     assert_eq!(decide(&disk, &Circumstances { waited: WORKERS_PATIENCE, ..second }), Answer);
 
-    let outputs = F::OutputUnavailable(String::new());
-    let lasting = |less: Duration| Circumstances { times: 9, lasting: OUTPUTS_PATIENCE - less, ..first() };
-    assert_eq!(decide(&outputs, &lasting(just_within)), RetryHere(Pause(Duration::from_secs(30))));
-    assert_eq!(decide(&outputs, &lasting(over)), Answer);
+    // With finished outputs in hand nothing is run again.
+    let lasting = |less: Duration| Circumstances {
+        times: 9,
+        lasting: OUTPUTS_PATIENCE - less,
+        executed: true,
+        ..first()
+    };
+    for failure in [F::OutputUnavailable, F::Local, F::DiskFull].map(|failure| failure(String::new())) {
+        assert_eq!(decide(&failure, &lasting(just_within)), RetryHere(Pause(Duration::from_secs(30))));
+        assert_eq!(decide(&failure, &lasting(over)), Answer);
+    }
 
     // A record that the store does not take while it seems well.
     let record = F::StoreUnavailable(String::new());

@@ -372,7 +372,9 @@ impl Life<'_> {
                 Err(met) => met,
             };
             let stage = StageName::from(met.stage);
-            match self.retries.decide(&met.failure, InHand::Inputs).await {
+            // What was executed is not given back for want of a place for its outputs.
+            let in_hand = if met.stage == Stage::Upload { InHand::Outputs } else { InHand::Inputs };
+            match self.retries.decide(&met.failure, in_hand).await {
                 Decision::Answer => {
                     tracing::info!(%stage, error = %met.failure, "job failed");
                     return Ok(self.failed(job, attempt.number, &met, &executor).await);

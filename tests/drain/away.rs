@@ -41,6 +41,16 @@ fn executions(worker: &Worker) -> usize {
     worker.log().matches("got prompt").count() - 1
 }
 
+/// How many of them run a job.
+async fn running(workers: &[Worker]) -> usize {
+    let mut running = 0;
+    for worker in workers {
+        let event = status(worker).await.map(|status| status["job"]["event"].clone());
+        running += usize::from(event.is_ok_and(|event| event == "started" || event == "progress"));
+    }
+    running
+}
+
 async fn wait_away(worker: &Worker, limit: Duration) -> Result<()> {
     wait_for("the worker to say that its store is away", limit, || async {
         let ready = reqwest::get(worker.admin_url("/readyz")).await;
@@ -74,15 +84,7 @@ async fn a_store_that_is_away_for_long_costs_no_job_anything() -> Result<()> {
     for id in ["r1", "r2"] {
         bed.publish(&staged_job(id, 6.0)).await?;
     }
-    wait_for("both to run", JOB, || async {
-        let mut running = 0;
-        for worker in &workers {
-            let event = status(worker).await.map(|status| status["job"]["event"].clone());
-            running += usize::from(event.is_ok_and(|event| event == "started" || event == "progress"));
-        }
-        running == 2
-    })
-    .await?;
+    wait_for("both to run", JOB, || async { running(&workers).await == 2 }).await?;
     gate.set(Fault::Reset, "");
     let begin = Instant::now();
     for id in ["w1", "w2", "w3", "w4"] {
@@ -176,7 +178,7 @@ async fn outputs_that_cannot_go_where_the_job_wants_them_are_told_before_the_wor
     {
         let begin = Instant::now();
         bed.publish(&job(id, uri)).await?;
-        let result = bed.answer(id).await?;
+        let result = bed.answer(id).await.with_context(|| worker.log())?;
         ensure!(result["status"] == "failed" && result["error"]["code"] == code, "{result:#}");
         ensure!(result["error"]["message"].to_string().contains(uri), "{result:#}");
         ensure!(begin.elapsed() < SOON && bed.attempts(id).await? == 1);
@@ -251,14 +253,7 @@ async fn copies_of_a_job_that_runs_elsewhere_wait_for_it() -> Result<()> {
     let workers = boot(&sites).await?;
     let job = staged_job("j", 12.0);
     bed.publish(&job).await?;
-    wait_for("one to run it", JOB, || async {
-        let mut runs = false;
-        for worker in &workers {
-            runs |= status(worker).await.is_ok_and(|status| status["job"]["event"] == "started");
-        }
-        runs
-    })
-    .await?;
+    wait_for("one to run it", JOB, || async { running(&workers).await == 1 }).await?;
     for _ in 0..3 {
         bed.publish(&job).await?;
     }

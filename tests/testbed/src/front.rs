@@ -189,6 +189,7 @@ async fn with_body(answer: Response, spoil: impl FnOnce(Bytes) -> Body) -> Respo
 
 fn refusal(status: u16) -> Response {
     let code = match status {
+        403 => "AccessDenied",
         404 => "NoSuchKey",
         409 => "ConditionalRequestConflict",
         412 => "PreconditionFailed",
