@@ -66,7 +66,7 @@ async fn the_whole_sweep() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_soak() -> Result<()> {
     let span = Duration::from_secs(15);
-    soak(Size { jobs: 40, faults: 8, workers: 2, span, outages: 0.08, seed: fresh_seed() }).await
+    soak(Size { jobs: 40, faults: 8, workers: 2, span, outages: 0.07, seed: fresh_seed() }).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

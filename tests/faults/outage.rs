@@ -50,7 +50,7 @@ impl Outages<'_> {
         for outage in &plan.outages {
             let due = || async { published.load(Ordering::Relaxed) > outage.after };
             wait_for("the next long fault's turn", LONGEST, due).await?;
-            println!("for {:?}: {:?}, meanwhile {:?}", outage.time, outage.what, outage.meanwhile);
+            println!("{}", outage.what_and_when());
             self.endure(outage).await?;
         }
         Ok(())

@@ -80,6 +80,17 @@ pub(super) enum Away {
     ComfyUi { worker: usize, hangs: bool },
 }
 
+impl Outage {
+    pub(super) fn what_and_when(&self) -> String {
+        let meanwhile = self.meanwhile.iter().map(|(share, worker, act)| {
+            let at = self.time.mul_f64(*share);
+            format!("{act:?} of {worker} after {:.0} s", at.as_secs_f64())
+        });
+        let meanwhile: Vec<_> = meanwhile.collect();
+        format!("for {:.0} s {:?}, {}", self.time.as_secs_f64(), self.what, meanwhile.join(", "))
+    }
+}
+
 impl Away {
     /// Whether no job can be done meanwhile.
     fn halts(self) -> bool {

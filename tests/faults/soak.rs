@@ -53,6 +53,9 @@ impl Size {
 pub(super) async fn soak(size: Size) -> Result<()> {
     println!("seed {} ({size:?})", size.seed);
     let plan = Plan::new(&size);
+    for outage in &plan.outages {
+        println!("  after {} jobs {}", outage.after, outage.what_and_when());
+    }
     let bed = Bed::new("soak").await?;
     let mut places = Vec::new();
     for (index, name) in NAMES.into_iter().take(size.workers).enumerate() {
