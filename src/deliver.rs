@@ -2,6 +2,7 @@
 //! node that is done while others still run, at once.
 
 mod early;
+mod written;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -10,7 +11,7 @@ use std::{
     os::fd::AsRawFd,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -33,18 +34,21 @@ use crate::{
     text::one_line,
 };
 use early::Begun;
+use written::{Identity, Written, is_beside};
 
 pub use early::Early;
+pub use written::{mark_start, settled};
 
 /// Files uploaded side by side.
 const PARALLEL_UPLOADS: usize = 4;
 
-/// What one execution left, ready to be uploaded.
+/// What one execution left, ready to be uploaded. Dropped, uploaded or not, it is removed.
 #[derive(Debug, Default)]
 pub struct Findings {
     files: Vec<Found>,
     texts: Vec<Output>,
-    written: Vec<PathBuf>,
+    // Last: the files are closed before they are removed, or it is their closing that takes time.
+    written: Written,
 }
 
 #[derive(Debug)]
@@ -112,16 +116,18 @@ pub fn find(
                     _ => continue,
                 };
                 let temp = folder == FolderType::Temp;
+                let opened = open(folders, folder, &subfolder, &filename);
+                if let Ok((file, path)) = &opened
+                    && is_beside(own_folder, folder, &subfolder)
+                    && let Ok(metadata) = file.metadata()
+                {
+                    findings.written.note(path.clone(), Identity::of(&metadata));
+                }
                 if temp && !request.include_temp {
-                    // Opened for its checks: what is listed here is removed later.
-                    findings
-                        .written
-                        .extend(open(folders, folder, &subfolder, &filename).map(|(_, path)| path));
                     continue;
                 }
-                match open(folders, folder, &subfolder, &filename) {
-                    Ok((file, path)) => {
-                        findings.written.push(path);
+                match opened {
+                    Ok((file, _)) => {
                         let wanted = shown(own_folder, &subfolder, &filename);
                         let place = places.give(&wanted, &format!("{folder:?}/{subfolder}/{filename}"));
                         let content = FoundContent::File(Arc::new(file));
@@ -241,10 +247,10 @@ impl Destination<'_> {
 }
 
 impl Findings {
-    /// What is removed after the job: the files that were opened.
+    /// What is removed after the job, of that which is not in its own folder.
     #[must_use]
-    pub fn written(&self) -> &[PathBuf] {
-        &self.written
+    pub fn written(&self) -> Vec<PathBuf> {
+        self.written.paths()
     }
 
     /// How many files there are.
@@ -318,39 +324,18 @@ impl Findings {
         let uploads: Vec<_> = uploads.collect();
         let mut outputs: Vec<Output> = stream::iter(uploads).buffered(PARALLEL_UPLOADS).try_collect().await?;
         outputs.extend(self.texts.iter().cloned());
-        remove_written(&self.written);
         Ok(outputs)
     }
 }
 
 /// Removes what an execution wrote that nobody wants.
-pub fn discard(folders: &Folders, history: &History) {
+pub async fn discard(folders: &Folders, history: Arc<History>) {
+    let folders = folders.clone();
     let request = OutputRequest { include_temp: true, ..OutputRequest::default() };
-    if let Ok(findings) = find(folders, "", &request, history, Vec::new()) {
-        remove_written(&findings.written);
-    }
-}
-
-/// Files outside the job's own folder (a node with a naming of its own, previews): removed so that
-/// the disk does not fill, unless they were there before.
-fn remove_written(paths: &[PathBuf]) {
-    for path in paths {
-        let made_lately =
-            path.symlink_metadata().and_then(|metadata| metadata.created()).is_ok_and(|created| {
-                // Born within this process's life means: written by one of its jobs.
-                created >= *PROCESS_START
-            });
-        if made_lately && let Err(error) = std::fs::remove_file(path) {
-            tracing::debug!(%error, path = %path.display(), "a delivered output stays on disk");
-        }
-    }
-}
-
-static PROCESS_START: std::sync::LazyLock<SystemTime> = std::sync::LazyLock::new(SystemTime::now);
-
-/// Fixes the moment from which on files count as made by this worker.
-pub fn mark_start() {
-    std::sync::LazyLock::force(&PROCESS_START);
+    let finding =
+        tokio::task::spawn_blocking(move || find(&folders, "", &request, &history, Vec::new()).map(drop));
+    // Files that are not there need no removal.
+    let _ = finding.await;
 }
 
 impl Found {

@@ -131,7 +131,74 @@ async fn temp_files_are_left_out_and_removed() {
     let findings = bed.plain(json!({"1": {"images": [file("preview.png", "p", "temp")]}})).unwrap();
     assert_eq!(findings.files(), 0);
     assert!(bed.upload(findings).await.is_empty());
+    settled().await;
     assert!(!preview.exists());
+}
+
+/// Whether it is missing beside others, too much, or nobody uploads it.
+#[tokio::test]
+async fn what_is_not_uploaded_is_removed_too() {
+    let bed = Bed::new();
+    let written = || [bed.write("output/x.png", "x"), bed.write("temp/p.png", "p")];
+    let listed = [file("x.png", "", "output"), file("p.png", "", "temp")];
+    let outputs = json!({"1": {"images": listed}});
+
+    let paths = written();
+    drop(bed.plain(outputs.clone()).unwrap());
+    settled().await;
+    assert!(paths.iter().all(|path| !path.exists()), "found, and not wanted");
+
+    let paths = written();
+    let limits = OutputsConfig { allow: Vec::new(), max_files: 0, max_bytes: 0 };
+    assert!(bed.plain(outputs.clone()).unwrap().within(&limits).is_err());
+    settled().await;
+    assert!(paths.iter().all(|path| !path.exists()), "too large");
+
+    let paths = written();
+    let more = json!({"1": {"images": listed}, "2": {"images": [file("none.png", "", "output")]}});
+    assert!(bed.plain(more).is_err());
+    settled().await;
+    assert!(paths.iter().all(|path| !path.exists()), "another is missing");
+
+    let paths = written();
+    let history = History::find(&json!({"p": {"outputs": outputs}}), "p").unwrap();
+    discard(&bed.folders, Arc::new(history)).await;
+    settled().await;
+    assert!(paths.iter().all(|path| !path.exists()), "of a job that failed");
+}
+
+/// An execution that is cancelled has no history: what its nodes told while it ran is all there is.
+#[tokio::test]
+async fn what_nodes_wrote_before_a_cancel_is_removed() {
+    let bed = Bed::new();
+    let paths = [bed.write("output/x.png", "x"), bed.write("temp/p.png", "p")];
+    let own = bed.write(&format!("output/{OWN}/own.png"), "own");
+    let theirs = bed.write("input/theirs.png", "theirs");
+    let mut early = bed.early();
+    let listed = [
+        file("x.png", "", "output"),
+        file("p.png", "", "temp"),
+        file("own.png", OWN, "output"),
+        file("theirs.png", "", "input"),
+    ];
+    early.begin("1", &json!({"images": listed}));
+    early.settle().await;
+    drop(early);
+    settled().await;
+    assert!(paths.iter().all(|path| !path.exists()));
+    assert!(own.exists() && theirs.exists(), "goes with its folder; is nothing that a node made");
+}
+
+/// The next job has written it again, under the same name, before the removal came to it.
+#[tokio::test]
+async fn what_the_next_job_wrote_under_the_same_name_stays() {
+    let bed = Bed::new();
+    let path = bed.write("output/fixed.png", "first");
+    let findings = bed.plain(json!({"1": {"images": [file("fixed.png", "", "output")]}})).unwrap();
+    fs::write(&path, "the second one's").unwrap();
+    bed.upload(findings).await;
+    settled().await;
+    assert_eq!(fs::read_to_string(&path).unwrap(), "the second one's");
 }
 
 #[tokio::test]
@@ -168,7 +235,7 @@ async fn what_a_node_lists_falsely_is_neither_read_nor_removed() {
                 match bed.find(outputs, &request) {
                     Ok(findings) => {
                         assert!(folder == "temp" && !include_temp, "{filename:?} {subfolder:?} {folder}");
-                        assert!(findings.written.is_empty(), "{:?}", findings.written);
+                        assert!(findings.written().is_empty(), "{:?}", findings.written());
                     }
                     Err(missing) => {
                         assert_eq!(missing.nodes, BTreeSet::from(["7".to_owned()]));

@@ -37,6 +37,7 @@ impl Dependency {
     /// One that is there. `name`: for messages and the metric's label.
     #[must_use]
     pub fn new(name: &'static str) -> Self {
+        metrics::dependency(name, true);
         Self(Arc::new(Shared { name, state: watch::Sender::new(None) }))
     }
 

@@ -10,22 +10,44 @@
 #[inline]
 pub(crate) async fn reached(_phase: &str) {}
 
+/// A thread that may block has come to `phase`.
+#[cfg(not(feature = "phases"))]
+#[inline]
+pub(crate) fn reached_by_thread(_phase: &str) {}
+
 /// The job in hand has come to `phase`.
 #[cfg(feature = "phases")]
 pub(crate) async fn reached(phase: &str) {
-    use std::{env, fs, path::PathBuf, time::Duration};
+    let Some(marker) = taken(phase) else { return };
+    while marker.exists() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
 
-    let Some(folder) = env::var_os("COMFY_PHASES").map(PathBuf::from) else { return };
+/// A thread that may block has come to `phase`.
+#[cfg(feature = "phases")]
+pub(crate) fn reached_by_thread(phase: &str) {
+    let Some(marker) = taken(phase) else { return };
+    while marker.exists() {
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+#[cfg(feature = "phases")]
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(5);
+
+/// What is there as long as this worker is to be held at `phase`.
+#[cfg(feature = "phases")]
+fn taken(phase: &str) -> Option<std::path::PathBuf> {
+    use std::{env, fs, path::PathBuf};
+
+    let folder = env::var_os("COMFY_PHASES").map(PathBuf::from)?;
     let marker = folder.join(format!("{phase}.reached"));
     // By renaming: of two workers one takes it.
-    if fs::rename(folder.join(phase), &marker).is_err() {
-        return;
-    }
+    fs::rename(folder.join(phase), &marker).ok()?;
     if fs::read(&marker).is_ok_and(|says| says == b"panic") {
         panic!("told to panic at the phase {phase}");
     }
     tracing::warn!(phase, "held by a test");
-    while marker.exists() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    Some(marker)
 }

@@ -1,4 +1,7 @@
-//! Words for people: near misses, and outside text made fit for one line.
+//! Words for people: near misses, and outside text made fit for one line. JSON for the store.
+
+use bytes::Bytes;
+use serde::Serialize;
 
 /// Names longer than this, and more of them, are not compared: a hostile job could have both.
 const COMPARED_CHARACTERS: usize = 64;
@@ -73,9 +76,35 @@ pub(crate) fn quoted(text: &str, limit: usize) -> String {
     format!("{shown:?}{cut}")
 }
 
+/// What `make` makes as JSON, each value on lines of its own or all in one line. Neither the making nor the writing is
+/// done by a thread of the runtime: a history may be megabytes.
+#[cfg_attr(not(test), expect(dead_code, reason = "what stores records and results does not call it yet"))]
+pub(crate) async fn json_of<T: Serialize>(
+    pretty: bool,
+    make: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<Bytes> {
+    let write = move || {
+        let value = make();
+        if pretty { serde_json::to_vec_pretty(&value) } else { serde_json::to_vec(&value) }
+    };
+    Ok(tokio::task::spawn_blocking(write).await??.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn json_is_written_by_another_thread() {
+        let here = std::thread::current().id();
+        let make = move || {
+            assert_ne!(std::thread::current().id(), here);
+            serde_json::json!({"a": [1]})
+        };
+        assert_eq!(json_of(false, make).await.ok().as_deref(), Some(&br#"{"a":[1]}"#[..]));
+        assert_eq!(json_of(true, make).await.ok().as_deref(), Some(&b"{\n  \"a\": [\n    1\n  ]\n}"[..]));
+        assert!(json_of(false, || -> u8 { panic!("a bug") }).await.is_err());
+    }
 
     #[test]
     fn near_misses_are_few_and_the_nearest_first() {

@@ -24,6 +24,7 @@ use crate::{
     admin::{self, Board, Phase},
     config::{Config, Mistake, Mistakes},
     connector::ComfyConnector,
+    deliver,
     job::{
         end::{InHand, Stops},
         runner::Runner,
@@ -79,6 +80,7 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     }
     let connector = ComfyConnector::instance(&config, Arc::new(|_| {})).await;
     let connector = connector.map_err(|error| boot_error(&error))?;
+    let journal = Arc::clone(connector.stager().journal());
     let mark = BootMark::set(&config.worker.state_dir)
         .map_err(|error| ServeError::Misconfigured(format!("worker.state_dir: {error}")))?;
     let engine = starting(&connector);
@@ -125,6 +127,13 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     };
     // What uploads that were given up left there.
     last_words(&stops, stores.settled()).await;
+    // What jobs left here; without a drain's grace the connector has waited long enough.
+    if stops.stop.is_cancelled() {
+        let removals = async {
+            tokio::join!(journal.settled(), deliver::settled());
+        };
+        last_words(&stops, removals).await;
+    }
     if outcome.is_ok() {
         mark.clear();
         tracing::info!("drained");

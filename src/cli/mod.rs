@@ -22,7 +22,7 @@ mod serve;
 mod submit;
 mod workflow;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -154,6 +154,8 @@ pub fn run() -> ExitCode {
 }
 
 const USAGE: &str = "usage";
+/// How long what blocks has to end after all else has.
+const THREADS_LIMIT: Duration = Duration::from_secs(1);
 
 fn error_json(code: &str, message: &str) -> serde_json::Value {
     serde_json::json!({"error": {"code": code, "message": message}})
@@ -222,7 +224,7 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
         .build()
         .map_err(|error| Failed::Environment(format!("cannot start: {error}")))?;
     let context = Context { config, json: cli.json };
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         match cli.command {
             Command::Serve => Box::pin(serve::serve(context)).await,
             Command::Run(args) => run::run(context, args).await,
@@ -233,7 +235,10 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
             Command::Dead(args) => Box::pin(dead::dead(context, args)).await,
             Command::Completions(_) | Command::Man(_) => Ok(()),
         }
-    })
+    });
+    // A thread that waits for a file system must not hold up the end.
+    runtime.shutdown_timeout(THREADS_LIMIT);
+    outcome
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ pub struct Engine {
     /// When ComfyUI last answered; `None` after it did not.
     proven_at: Mutex<Option<Instant>>,
     /// After the server: what it writes there ends with it.
-    _scratch: Option<Owned>,
+    scratch: Mutex<Option<Owned>>,
 }
 
 impl Engine {
@@ -66,7 +66,7 @@ impl Engine {
     ) -> Result<Self, ConnectorError> {
         let test = self_test(config)?;
         // Declared before the server, so that it is dropped after it.
-        let scratch = scratch(&config.comfyui, journal)?;
+        let scratch = scratch(&config.comfyui, journal).await?;
         let mut comfyui = config.comfyui.clone();
         if let Some(scratch) = &scratch {
             comfyui.env.0.insert(TMPDIR.to_owned(), scratch.path().display().to_string());
@@ -88,7 +88,7 @@ impl Engine {
             executing: AtomicUsize::new(0),
             ran: AtomicU64::new(0),
             proven_at: Mutex::default(),
-            _scratch: scratch,
+            scratch: Mutex::new(scratch),
         };
         let folders = Folders::new(config.comfyui.path.clone());
         match Box::pin(engine.open_and_test(&test, &folders, begun_at)).await {
@@ -116,7 +116,8 @@ impl Engine {
         let run = async |payload: &Payload| {
             let ran = self.run(payload, SELF_TEST_LIMIT, &mut Silent::default()).await;
             metrics::booted("self_test", begun_at.elapsed());
-            ran.map(|history| deliver::discard(folders, &history)).map_err(failed)
+            deliver::discard(folders, Arc::new(ran.map_err(failed)?)).await;
+            Ok(())
         };
         let opening = async {
             self.browser.attach().await?;
@@ -242,6 +243,8 @@ impl Engine {
     pub(super) async fn stop(&self) {
         self.socket.close();
         tokio::join!(self.browser.shutdown(), self.server.stop());
+        // Whoever still holds the engine: a drain waits for removals that are under way.
+        drop(self.scratch.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
@@ -308,16 +311,17 @@ async fn launch(
 
 /// A folder for temporary files of ComfyUI's own, journalled: Python and what nodes start leave
 /// theirs behind when they are ended by a signal. `None` where `comfyui.env` names one.
-fn scratch(config: &ComfyUiConfig, journal: &Arc<Journal>) -> Result<Option<Owned>, ConnectorError> {
+async fn scratch(config: &ComfyUiConfig, journal: &Arc<Journal>) -> Result<Option<Owned>, ConnectorError> {
     if config.env.0.contains_key(TMPDIR) {
         return Ok(None);
     }
     let path = std::env::temp_dir().join(format!("comfy-worker-{}", Uuid::new_v4().simple()));
-    let owned = journal.own_random(path.clone());
-    match fs::DirBuilder::new().mode(0o700).create(&path) {
-        Ok(()) => Ok(Some(owned)),
-        Err(source) => Err(ConnectorError::State { path, source }),
-    }
+    let made = async {
+        let owned = journal.own(path.clone()).await?;
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(owned)
+    };
+    made.await.map(Some).map_err(|source| ConnectorError::State { path: path.clone(), source })
 }
 
 /// What must run before anybody is served.

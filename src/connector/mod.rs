@@ -11,9 +11,10 @@ mod supervision;
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use engine::Engine;
@@ -24,6 +25,7 @@ pub use state::State;
 use self::{restarts::Restarts, state::Standing};
 use crate::{
     config::Config,
+    deliver,
     stage::{Folders, Journal, Owned, PlaceError, Stager, UploadOptions},
     store::Stores,
 };
@@ -67,6 +69,10 @@ struct Inner {
 
 /// Gets each line that ComfyUI writes, from the task that reads them: must not block.
 pub type BootLine = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// How long a shutdown waits for the removal of ephemeral files. A drain's grace may be short, and a process that
+/// ends while its file system hangs leaves them to the next start.
+const REMOVALS_LIMIT: Duration = Duration::from_secs(3);
 
 /// The one live instance of this process.
 static LIVE: Mutex<Option<ComfyConnector>> = Mutex::new(None);
@@ -113,18 +119,29 @@ impl ComfyConnector {
         if let Some(killed) = Self::live().filter(|connector| connector.0.killed.is_cancelled()) {
             killed.shutdown().await;
         }
+        let is_usable = |connector: &Self| connector.state() != State::Error;
+        if let Some(connector) = Self::live().filter(is_usable) {
+            return Ok(connector);
+        }
+        deliver::mark_start();
+        let path = config.worker.state_dir.clone();
+        // A dead worker may have left gigabytes.
+        let journal = spawn_blocking(move || {
+            Journal::open(&path).map_err(|source| ConnectorError::State { path, source })
+        });
+        let journal = journal.await.map_err(|error| ConnectorError::State {
+            path: config.worker.state_dir.clone(),
+            source: std::io::Error::other(error),
+        })??;
         let mut live = locked(&LIVE);
         match &*live {
-            Some(connector) if connector.state() != State::Error => Ok(connector.clone()),
-            _ => Ok(live.insert(Self::new(config, stores, on_boot_line)?).clone()),
+            // Another call was faster.
+            Some(connector) if is_usable(connector) => Ok(connector.clone()),
+            _ => Ok(live.insert(Self::new(config, stores, journal, on_boot_line)).clone()),
         }
     }
 
-    fn new(config: &Config, stores: Stores, on_boot_line: BootLine) -> Result<Self, ConnectorError> {
-        crate::deliver::mark_start();
-        let state_dir = &config.worker.state_dir;
-        let journal = Journal::open(state_dir)
-            .map_err(|source| ConnectorError::State { path: state_dir.clone(), source })?;
+    fn new(config: &Config, stores: Stores, journal: Arc<Journal>, on_boot_line: BootLine) -> Self {
         let stager = Stager::new(
             Folders::new(config.comfyui.path.clone()),
             journal,
@@ -147,7 +164,7 @@ impl ComfyConnector {
             on_boot_line,
         }));
         connector.0.standing.enter(State::Initializing);
-        Ok(connector)
+        connector
     }
 
     /// The live instance, if there is one: also one that still starts.
@@ -276,9 +293,11 @@ impl ComfyConnector {
         if let Some(engine) = self.take_engine() {
             engine.stop().await;
         }
-        let ephemeral = std::mem::take(&mut *locked(&self.0.ephemeral));
-        // File systems may be slow: not on a thread that serves others.
-        let _ = tokio::task::spawn_blocking(move || drop(ephemeral)).await;
+        locked(&self.0.ephemeral).clear();
+        let removals = async { tokio::join!(self.0.stager.journal().settled(), deliver::settled()) };
+        if timeout(REMOVALS_LIMIT, removals).await.is_err() {
+            tracing::warn!("removing files takes long: the next start removes what is left");
+        }
         self.release();
     }
 

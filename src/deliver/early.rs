@@ -5,8 +5,6 @@
 
 use std::{
     collections::HashMap,
-    fs::Metadata,
-    os::unix::fs::MetadataExt,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -15,7 +13,10 @@ use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
-use super::{Found, FoundContent, PARALLEL_UPLOADS, content_type, open, shown};
+use super::{
+    Found, FoundContent, PARALLEL_UPLOADS, content_type, open, shown,
+    written::{Identity, Written, is_beside},
+};
 use crate::{
     comfy::history::{OutputContent, OutputItem, outputs_of},
     config::OutputsConfig,
@@ -24,7 +25,8 @@ use crate::{
     store::{ObjectStore, ObjectUri, StoreError, Stored},
 };
 
-/// One execution's early uploads. Dropped, those under way end.
+/// One execution's early uploads. Dropped, those under way end, and what its nodes wrote beside the job's own
+/// folder goes: also that of an execution that is cancelled, and has no history.
 #[derive(Debug)]
 pub struct Early {
     shared: Arc<Shared>,
@@ -42,6 +44,7 @@ struct Shared {
     limits: OutputsConfig,
     side_by_side: Arc<Semaphore>,
     begun: Mutex<HashMap<String, Begun>>,
+    written: Written,
 }
 
 /// An upload under way, or done.
@@ -50,17 +53,6 @@ pub(super) struct Begun {
     uri: ObjectUri,
     identity: Identity,
     upload: AbortOnDropHandle<Result<Stored, StoreError>>,
-}
-
-/// Device, number, size, and when it was changed: seconds and nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity(u64, u64, u64, i64, i64);
-
-impl Identity {
-    fn of(metadata: &Metadata) -> Self {
-        let changed = (metadata.mtime(), metadata.mtime_nsec());
-        Self(metadata.dev(), metadata.ino(), metadata.size(), changed.0, changed.1)
-    }
 }
 
 impl Early {
@@ -76,13 +68,15 @@ impl Early {
         limits: OutputsConfig,
     ) -> Self {
         let (side_by_side, begun) = (Arc::new(Semaphore::new(PARALLEL_UPLOADS)), Mutex::default());
-        let shared = Shared { store, base, folders, own_folder, request, limits, side_by_side, begun };
+        let written = Written::default();
+        let shared =
+            Shared { store, base, folders, own_folder, request, limits, side_by_side, begun, written };
         Self { shared: Arc::new(shared), looks: Vec::new() }
     }
 
     /// A node is done: what its entry of the history's `outputs` lists begins to go up.
     pub fn begin(&mut self, node: &str, entry: &Value) {
-        let files: Vec<_> = outputs_of(node, entry).filter_map(|item| self.shared.wanted(item)).collect();
+        let files: Vec<_> = outputs_of(node, entry).filter_map(listed).collect();
         if files.is_empty() {
             return;
         }
@@ -149,39 +143,47 @@ struct Listed {
     filename: String,
 }
 
+fn listed(item: OutputItem) -> Option<Listed> {
+    let OutputContent::File { filename, subfolder, folder } = item.content else { return None };
+    let folder = match folder.as_str() {
+        "output" => FolderType::Output,
+        "temp" => FolderType::Temp,
+        _ => return None,
+    };
+    Some(Listed { folder, subfolder, filename })
+}
+
 impl Shared {
     fn begun(&self) -> std::sync::MutexGuard<'_, HashMap<String, Begun>> {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wanted(&self, item: OutputItem) -> Option<Listed> {
-        let OutputContent::File { filename, subfolder, folder } = item.content else { return None };
-        let folder = match folder.as_str() {
-            "output" => FolderType::Output,
-            "temp" if self.request.include_temp => FolderType::Temp,
-            _ => return None,
-        };
-        Some(Listed { folder, subfolder, filename })
-    }
-
     /// Begins one upload, within the limits. What cannot be begun is seen again, and told, in the end.
-    fn begin(self: &Arc<Self>, listed: &Listed) {
+    fn begin(&self, listed: &Listed) {
         let Listed { folder, subfolder, filename } = listed;
-        let Ok((file, _)) = open(&self.folders, *folder, subfolder, filename) else { return };
+        let Ok((file, path)) = open(&self.folders, *folder, subfolder, filename) else { return };
         let Ok(identity) = file.metadata().map(|metadata| Identity::of(&metadata)) else { return };
+        if is_beside(&self.own_folder, *folder, subfolder) {
+            self.written.note(path, identity);
+        }
+        if *folder == FolderType::Temp && !self.request.include_temp {
+            return;
+        }
         let place = shown(&self.own_folder, subfolder, filename);
         let Ok(uri) = self.base.join(&format!("outputs/{place}")) else { return };
         let mut begun = self.begun();
-        let bytes = begun.values().map(|begun| begun.identity.2).sum::<u64>() + identity.2;
+        let bytes = begun.values().map(|begun| begun.identity.size()).sum::<u64>() + identity.size();
         let full = begun.len() as u64 >= u64::from(self.limits.max_files) || bytes > self.limits.max_bytes;
         if full || begun.contains_key(&place) {
             return;
         }
-        let (shared, content, target) = (Arc::clone(self), FoundContent::File(Arc::new(file)), uri.clone());
+        let (content, target) = (FoundContent::File(Arc::new(file)), uri.clone());
+        // Not the whole of it: that one holds this upload, and ends it.
+        let (store, turns) = (Arc::clone(&self.store), Arc::clone(&self.side_by_side));
         let content_type = content_type(filename);
         let upload = async move {
-            let _turn = shared.side_by_side.acquire().await;
-            content.put(&*shared.store, &target, &content_type).await
+            let _turn = turns.acquire().await;
+            content.put(&*store, &target, &content_type).await
         };
         let upload = tokio::spawn(upload.in_current_span());
         begun.insert(place, Begun { uri, identity, upload: AbortOnDropHandle::new(upload) });

@@ -84,6 +84,9 @@ struct Marker {
     /// Whether it goes on without its message, which the broker has taken back.
     #[serde(default)]
     disowned: bool,
+    /// Earlier attempts that were found to have ended without a word.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    dead: Vec<u32>,
     /// The attempt's span, for those that come after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     traceparent: Option<String>,
@@ -100,6 +103,7 @@ impl Marker {
             closed: None,
             beats: 0,
             disowned: false,
+            dead: Vec::new(),
             traceparent: None,
         }
     }
@@ -156,7 +160,9 @@ impl<'a> Records<'a> {
                 }
             }
             let traceparent = self.traceparent.clone();
-            let marker = Marker { traceparent, ..Marker::new(number, &self.nonce, worker, digest) };
+            let dead = earlier.iter().filter(|marker| marker.closed.is_none()).map(|marker| marker.attempt);
+            let dead = dead.collect();
+            let marker = Marker { traceparent, dead, ..Marker::new(number, &self.nonce, worker, digest) };
             let Some(other) = self.begin(&marker).await? else {
                 return self.judge(marker, &earlier, max_crashes).await;
             };
@@ -177,9 +183,9 @@ impl<'a> Records<'a> {
     async fn await_others(&self, earlier: &mut [Marker], delivery: &Incoming) -> Result<(), Failure> {
         let until = Instant::now() + NOTE_LIMIT;
         loop {
-            let Some(last) = earlier.iter_mut().rev().find(|marker| marker.closed.is_none()) else {
-                return Ok(());
-            };
+            let dead: Vec<u32> = earlier.iter().flat_map(|marker| marker.dead.iter().copied()).collect();
+            let may_live = |marker: &&mut Marker| marker.closed.is_none() && !dead.contains(&marker.attempt);
+            let Some(last) = earlier.iter_mut().rev().find(may_live) else { return Ok(()) };
             // Had it been delivered again, the broker had taken it back from whoever runs it.
             if last.disowned || !delivery.redelivered {
                 let copy = Failure::CopyRunning(format!("{}.{}", last.nonce, last.beats));
@@ -330,3 +336,7 @@ pub(super) const JSON: &str = "application/json";
 fn unavailable(error: StoreError) -> Failure {
     Failure::StoreUnavailable(error.to_string())
 }
+
+#[cfg(test)]
+#[path = "attempt_tests.rs"]
+mod tests;

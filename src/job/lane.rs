@@ -157,9 +157,8 @@ impl State {
             At::Preparing { since } if lookahead == Lookahead::Auto => Some(since + SLOW_PREPARATION),
             _ => None,
         };
-        let in_the_way = |job: &&Job| {
-            !matches!(job.at, At::Executed) && slow_at(job).is_none_or(|slow_at| now < slow_at)
-        };
+        let in_the_way =
+            |job: &&Job| !matches!(job.at, At::Executed) && slow_at(job).is_none_or(|slow_at| now < slow_at);
         let mut before = self.jobs.values().filter(in_the_way);
         let next_slow = self.jobs.values().filter(in_the_way).filter_map(slow_at).min();
         match (before.next(), before.next()) {

@@ -110,13 +110,14 @@ impl Stager {
             let (folder, name) = (file.folder.name(), options.subfolder.join(&name));
             Err(Failure::Invalid(format!("files: {folder}/{name} exists and `overwrite` is false")))
         };
+        self.journal.gone(&target).await;
         if !file.overwrite && target.symlink_metadata().is_ok() {
             return existing().await;
         }
         let scratch = self.scratch_beside(&target).await?;
         let part = scratch.path().join(name.as_str());
         self.fetcher(&self.allow).fetch(&file.source, file.sha256.as_deref(), part.clone(), budget).await?;
-        match place::settle(&self.journal, &part, &target, &options) {
+        match place::settle(&self.journal, part, target.clone(), options.clone()).await {
             // Another job, or another of this job's files, was faster.
             Err(PlaceError::Exists(_)) => existing().await,
             settled => settled.map_err(place_failure),

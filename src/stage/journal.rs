@@ -5,60 +5,42 @@
 //!
 //! Invariant: a path is listed either under a name that only we can have made (a random one), or
 //! together with the inode that we made: the sweep never removes somebody else's file.
+//!
+//! No thread of the runtime waits for a file system here: what is written is written by threads that may block,
+//! what is removed by one of the journal's own.
+
+mod book;
+mod remover;
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::UNIX_EPOCH,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
 use uuid::Uuid;
+
+use book::{Book, Entry, Inode};
+use remover::Remover;
 
 /// This worker's journal.
 #[derive(Debug)]
 pub struct Journal {
-    path: PathBuf,
-    file: Mutex<File>,
+    // First: its end is that of the thread, which holds the book too.
+    remover: Remover,
+    book: Arc<Mutex<Book>>,
+    /// Held while a file of ours takes a name that another file of ours may have.
+    placing: Arc<Mutex<()>>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Line {
-    Owned { path: PathBuf, inode: Option<Inode> },
-    Gone { path: PathBuf, inode: Option<Inode> },
-}
-
-/// Device, number and birth (nanoseconds since 1970, where the file system tells): which file a name
-/// stood for. The number alone is soon given to another file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Inode(u64, u64, Option<u64>);
-
-impl Inode {
-    fn of(path: &Path) -> io::Result<Self> {
-        fs::symlink_metadata(path).map(|metadata| Self::read(&metadata))
-    }
-
-    fn of_file(file: &File) -> io::Result<Self> {
-        file.metadata().map(|metadata| Self::read(&metadata))
-    }
-
-    fn read(metadata: &fs::Metadata) -> Self {
-        let born = metadata.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
-        let born = born.and_then(|born| u64::try_from(born.as_nanos()).ok());
-        Self(metadata.dev(), metadata.ino(), born)
-    }
-}
-
-/// A file or folder of ours; its drop removes it.
+/// A file or folder of ours; its drop has it removed.
 #[derive(Debug)]
 pub struct Owned {
-    path: PathBuf,
-    inode: Option<Inode>,
+    entry: Entry,
     journal: Arc<Journal>,
 }
 
@@ -66,54 +48,74 @@ impl Owned {
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.entry.path
     }
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // What could not be removed stays listed, for the next start.
-        if remove(&self.path, self.inode) {
-            self.journal.write(&Line::Gone { path: self.path.clone(), inode: self.inode });
-        }
+        // What cannot be removed stays listed, for the next start.
+        self.journal.remover.take(self.entry.clone());
     }
 }
 
 impl Journal {
-    /// Sweeps after dead workers, then starts a journal in `state_dir`.
+    /// Sweeps after dead workers, then starts a journal in `state_dir`. Blocks, and gigabytes take their time.
     ///
     /// # Errors
     /// When the folder cannot be written.
     pub fn open(state_dir: &Path) -> io::Result<Arc<Self>> {
         let folder = state_dir.join("journal");
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        sweep(&folder)?;
-        loop {
-            let path = folder.join(format!("{}.jsonl", Uuid::new_v4().simple()));
-            let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path)?;
-            file.lock()?;
-            // Another start may have found it before it was locked, and swept it as a dead one's.
-            if is_still(&file, &path) {
-                return Ok(Arc::new(Self { path, file: Mutex::new(file) }));
-            }
-        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        let placing = Arc::default();
+        book::of_the_dead(&folder, |left| {
+            left.iter().fold(true, |all_gone, entry| {
+                tracing::info!(path = %entry.path.display(), "removing what a dead worker left");
+                remover::remove(entry, &placing) && all_gone
+            })
+        })?;
+        let book = Arc::new(Mutex::new(Book::start(&folder)?));
+        let remover = Remover::start(Arc::clone(&book), Arc::clone(&placing))?;
+        Ok(Arc::new(Self { remover, book, placing }))
     }
 
-    fn write(&self, line: &Line) {
-        let Ok(mut text) = serde_json::to_vec(line) else { return };
-        text.push(b'\n');
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        // No fsync: the journal outlives the process, and with the machine goes the container.
-        if let Err(error) = file.write_all(&text) {
-            tracing::error!(%error, journal = %self.path.display(), "cannot write the journal of ephemeral files");
-        }
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until all that was let go of is removed. A file system may hang: to be waited for within a limit.
+    pub async fn settled(&self) {
+        self.remover.settled().await;
+    }
+
+    /// Waits until what was let go of under this name is removed, so that the name is free.
+    pub(super) async fn gone(&self, path: &Path) {
+        self.remover.gone(path).await;
     }
 
     /// Owns a path whose name nobody else can have chosen, before anything is there.
+    ///
+    /// # Errors
+    /// When it cannot be listed; then nothing may be made there.
+    pub async fn own(self: &Arc<Self>, path: PathBuf) -> io::Result<Owned> {
+        self.remover.room().await;
+        let journal = Arc::clone(self);
+        spawn_blocking(move || journal.own_now(path)).await.map_err(io::Error::other)?
+    }
+
+    /// [`Journal::own`] that writes on the caller's thread.
     #[must_use]
     pub fn own_random(self: &Arc<Self>, path: PathBuf) -> Owned {
-        self.write(&Line::Owned { path: path.clone(), inode: None });
-        Owned { path, inode: None, journal: Arc::clone(self) }
+        let entry = Entry { path, inode: None };
+        if let Err(error) = self.book().list(&entry) {
+            tracing::error!(%error, "an ephemeral file is not listed");
+        }
+        Owned { entry, journal: Arc::clone(self) }
+    }
+
+    /// [`Journal::own`] on a thread that may block.
+    pub(super) fn own_now(self: &Arc<Self>, path: PathBuf) -> io::Result<Owned> {
+        self.list(Entry { path, inode: None })
     }
 
     /// Makes a folder `parent/name` of ours; parents are made too and stay.
@@ -121,19 +123,20 @@ impl Journal {
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`] when something has that name.
     pub async fn create_folder(self: &Arc<Self>, parent: &Path, name: &str) -> io::Result<Owned> {
+        self.remover.room().await;
         let (journal, parent, name) = (Arc::clone(self), parent.to_owned(), name.to_owned());
-        tokio::task::spawn_blocking(move || {
+        spawn_blocking(move || {
             fs::create_dir_all(&parent)?;
             let scratch =
-                journal.own_random(parent.join(format!(".comfy-worker-{}", Uuid::new_v4().simple())));
-            fs::create_dir(&scratch.path)?;
+                journal.own_now(parent.join(format!(".comfy-worker-{}", Uuid::new_v4().simple())))?;
+            fs::create_dir(scratch.path())?;
             journal.adopt(scratch, &parent.join(name))
         })
         .await
         .map_err(io::Error::other)?
     }
 
-    /// Gives something of ours its final name, unless something is there.
+    /// Gives something of ours its final name, unless something is there. Blocks.
     ///
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`] when something is; `scratch` is removed then.
@@ -141,7 +144,7 @@ impl Journal {
         self.rename(&scratch, target, rename_new)
     }
 
-    /// Puts something of ours in the place of something else of ours.
+    /// Puts something of ours in the place of something else of ours. Blocks.
     ///
     /// # Errors
     /// When it cannot be renamed; `scratch` is removed then.
@@ -155,26 +158,26 @@ impl Journal {
         target: &Path,
         rename: impl FnOnce(&Path, &Path) -> io::Result<()>,
     ) -> io::Result<Owned> {
-        let inode = Inode::of(&scratch.path)?;
-        self.write(&Line::Owned { path: target.to_owned(), inode: Some(inode) });
-        let owned = Owned { path: target.to_owned(), inode: Some(inode), journal: Arc::clone(self) };
-        rename(&scratch.path, target)?;
+        let inode = Some(Inode::of(scratch.path())?);
+        let owned = self.list(Entry { path: target.to_owned(), inode })?;
+        rename(scratch.path(), target)?;
         Ok(owned)
+    }
+
+    fn list(self: &Arc<Self>, entry: Entry) -> io::Result<Owned> {
+        self.book().list(&entry)?;
+        Ok(Owned { entry, journal: Arc::clone(self) })
     }
 
     /// Whether what has this name is ours, and will be removed.
     pub(super) fn owns(&self, path: &Path) -> bool {
-        let listed = left_by(&self.path).unwrap_or_default();
-        Inode::of(path).is_ok_and(|found| listed.contains(&(path.to_owned(), Some(found))))
+        Inode::of(path)
+            .is_ok_and(|found| self.book().lists(&Entry { path: path.to_owned(), inode: Some(found) }))
     }
-}
 
-impl Drop for Journal {
-    fn drop(&mut self) {
-        // Everything owned holds the journal: what is still listed could not be removed.
-        if left_by(&self.path).is_ok_and(|left| left.is_empty()) {
-            let _ = fs::remove_file(&self.path);
-        }
+    /// Held while a file takes a name that one of ours may have, so that none is removed in another's stead.
+    pub(super) fn placing(&self) -> MutexGuard<'_, ()> {
+        self.placing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -190,75 +193,6 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
         }
         outcome => outcome.map_err(io::Error::from),
     }
-}
-
-/// Whether nothing of ours is there (any more).
-fn remove(path: &Path, inode: Option<Inode>) -> bool {
-    let found = match Inode::of(path) {
-        Ok(found) => found,
-        Err(error) => return error.kind() == io::ErrorKind::NotFound,
-    };
-    if inode.is_some_and(|inode| inode != found) {
-        return true;
-    }
-    let is_folder = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
-    let outcome = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match outcome {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(%error, path = %path.display(), "an ephemeral file could not be removed");
-            false
-        }
-        _ => true,
-    }
-}
-
-/// Whether the open file is the one that has that name.
-fn is_still(file: &File, path: &Path) -> bool {
-    matches!((Inode::of_file(file), Inode::of(path)), (Ok(open), Ok(named)) if open == named)
-}
-
-/// What a journal lists and does not call gone, in the order in which it was made.
-fn left_by(journal: &Path) -> io::Result<Vec<(PathBuf, Option<Inode>)>> {
-    let mut text = Vec::new();
-    File::open(journal)?.read_to_end(&mut text)?;
-    let mut left: Vec<(PathBuf, Option<Inode>)> = Vec::new();
-    // A last line that was cut by the death of its writer, in the middle of a character too,
-    // lists nothing that exists.
-    for line in text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()) {
-        match line {
-            Line::Owned { path, inode } => left.push((path, inode)),
-            // By inode too: a file of ours may have been replaced by another of ours.
-            Line::Gone { path, inode } => left.retain(|listed| *listed != (path.clone(), inode)),
-        }
-    }
-    Ok(left)
-}
-
-/// Removes what dead workers left.
-fn sweep(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "jsonl") {
-            continue;
-        }
-        let Ok(file) = OpenOptions::new().read(true).append(true).open(&path) else { continue };
-        match file.try_lock() {
-            // Swept by another start since it was listed.
-            Ok(()) if !is_still(&file, &path) => continue,
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => continue,
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
-        let mut all_gone = true;
-        for (path, inode) in left_by(&path)? {
-            tracing::info!(path = %path.display(), "removing what a dead worker left");
-            all_gone &= remove(&path, inode);
-        }
-        if all_gone {
-            fs::remove_file(&path)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -151,14 +151,16 @@ impl Stager {
     /// # Errors
     /// Whose fault it is says the [`Failure`]. What was staged until then is removed, but for models.
     pub async fn stage_inputs(&self, job: &JobRequest) -> Result<Staged, Failure> {
-        match Box::pin(self.stage_once(job)).await {
-            Err(Failure::DiskFull(_))
-                if self.models.free(&self.folders.of(FolderType::Input), self.max_bytes).await > 0 =>
-            {
-                Box::pin(self.stage_once(job)).await
-            }
-            outcome => outcome,
+        let staged = Box::pin(self.stage_once(job)).await;
+        if !matches!(staged, Err(Failure::DiskFull(_))) {
+            return staged;
         }
+        // What it had staged, and what jobs before it left, takes no room any more then.
+        self.journal.settled().await;
+        if self.models.free(&self.folders.of(FolderType::Input), self.max_bytes).await == 0 {
+            return staged;
+        }
+        Box::pin(self.stage_once(job)).await
     }
 
     async fn stage_once(&self, job: &JobRequest) -> Result<Staged, Failure> {

@@ -128,18 +128,21 @@ pub(super) async fn upload(
     }
     let name = FileName::parse(&source.file_name().unwrap_or_default().to_string_lossy())?;
     let target = options.target(folders, &name)?;
+    journal.gone(&target).await;
     if !options.overwrite && target.symlink_metadata().is_ok() {
         return Err(PlaceError::Exists(target));
     }
-    let (journal, source, options) = (Arc::clone(journal), source.to_owned(), options.clone());
-    tokio::task::spawn_blocking(move || {
+    let (writing, source, options) = (Arc::clone(journal), source.to_owned(), options.clone());
+    let uploading = tokio::task::spawn_blocking(move || {
+        let journal = writing;
         let parent = target.parent().unwrap_or(&target).to_owned();
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| PlaceError::io(&path, source)
         };
         fs::create_dir_all(&parent).map_err(failed(&parent))?;
-        let part = journal.own_random(parent.join(format!(".{}.part", Uuid::new_v4().simple())));
+        let part = journal.own_now(parent.join(format!(".{}.part", Uuid::new_v4().simple())));
+        let part = part.map_err(failed(&parent))?;
         // Before the copy reads it, which counts as an access.
         let times = times(&source).map_err(failed(&source))?;
         // In the kernel, by reflink where the file system can; the mode comes along.
@@ -147,11 +150,19 @@ pub(super) async fn upload(
         // Not for writing: a read-only source has left a read-only copy.
         let kept = fs::File::open(part.path()).and_then(|file| file.set_times(times));
         kept.map_err(failed(part.path()))?;
-        let owned = settle(&journal, part.path(), &target, &options)?;
+        let owned = settle_now(&journal, part.path(), &target, &options)?;
         Ok((target, owned))
-    })
-    .await
-    .map_err(|error| PlaceError::Io { path: PathBuf::new(), source: io::Error::other(error) })?
+    });
+    let uploaded = uploading.await.map_err(stopped)?;
+    if uploaded.is_err() {
+        // Who is told so may try again, and finds the room that the half-written file took.
+        journal.settled().await;
+    }
+    uploaded
+}
+
+fn stopped(error: tokio::task::JoinError) -> PlaceError {
+    PlaceError::Io { path: PathBuf::new(), source: io::Error::other(error) }
 }
 
 /// When the file was last read and changed.
@@ -161,7 +172,20 @@ fn times(file: &Path) -> io::Result<fs::FileTimes> {
 }
 
 /// Gives a whole file its final name; what is to be removed later.
-pub(super) fn settle(
+pub(super) async fn settle(
+    journal: &Arc<Journal>,
+    part: PathBuf,
+    target: PathBuf,
+    options: UploadOptions,
+) -> Result<Option<Owned>, PlaceError> {
+    // What an earlier job has let go of is no file that is there.
+    journal.gone(&target).await;
+    let journal = Arc::clone(journal);
+    let settling = tokio::task::spawn_blocking(move || settle_now(&journal, &part, &target, &options));
+    settling.await.map_err(stopped)?
+}
+
+fn settle_now(
     journal: &Arc<Journal>,
     part: &Path,
     target: &Path,
@@ -171,9 +195,10 @@ pub(super) fn settle(
         io::ErrorKind::AlreadyExists => PlaceError::Exists(target.to_owned()),
         _ => PlaceError::io(target, source),
     };
+    let _placing = journal.placing();
     let replaces = options.overwrite && target.symlink_metadata().is_ok();
     if options.ephemeral && (!replaces || journal.owns(target)) {
-        let scratch = journal.own_random(part.to_owned());
+        let scratch = journal.own_now(part.to_owned()).map_err(failed)?;
         let adopted =
             if replaces { journal.replace(scratch, target) } else { journal.adopt(scratch, target) };
         return adopted.map(Some).map_err(failed);

@@ -202,6 +202,7 @@ async fn ephemeral_files_go_and_others_stay() {
     let (path, owned) = bed.upload(&bed.source("gone", "x"), &overwriting).await.unwrap();
     assert!(path.is_file());
     drop(owned);
+    bed.journal.settled().await;
     assert!(!path.exists());
 
     // There before: stays, with its new content.
@@ -216,6 +217,7 @@ async fn ephemeral_files_go_and_others_stay() {
     fs::write(bed.source("his", ""), "his").unwrap();
     fs::rename(bed.root.path().join("sources/his"), &path).unwrap();
     drop(owned);
+    bed.journal.settled().await;
     assert_eq!(fs::read_to_string(&path).unwrap(), "his");
 }
 
@@ -231,12 +233,14 @@ async fn an_ephemeral_file_replaced_by_an_ephemeral_one_goes_too() {
     }
     assert_eq!(owned.len(), 3);
     drop(owned);
+    bed.journal.settled().await;
     assert!(bed.files().is_empty());
     // Replaced by one that is to stay: stays.
     let (_, first) = bed.upload(&bed.source("kept", "1"), &overwriting).await.unwrap();
     let stays = UploadOptions { ephemeral: false, ..overwriting };
     assert!(bed.upload(&bed.source("kept", "2"), &stays).await.unwrap().1.is_none());
     drop(first);
+    bed.journal.settled().await;
     assert_eq!(bed.files(), ["input/kept"]);
     let state = bed.root.path().join("state/journal");
     drop(bed.journal);

@@ -57,6 +57,7 @@ async fn inputs_lie_in_the_jobs_own_folder_until_its_end() {
     assert_eq!((staged.files, staged.bytes), (1, 1));
     assert_eq!(bed.read("input/job/a.png"), "a");
     drop(staged);
+    bed.stager.journal().settled().await;
     assert!(bed.names("input").is_empty());
 }
 
@@ -87,6 +88,7 @@ async fn somebody_elses_folder_is_left_alone() {
     let staged = bed.stage(json!({"inputs": {"1.image": "data:,a"}})).await.unwrap();
     assert_eq!(bed.names("input").len(), 2);
     drop(staged);
+    bed.stager.journal().settled().await;
     assert_eq!(
         (bed.names("input"), bed.read("input/job/canary")),
         (vec!["job".to_owned()], "canary".to_owned())
@@ -98,6 +100,7 @@ async fn a_failed_stage_leaves_nothing() {
     let bed = Bed::new();
     let inputs = json!({"1.a": "data:,a", "2.b": {"source": "s3://bucket/x", "name": "b"}});
     assert!(matches!(bed.stage(json!({"inputs": inputs})).await, Err(Failure::InputForbidden(_))));
+    bed.stager.journal().settled().await;
     assert!(bed.names("input").is_empty());
 }
 
@@ -106,6 +109,20 @@ fn file(content: &str, folder: &str, subfolder: &str, more: Value) -> Value {
         json!({"source": format!("data:,{content}"), "folder": folder, "subfolder": subfolder, "name": "x"});
     file.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     file
+}
+
+/// A file that the job before has let go of, and that is not removed yet, is none that is there.
+#[tokio::test]
+async fn an_ephemeral_file_has_the_name_of_the_last_jobs() {
+    let bed = Bed::new();
+    for content in ["a", "b", "c", "d"] {
+        let files = json!([file(content, "input", "sub", json!({"ephemeral": true}))]);
+        let staged = bed.stage(json!({"files": files})).await.unwrap();
+        assert_eq!(bed.read("input/sub/x"), content);
+        drop(staged);
+    }
+    bed.stager.journal().settled().await;
+    assert!(bed.names("input/sub").is_empty());
 }
 
 /// Never the worker's fault: such a job would be handed back for ever.

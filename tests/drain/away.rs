@@ -225,7 +225,10 @@ async fn inputs_that_are_away_hold_up_nobody() -> Result<()> {
     let answers = bed.answers(&all).await?;
     println!("all were answered after {:?}", begin.elapsed());
     let last_good = |answers: &std::collections::BTreeMap<String, Value>| {
-        answers.iter().filter(|(id, _)| id.starts_with('g')).all(|(_, result)| result["status"] == "succeeded")
+        answers
+            .iter()
+            .filter(|(id, _)| id.starts_with('g'))
+            .all(|(_, result)| result["status"] == "succeeded")
     };
     ensure!(last_good(&answers), "{answers:#?}");
     for id in hopeless {
@@ -262,7 +265,8 @@ async fn copies_of_a_job_that_runs_elsewhere_wait_for_it() -> Result<()> {
     let result = bed.answer("j").await?;
     ensure!(result["status"] == "succeeded" && result["attempt"] == 1, "{result:#}");
     wait_for("the copies' answers", JOB, || async {
-        bed.queued().await.is_ok_and(|(ready, _)| ready == 0) && bed.ready(".later").await == Some(0)
+        bed.queued().await.is_ok_and(|(ready, _)| ready == 0)
+            && bed.ready(".later").await == Some(0)
             && workers.iter().map(|worker| worker.log().matches("answered").count()).sum::<usize>() >= 4
     })
     .await?;

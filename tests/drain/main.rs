@@ -15,6 +15,7 @@ mod models;
 mod outages;
 mod outputs;
 mod refusals;
+mod removals;
 mod second;
 mod serverless;
 mod signals;

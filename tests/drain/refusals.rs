@@ -1,15 +1,23 @@
-//! A configuration that cannot work: one line that says what to change, and exit code 2.
+//! A configuration that cannot work: one line that says what to change, and exit code 2. What may pass by itself: 3.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use testbed::{WorkerBuilder, wait_for};
+use testbed::{Front, Spoil, WorkerBuilder, wait_for};
 
 use super::{SOON, bed::Bed, site::Site};
 
 /// The last line and the exit code of `serve`, and how long it took.
 async fn refusal(site: &Site, builder: WorkerBuilder) -> Result<(String, Option<i32>, Duration)> {
-    let mut command = builder.command(&["serve", "--admin-listen", "off"])?;
+    refusal_with(builder, site, "off").await
+}
+
+async fn refusal_with(
+    builder: WorkerBuilder,
+    site: &Site,
+    admin: &str,
+) -> Result<(String, Option<i32>, Duration)> {
+    let mut command = builder.command(&["serve", "--admin-listen", admin])?;
     let begin = Instant::now();
     let output = command.kill_on_drop(true).output().await?;
     let took = begin.elapsed();
@@ -41,6 +49,30 @@ async fn a_missing_store_is_named() -> Result<()> {
     let (line, code, took) = refusal(&site, site.builder().set("store.uri", "")).await?;
     ensure!(code == Some(2) && line.contains("store.uri"), "{code:?} {line}");
     ensure!(took < Duration::from_secs(5), "{took:?}");
+    Ok(())
+}
+
+/// Keys that are being exchanged are refused like wrong ones: nobody must change a setting for that.
+#[tokio::test]
+async fn a_store_that_refuses_the_credentials_is_no_misconfiguration() -> Result<()> {
+    let bed = Bed::new("refused-keys").await?;
+    let front = Front::start(bed.s3.address()).await?;
+    front.spoil("", Spoil::Refuse(403), usize::MAX);
+    let site = Site::standin(&bed, "a")?;
+    let endpoint = format!("http://{}", front.address());
+    let (line, code, _) = refusal(&site, site.builder().set("store.endpoint", endpoint)).await?;
+    ensure!(code == Some(3) && line.contains("store.uri") && line.contains("403"), "{code:?} {line}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_no_misconfiguration() -> Result<()> {
+    let bed = Bed::new("taken-port").await?;
+    let site = Site::standin(&bed, "a")?;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    let (line, code, _) = refusal_with(site.builder(), &site, &address).await?;
+    ensure!(code == Some(3) && line.contains("admin.listen"), "{code:?} {line}");
     Ok(())
 }
 

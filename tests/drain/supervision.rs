@@ -135,8 +135,8 @@ async fn lost_connections_are_no_crashes() -> Result<()> {
     bed.publish(&staged_job("j", 6.0)).await?;
     wait_running(&worker, "j").await?;
     gate.set(Fault::Reset, "");
-    wait_for("the marker to say why", SOON, || async {
-        bed.marker("j", 1).await.is_ok_and(|marker| marker["closed"].is_string())
+    wait_for("the marker to say so", SOON, || async {
+        bed.marker("j", 1).await.is_ok_and(|marker| marker["disowned"] == true)
     })
     .await?;
     // Another worker gets it meanwhile, and does not take it for poison.

@@ -202,28 +202,38 @@ RabbitMQ's numbers by queue come from /metrics/per-object (rabbitmq_queue_…) o
     description: '{{ .value }} redeliveries a job.'
     runbook: >-
       Workers end before their jobs do: scaled away (grace.seconds, autoscaling.jobsPerWorker=1), evicted or reclaimed nodes, killed for
-      memory, or hand back what they cannot do; the log says `job goes back to the queue` with the reason.
+      memory, or hand back what they cannot do; the log says `handing the job back to the queue` with the reason.
 - alert: ComfyWorkerHandBacks
   expr: |-
-    sum by (instance) (increase(comfy_worker_hand_backs_total{ {{- .own -}} ,fault="passing"}[30m])) > {{ .limits.handBacks }}
+    sum by (instance) (increase(comfy_worker_hand_backs_total{ {{- .own -}} ,fault=~"broker|disk|engine|local|store"}[30m])) > {{ .limits.handBacks }}
   labels: {severity: warning}
   annotations:
     summary: '{{ .instance }} gives jobs back.'
     description: '{{ .value }} jobs in 30 minutes that it could not run, drains not counted.'
     runbook: >-
-      The log says `job goes back to the queue` with the reason: the store, the local disk, or a ComfyUI that does not come back.
+      The log says `giving the job back until later` with the reason: the local disk, a ComfyUI that does not come back, records
+      that the store does not take.
 - alert: ComfyWorkerDiskFull
   expr: |-
-    {{- $past := printf "sum by (instance) (comfy_worker_hand_backs_total{%s,fault=\"disk_full\"} offset 15m)" .own }}
-    {{- $full := printf "sum by (instance) (comfy_worker_hand_backs_total{%s,fault=\"disk_full\"})" .own }}
-    {{ $full }} - ({{ $past }} or {{ $full }} * 0) > 0
+    max_over_time((1 - comfy_worker_dependency_up{ {{- .own -}} ,dependency="disk"})[15m:]) > 0
   labels: {severity: critical}
   annotations:
     summary: '{{ .instance }} has a full disk.'
-    description: '{{ .value }} jobs went back to the queue in 15 minutes because nothing could be written.'
+    description: 'In the last 15 minutes nothing could be written.'
     runbook: >-
       Raise scratch.sizeLimit or the size of the model volume, set inputs.model_cache_bytes below the latter, and look at what else
       fills the node's disk; until then the worker is not ready.
+- alert: ComfyWorkerStoreAway
+  expr: |-
+    comfy_worker_dependency_up{ {{- .own -}} ,dependency="store"} == 0
+  for: 2m
+  labels: {severity: critical}
+  annotations:
+    summary: '{{ .instance }} cannot reach the store.'
+    description: 'No job is taken, and finished jobs wait with their outputs.'
+    runbook: >-
+      `/readyz` gives the reason in words: the address, the credentials, or the store itself. Nothing is lost: jobs go on when it is
+      back.
 - alert: ComfyWorkerMemory
   expr: |-
     sum by (pod) (comfy_worker_resident_memory_bytes{ {{- .own -}} })

@@ -138,6 +138,7 @@ function showHand() {
   const idle = {
     booting: "ComfyUI and Chromium are starting.",
     ready: "Nothing. The worker waits for jobs.",
+    store_away: "Nothing. The store is away: the worker waits for it.",
     disk_full: "Nothing. The disk is full: the worker waits for space.",
     draining: "Nothing. The worker ends.",
   };

@@ -3,6 +3,7 @@
 export const STATE = {
   booting: "booting",
   ready: "ready",
+  store_away: "store away",
   disk_full: "disk full",
   draining: "draining",
 };
