@@ -1,4 +1,4 @@
-//! Named moments of a job's life, at which a test holds a worker or has it panic.
+//! Named moments of a job's life, at which a test holds a worker or has it panic; and limits that tests shorten.
 //!
 //! Only with the feature `phases`, which nothing but the tests turns on: without it [`reached`] is
 //! empty. `COMFY_PHASES` names a folder. A file there that bears a phase's name is taken by the first
@@ -50,4 +50,22 @@ fn taken(phase: &str) -> Option<std::path::PathBuf> {
     }
     tracing::warn!(phase, "held by a test");
     Some(marker)
+}
+
+/// A limit of the worker's own, as it is, or as tests want it: `COMFY_LIMITS="unreachable=5,boots=0.1"`, in
+/// seconds.
+#[cfg(not(feature = "phases"))]
+#[inline]
+pub(crate) fn limit(_name: &str, limit: std::time::Duration) -> std::time::Duration {
+    limit
+}
+
+/// A limit of the worker's own, as it is, or as tests want it: `COMFY_LIMITS="unreachable=5,boots=0.1"`, in
+/// seconds.
+#[cfg(feature = "phases")]
+pub(crate) fn limit(name: &str, limit: std::time::Duration) -> std::time::Duration {
+    let limits = std::env::var("COMFY_LIMITS").unwrap_or_default();
+    let wanted = limits.split(',').filter_map(|limit| limit.split_once('='));
+    let mut wanted = wanted.filter(|(of, _)| *of == name).filter_map(|(_, seconds)| seconds.parse().ok());
+    wanted.find_map(|seconds| std::time::Duration::try_from_secs_f64(seconds).ok()).unwrap_or(limit)
 }

@@ -78,7 +78,6 @@ pub(crate) fn quoted(text: &str, limit: usize) -> String {
 
 /// What `make` makes as JSON, each value on lines of its own or all in one line. Neither the making nor the writing is
 /// done by a thread of the runtime: a history may be megabytes.
-#[cfg_attr(not(test), expect(dead_code, reason = "what stores records and results does not call it yet"))]
 pub(crate) async fn json_of<T: Serialize>(
     pretty: bool,
     make: impl FnOnce() -> T + Send + 'static,

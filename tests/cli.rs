@@ -384,8 +384,9 @@ fn an_interrupt_while_comfyui_boots_ends_at_once_and_leaves_nothing() {
             &workdir,
             "--comfyui-path",
             &path,
+            "--comfyui-env",
+            "STANDIN_BOOT_DELAY=600",
         ]);
-        command.env("STANDIN_BOOT_DELAY", "600");
         let mut child = command.spawn().unwrap();
         wait_for_line(&mut child, "starting ComfyUI");
         until("ComfyUI is started", Duration::from_secs(30), || !descendants(child.id()).is_empty());

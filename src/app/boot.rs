@@ -18,7 +18,8 @@ use super::ServeError;
 use crate::{
     config::Config,
     connector::{ComfyConnector, ConnectorError, Engine},
-    queue::{self, Broker, QueueError},
+    metrics,
+    queue::{Broker, ConsumerTimeout, Findings, QueueError},
     store::{ObjectStore, ObjectUri, StoreError, Stores},
 };
 
@@ -33,10 +34,7 @@ pub(super) async fn boot(
         match Broker::connect_retrying(&config.amqp, &config.worker.id, stop).await {
             Ok(broker) => {
                 tracing::info!(broker = config.amqp.address(), queue = config.amqp.queue, "broker ready");
-                let warning = queue::consumer_timeout_warning(&config.amqp, config.job.timeout).await;
-                if let Some(warning) = warning {
-                    tracing::warn!("{warning}");
-                }
+                tell(&broker.findings(config.job.timeout).await);
                 Ok(Some(broker))
             }
             Err(QueueError::Stopped) => Ok(None),
@@ -45,6 +43,20 @@ pub(super) async fn boot(
     };
     let (broker, ()) = tokio::try_join!(broker, probe(stores, base))?;
     Ok(broker)
+}
+
+fn tell(findings: &Findings) {
+    let (fits, warning) = match &findings.consumer_timeout {
+        ConsumerTimeout::Fits => (Some(true), None),
+        ConsumerTimeout::TooShort(warning) => (Some(false), Some(warning)),
+        ConsumerTimeout::Unknown(warning) => (None, warning.as_ref()),
+    };
+    if let Some(fits) = fits {
+        metrics::consumer_timeout_fits(fits);
+    }
+    for warning in warning.into_iter().chain(&findings.slow_returns) {
+        tracing::warn!("{warning}");
+    }
 }
 
 /// Stands in `worker.state_dir` from the start until ComfyUI has run once. A start that finds one comes

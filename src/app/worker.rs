@@ -466,9 +466,12 @@ impl Worker {
         body: bytes::Bytes,
         stored: bool,
     ) -> bool {
+        let stored_at = self.runner.base.join(&format!("{job_id}/result.json")).ok().filter(|_| stored);
+        let stored_at = stored_at.map(|uri| uri.to_string());
         let result = ResultMessage {
             job_id,
             body,
+            stored_at,
             reply_to: delivery.message.reply_to.clone(),
             correlation_id: delivery.message.correlation_id.clone(),
             reply_only: !stored,

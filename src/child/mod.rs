@@ -5,9 +5,11 @@
 //! Dropping it kills them, and so does the death of the worker by any signal: the leader by
 //! `PR_SET_PDEATHSIG`, what it started by the guard (`guard.rs`).
 
+mod activity;
 mod guard;
 mod orphans;
 
+pub use activity::Activity;
 pub use orphans::reap_orphans;
 
 use std::{
@@ -24,8 +26,9 @@ use std::{
 };
 
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getppid, kill_process_group,
-    set_parent_process_death_signal, test_kill_process_group, waitid, waitpgid,
+    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, WaitOptions, getppid, getrlimit,
+    kill_process_group, set_parent_process_death_signal, setrlimit, test_kill_process_group, waitid,
+    waitpgid,
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
@@ -38,7 +41,9 @@ use tokio::{
 use crate::text::plain;
 
 /// How many of a child's last lines are kept for error messages.
-const TAIL_LINES: usize = 40;
+const TAIL_LINES: usize = 200;
+/// After this Python only writes where each of its threads is: that is for the log.
+const PYTHONS_LAST_WORDS: &str = "Fatal Python error: ";
 /// A line longer than this is cut in the tail: a child must not be able to fill our memory.
 const TAIL_LINE_CHARS: usize = 2_000;
 /// A longer line is handed on in pieces of this many bytes.
@@ -112,18 +117,30 @@ impl Group {
             }
         }
         self.kill();
-        let ended = async {
-            let _ = self.child.wait().await;
-            while test_kill_process_group(self.pgid).is_ok() {
-                // As process 1 of a container we inherit its orphans: nobody else reaps them.
-                while let Ok(Some(_)) = waitpgid(self.pgid, WaitOptions::NOHANG) {}
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        if timeout(DEATH_LIMIT, ended).await.is_err() {
+        if timeout(DEATH_LIMIT, self.emptied()).await.is_err() {
             tracing::warn!(child = self.name, "processes of its group outlive KILL");
         }
         self.over = true;
+    }
+
+    /// Sends ABRT to the whole group, so that a Python with `PYTHONFAULTHANDLER` writes where each of its
+    /// threads is; after `grace` KILL to what is left.
+    pub async fn abort(mut self, grace: Duration) {
+        if self.exit_status().is_none() {
+            let _ = kill_process_group(self.pgid, Signal::ABORT);
+            let _ = timeout(grace, self.emptied()).await;
+        }
+        self.stop(Duration::ZERO).await;
+    }
+
+    /// Waits until nothing of the group is left.
+    async fn emptied(&mut self) {
+        let _ = self.child.wait().await;
+        while test_kill_process_group(self.pgid).is_ok() {
+            // As process 1 of a container we inherit its orphans: nobody else reaps them.
+            while let Ok(Some(_)) = waitpgid(self.pgid, WaitOptions::NOHANG) {}
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 
     fn kill(&self) {
@@ -162,9 +179,19 @@ impl Members {
     /// Their resident memory in bytes, shared pages counted for each. Reads the process table.
     #[must_use]
     pub fn rss(&self) -> u64 {
+        self.pids().map(rss_of).sum()
+    }
+
+    /// What they have done so far. Reads the process table: blocks.
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        self.pids().map(Activity::of).fold(Activity::default(), Activity::plus)
+    }
+
+    fn pids(&self) -> impl Iterator<Item = u32> {
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
-        pids.filter(|pid| self.has(*pid)).map(rss_of).sum()
+        pids.filter(|pid| self.has(*pid))
     }
 }
 
@@ -232,11 +259,15 @@ fn spawn_group(mut command: Command, name: &'static str) -> io::Result<Group> {
     let mark = guard::mark(SPAWNED.fetch_add(1, Ordering::Relaxed));
     let worker = rustix::process::getpid();
     command.process_group(0).env(guard::VARIABLE, &mark);
-    // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, getppid), and
-    // nothing is allocated.
+    // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, getrlimit, setrlimit,
+    // getppid), and nothing is allocated.
     unsafe {
         command.pre_exec(move || {
             set_parent_process_death_signal(Some(Signal::KILL))?;
+            // No core of gigabytes when it is aborted or crashes, also where cores go to a program: that
+            // takes a limit of 0 for none, and 1 for "do not dump" (core(5)). A wrapper may raise it again.
+            let core = Rlimit { current: Some(1), ..getrlimit(Resource::Core) };
+            let _ = setrlimit(Resource::Core, core);
             // The worker may have died before the line above: then nobody sends that signal.
             if getppid() == Some(worker) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
         });
@@ -286,7 +317,8 @@ impl LogTail {
     #[must_use]
     pub fn last(&self, count: usize) -> String {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let skip = lines.len().saturating_sub(count);
-        lines.iter().skip(skip).cloned().collect::<Vec<_>>().join("\n")
+        let fatal = lines.iter().rposition(|line| line.starts_with(PYTHONS_LAST_WORDS));
+        let end = fatal.map_or(lines.len(), |at| at + 1);
+        lines.range(end.saturating_sub(count)..end).cloned().collect::<Vec<_>>().join("\n")
     }
 }

@@ -6,7 +6,7 @@ use super::{Context, Failed, display::Display, print};
 use crate::{
     app::store_uri,
     connector::{ComfyConnector, ConnectorError},
-    queue::{self, Broker, QueueError},
+    queue::{Broker, ConsumerTimeout, QueueError},
     store::{ObjectStore, Stores},
 };
 
@@ -14,12 +14,12 @@ struct Line {
     part: &'static str,
     outcome: Result<String, Wrong>,
     /// What works today and may not tomorrow.
-    warning: Option<String>,
+    warnings: Vec<String>,
 }
 
 impl Line {
     fn new(part: &'static str, outcome: Outcome) -> Self {
-        Self { part, outcome, warning: None }
+        Self { part, outcome, warnings: Vec::new() }
     }
 }
 
@@ -44,10 +44,16 @@ pub(super) async fn check(context: Context) -> Result<(), Failed> {
     let broker = async {
         match Broker::connect(&config.amqp, &config.worker.id).await {
             Ok(broker) => {
+                let findings = broker.findings(config.job.timeout).await;
                 broker.close().await;
-                let warning = queue::consumer_timeout_warning(&config.amqp, config.job.timeout).await;
-                let outcome = Ok(format!("{}, queue {}", config.amqp.address(), config.amqp.queue));
-                Line { warning, ..Line::new("broker", outcome) }
+                let well = format!("{}, queue {}", config.amqp.address(), config.amqp.queue);
+                let (outcome, warning) = match findings.consumer_timeout {
+                    ConsumerTimeout::Fits => (Ok(well), None),
+                    ConsumerTimeout::TooShort(reason) => (Err(Wrong::configuration(reason)), None),
+                    ConsumerTimeout::Unknown(warning) => (Ok(well), warning),
+                };
+                let warnings = warning.into_iter().chain(findings.slow_returns).collect();
+                Line { warnings, ..Line::new("broker", outcome) }
             }
             Err(error @ QueueError::Misconfigured(_)) => {
                 Line::new("broker", Err(Wrong::configuration(error)))
@@ -119,20 +125,20 @@ async fn comfyui_and_browser(created: Result<ComfyConnector, ConnectorError>) ->
 }
 
 fn report(lines: &[Line], as_json: bool) -> Result<(), Failed> {
-    for Line { part, outcome, warning } in lines {
+    for Line { part, outcome, warnings } in lines {
         let (ok, detail) = match outcome {
             Ok(detail) => (true, detail),
             Err(wrong) => (false, &wrong.reason),
         };
         if as_json {
             let mut line = json!({"part": part, "ok": ok, "detail": detail});
-            if let Some(warning) = warning {
-                line["warning"] = json!(warning);
+            if !warnings.is_empty() {
+                line["warning"] = json!(warnings.join("; "));
             }
             print::result(line);
         } else {
             print::result(format!("{:<4} {part:<14} {detail}", if ok { "ok" } else { "FAIL" }));
-            if let Some(warning) = warning {
+            for warning in warnings {
                 print::result(format!("warn {part:<14} {warning}"));
             }
         }

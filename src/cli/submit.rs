@@ -21,7 +21,7 @@ use super::{
 use crate::{
     config::Config,
     job::{JobId, event::JobEvent, request::JobRequest, result::JobResult},
-    queue::{Broker, Followed, JobProperties},
+    queue::{Broker, Followed, JobProperties, PublishError},
     stage::FileName,
     store::{Content, ObjectStore, ObjectUri, StoreError, Stores},
     telemetry::Traces,
@@ -31,6 +31,9 @@ use crate::{
 const PUBLISH_LIMIT: Duration = Duration::from_secs(30);
 /// How often the store is asked for the result when the broker's answer may have been lost.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How a job becomes small enough for the broker.
+const SMALLER: &str = "put the workflow into a bucket and submit its s3:// address (the job's workflow_uri), give \
+                       files by an s3:// address, or set store.uri and files are uploaded";
 /// Largest result read.
 const LARGEST_RESULT: u64 = 64 << 20;
 
@@ -87,7 +90,7 @@ pub(super) async fn submit(context: Context, args: Args) -> Result<(), Failed> {
     }
     if body.len() as u64 > config.job.max_message_bytes {
         return Err(Failed::Usage(format!(
-            "the job has {} bytes, more than job.max_message_bytes; give files by an s3:// address, or set store.uri and they are uploaded",
+            "the job has {} bytes, more than job.max_message_bytes; {SMALLER}",
             body.len()
         )));
     }
@@ -136,7 +139,12 @@ async fn publish_and_wait(
     };
     let submitted = broker.submit(body, &properties, Instant::now() + PUBLISH_LIMIT).await;
     publishing.ended(&submitted);
-    submitted.map_err(|error| environment(&error))?;
+    submitted.map_err(|error| match error {
+        PublishError::TooLarge(why) => {
+            Failed::Usage(format!("the broker does not take the job: {why}; {SMALLER}"))
+        }
+        error => environment(&error),
+    })?;
     let Some(follow) = &mut follow else { return Ok(None) };
     let display = Display::new(&format!("job {id} is in the queue"));
     let mut lost = false;

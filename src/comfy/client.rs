@@ -12,8 +12,9 @@ use crate::{job::apply::Prompt, text::one_line};
 
 /// For calls that ComfyUI answers from memory. A busy interpreter may take seconds.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
-/// `/prompt` validates, which may read files.
-const POST_LIMIT: Duration = Duration::from_secs(60);
+/// `/prompt` validates, and waits as every call while a node holds Python's lock. The caller has a
+/// limit of its own: a prompt whose post is given up may run all the same.
+const POST_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// A client of one running ComfyUI.
 #[derive(Clone, Debug)]

@@ -11,19 +11,27 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     PromptId, Server, Socket,
-    client::{Client, PromptPost, RequestError, describe_node_errors},
+    client::{Posted, PromptPost, RequestError, describe_node_errors},
     events::Image,
     follow::{Run, follow},
     forecast::NodeTimes,
     history::History,
+    prompt_thread::Switches,
     socket::Subscription,
     tracker::{NodeRun, OutputImage, Progress},
     whereabouts::{ABORT_LIMIT, CANCEL_LIMIT, cancel, post_once},
 };
-use crate::job::{apply::Prompt, result::NodeTiming};
+use crate::{
+    job::{apply::Prompt, result::NodeTiming},
+    phases::limit,
+};
 
 /// How long a connection may be missing before a prompt is posted without one.
 const SOCKET_LIMIT: Duration = Duration::from_secs(2);
+/// How long a post may stay without an answer from processes that do nothing.
+const POST_STANDSTILL: Duration = Duration::from_secs(60);
+/// How long a prompt that was given up behind another one is tried to be taken out.
+const LEFT_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// A limit beyond the clock's range is as good as this one.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
@@ -130,7 +138,7 @@ pub enum ExecuteError {
         /// Whether ComfyUI still runs it.
         stuck: bool,
     },
-    /// HTTP answers and nothing runs: the thread that runs prompts is gone.
+    /// Nothing runs: the thread that runs prompts is gone, or the process is stopped.
     #[error("ComfyUI runs no prompts any more: {0}")]
     Stalled(String),
     /// ComfyUI was lost before it came to this prompt, which waited behind another one.
@@ -179,17 +187,13 @@ pub async fn execute(
         client_id: client_id.as_deref().unwrap_or_default(),
         extra_data: execution.extra_data,
     };
-    let mut run = Run::new(
-        execution.prompt,
-        execution.limit.min(LONGEST),
-        client_id.is_none(),
-        server.threads().living(),
-    )
-    .knowing(execution.known)
-    .behind(execution.behind.is_some());
+    let mut run = Run::new(execution.prompt, execution.limit.min(LONGEST), client_id.is_none())
+        .knowing(execution.known)
+        .behind(execution.behind.is_some());
+    let before = server.prompt_thread().switches();
     // On the heap: callers hold this future inside theirs.
     let work = Box::pin(async {
-        let posted = run.within_limit(post_once(server.client(), &post)).await??;
+        let posted = run.within_limit(post_while_alive(server, &post)).await??;
         if let Some(node_errors) = posted.node_errors.clone().filter(|_| !execution.allow_partial) {
             // It runs the rest already: GPU time for a job that fails in any case.
             cancel(server.client(), prompt_id, CANCEL_LIMIT).await;
@@ -197,15 +201,8 @@ pub async fn execute(
         }
         observer.queued(prompt_id);
         crate::phases::reached("posted").await;
-        let history = follow(
-            server.client(),
-            prompt_id,
-            &mut subscription.events,
-            &mut run,
-            observer,
-            execution.behind,
-        )
-        .await?;
+        let events = &mut subscription.events;
+        let history = follow(server, prompt_id, events, &mut run, observer, execution.behind).await?;
         Ok((posted, history))
     });
     let outcome = tokio::select! {
@@ -227,24 +224,25 @@ pub async fn execute(
     // Its events would pile up while nobody reads them.
     drop(subscription);
     run.tell_nodes(observer);
+    let (waits, patience) = (run.waits(), limit("cancel", CANCEL_LIMIT));
     let let_go = async |limit| {
         tokio::select! {
-            let_go = cancel(server.client(), prompt_id, limit) => let_go,
+            let_go = cancel(server.client(), prompt_id, limit) => let_go || waits && is_left(server, prompt_id),
             _ = server.exited() => true,
         }
     };
     match outcome {
         Ok((posted, history)) => {
-            forget(server.client().clone(), prompt_id);
+            forget(server, prompt_id, before);
             Ok(run.finish(prompt_id, history, posted))
         }
         Err(ExecuteError::TimedOut { limit, .. }) => {
-            Err(ExecuteError::TimedOut { limit, stuck: !let_go(CANCEL_LIMIT).await })
+            Err(ExecuteError::TimedOut { limit, stuck: !let_go(patience).await })
         }
         Err(ExecuteError::Cancelled { .. }) => {
             // A drain does not wait for it either.
             tokio::select! {
-                let_go = let_go(CANCEL_LIMIT) => Err(ExecuteError::Cancelled { stuck: !let_go }),
+                let_go = let_go(patience) => Err(ExecuteError::Cancelled { stuck: !let_go }),
                 () = execution.abort.cancelled() => Err(ExecuteError::Cancelled { stuck: true }),
             }
         }
@@ -253,13 +251,40 @@ pub async fn execute(
     }
 }
 
+async fn post_while_alive(server: &Server, post: &PromptPost<'_>) -> Result<Posted, ExecuteError> {
+    let most = limit("post", POST_STANDSTILL);
+    tokio::select! {
+        posted = post_once(server.client(), post) => posted,
+        () = server.vitals().standstill(most) => {
+            let reason = format!("no answer for {most:?}, and its processes do nothing");
+            Err(RequestError { call: "/prompt".to_owned(), reason }.into())
+        }
+    }
+}
+
 /// Has ComfyUI drop the history entry, which it would keep among its last 10,000. Nobody waits for that.
-fn forget(client: Client, prompt_id: PromptId) {
+/// By then the thread that ran the prompt rests, or runs another one.
+fn forget(server: &Server, prompt_id: PromptId, before: Switches) {
+    let (client, thread) = (server.client().clone(), server.prompt_thread().clone());
     tokio::spawn(async move {
-        if let Err(error) = client.delete_history(prompt_id).await {
-            tracing::debug!(%error, "history entry not deleted");
+        match client.delete_history(prompt_id).await {
+            Ok(()) => thread.has_run(&before),
+            Err(error) => tracing::debug!(%error, "history entry not deleted"),
         }
     });
+}
+
+/// A prompt that waits behind another one is no reason to kill that one's ComfyUI, which may answer nobody
+/// for minutes: it is taken out as soon as that is possible.
+fn is_left(server: &Server, prompt_id: PromptId) -> bool {
+    let (client, exited) = (server.client().clone(), server.on_exit());
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = cancel(&client, prompt_id, LEFT_LIMIT) => {}
+            () = exited => {}
+        }
+    });
+    true
 }
 
 /// Follows the prompt on a connection that stands. Before the POST: a cached prompt can finish

@@ -8,38 +8,22 @@ use std::{
 };
 
 use futures_util::future::{Fuse, FusedFuture as _, FutureExt as _};
-use tokio::{
-    sync::mpsc::UnboundedReceiver,
-    time::{MissedTickBehavior, interval, sleep_until, timeout_at},
-};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::{
-    PromptId,
+    PromptId, Server,
     client::{Client, Posted},
+    doubts::Doubts,
     events::Event,
     execute::{Behind, ExecuteError, Executed, Observer},
     forecast::NodeTimes,
     history::History,
-    socket::SocketEvent,
-    threads::Threads,
+    inbox::{Inbox, SocketEvent, Weight},
     tracker::{OutputImage, Step, Tracker},
     whereabouts::{Look, POLL_EVERY, look},
 };
 use crate::{job::apply::Prompt, metrics};
 
-/// Pictures over the websocket are held in memory until the prompt is over: this much in all.
-const SOCKET_OUTPUT_BYTES: usize = 512 << 20;
-/// A prompt is in queue or history at every moment: so often neither, and somebody removed it.
-const MISSING_LOOKS: u32 = 3;
-/// How long a living process may leave calls unanswered: one that loads a large model can hold
-/// Python's lock for a minute.
-const UNREACHABLE_LIMIT: Duration = Duration::from_secs(120);
-/// How long a running prompt must have been silent before a thread that ended is taken for its own.
-const SILENCE: Duration = Duration::from_secs(15);
-/// How long a prompt may be next in an idle ComfyUI: between two it frees memory, which takes seconds.
-const IDLENESS: Duration = Duration::from_secs(20);
-/// How long a process may be stopped: whoever looks at it with a debugger has no jobs.
-const STOPPED_LIMIT: Duration = Duration::from_secs(10);
 /// Where there is no limit yet.
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long frames may be behind a history that was found by looking.
@@ -48,8 +32,7 @@ const LATE_FRAMES: Duration = Duration::from_secs(3);
 /// What is known of a prompt under way.
 pub(super) struct Run {
     tracker: Tracker,
-    images: Vec<OutputImage>,
-    image_bytes: usize,
+    images: Vec<(OutputImage, Weight)>,
     images_lost: bool,
     limit: Duration,
     posted_at: Instant,
@@ -57,89 +40,79 @@ pub(super) struct Run {
     turn_at: Option<Instant>,
     started_at: Option<Instant>,
     heard_at: Instant,
-    threads: Threads,
 }
 
 /// The prompt's history, once it is over.
 ///
 /// Looks run beside the reading of events: a slow answer must not let frames pile up.
 pub(super) async fn follow(
-    client: &Client,
+    server: &Server,
     prompt_id: PromptId,
-    events: &mut UnboundedReceiver<SocketEvent>,
+    events: &mut Inbox,
     run: &mut Run,
     observer: &mut dyn Observer,
     behind: Option<Behind<'_>>,
 ) -> Result<History, ExecuteError> {
+    let client = server.client();
     let mut looking = pin!(Fuse::terminated());
+    let mut beating = pin!(Fuse::terminated());
     let mut turn = pin!(turn(behind).fuse());
     let mut taking_back = pin!(take_back(client, prompt_id, behind).fuse());
-    let mut poll = interval(POLL_EVERY);
-    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut missing, mut answered_at, mut next_since, mut stopped_since) = (0, Instant::now(), None, None);
-    let mut watch = interval(POLL_EVERY);
-    watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let [mut poll, mut watch] = [interval(POLL_EVERY), interval(POLL_EVERY)];
+    for every in [&mut poll, &mut watch] {
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    let mut doubts = Doubts::new();
     loop {
         if run.started_at.is_some() {
             crate::phases::reached("running").await;
         }
         tokio::select! {
             event = events.recv() => match event {
-                // Its history was written before this was sent.
-                Some(SocketEvent::Event(event)) => if run.take(event, observer) {
-                    looking.set(look(client, prompt_id).fuse());
-                },
+                Some(SocketEvent::Event(event, weight)) => {
+                    doubts.heard();
+                    // Its history was written before this was sent.
+                    if run.take(event, weight, observer) {
+                        looking.set(look(client, prompt_id).fuse());
+                    }
+                }
                 Some(SocketEvent::Lost) => run.images_lost = true,
                 None => return Err(ExecuteError::Died("the websocket was closed".to_owned())),
             },
             _ = poll.tick(), if looking.is_terminated() => if run.heard_at.elapsed() >= POLL_EVERY {
                 looking.set(look(client, prompt_id).fuse());
             },
-            found = &mut looking => {
-                match found {
-                    Ok(found) => {
-                        answered_at = Instant::now();
-                        missing = if matches!(found, Look::Nowhere) { missing + 1 } else { 0 };
-                        if !matches!(found, Look::Next) {
-                            next_since = None;
+            found = &mut looking => match found {
+                Ok(found) => {
+                    doubts.found(&found, server.prompt_thread().fate(run.heard_at))?;
+                    match found {
+                        Look::Over(history) => {
+                            run.await_late_frames(events, observer).await;
+                            run.images_lost |= events.has_lost();
+                            return Ok(*history);
                         }
-                        match found {
-                            Look::Over(history) => {
-                                run.await_late_frames(events, observer).await;
-                                return Ok(*history);
-                            }
-                            Look::Running => {
-                                run.start(observer);
-                                if run.heard_at.elapsed() > SILENCE && run.threads.ended() > 0 {
-                                    return Err(ExecuteError::Stalled("a thread of its own ended".to_owned()));
-                                }
-                            }
-                            Look::Next if next_since.get_or_insert_with(Instant::now).elapsed() > IDLENESS => {
-                                return Err(ExecuteError::Stalled("a prompt waits and nothing runs".to_owned()));
-                            }
-                            Look::Nowhere if missing >= MISSING_LOOKS => return Err(ExecuteError::Vanished),
-                            Look::Pending | Look::Next | Look::Nowhere => {}
-                        }
+                        Look::Running => run.start(observer),
+                        Look::Pending | Look::Next | Look::Nowhere => {}
                     }
-                    Err(error) if answered_at.elapsed().min(run.heard_at.elapsed()) > UNREACHABLE_LIMIT => {
-                        return Err(error.into());
-                    }
-                    Err(error) => tracing::debug!(%error, "ComfyUI does not answer"),
                 }
-            }
-            // Beside the looks: each of those waits long for an answer.
+                Err(error) => tracing::debug!(%error, "ComfyUI does not answer"),
+            },
             _ = watch.tick() => {
-                if !run.threads.are_stopped() {
-                    stopped_since = None;
-                } else if stopped_since.get_or_insert_with(Instant::now).elapsed() > STOPPED_LIMIT {
-                    return Err(ExecuteError::Stalled("its process is stopped".to_owned()));
+                doubts.tick(run.heard_at, server.vitals().are_stopped())?;
+                if beating.is_terminated() && doubts.wants_pulse(run.heard_at) {
+                    beating.set(server.vitals().activity().fuse());
                 }
             }
+            activity = &mut beating => doubts.pulse.take(activity),
             () = &mut turn => run.come_to_turn(),
             taken_back = &mut taking_back, if run.waits() => if taken_back {
                 return Err(ExecuteError::Aborted { stuck: false });
             },
-            () = sleep_until(run.deadline().into()) => return Err(run.timed_out()),
+            () = sleep_until(run.deadline().into()) => {
+                // ComfyUI would give it back, and leave the next one waiting as well.
+                let never_began = doubts.at_the_limit().filter(|_| run.started_at.is_none());
+                return Err(never_began.unwrap_or_else(|| run.timed_out()));
+            }
         }
     }
 }
@@ -160,20 +133,18 @@ async fn take_back(client: &Client, prompt_id: PromptId, behind: Option<Behind<'
 }
 
 impl Run {
-    /// From now on the time counts. `threads`: those that live before the post, which may end any.
-    pub(super) fn new(prompt: &Prompt, limit: Duration, images_lost: bool, threads: Threads) -> Self {
+    /// From now on the time counts.
+    pub(super) fn new(prompt: &Prompt, limit: Duration, images_lost: bool) -> Self {
         let now = Instant::now();
         Self {
             tracker: Tracker::new(prompt),
             images: Vec::new(),
-            image_bytes: 0,
             images_lost,
             limit,
             posted_at: now,
             turn_at: Some(now),
             started_at: None,
             heard_at: now,
-            threads,
         }
     }
 
@@ -195,8 +166,6 @@ impl Run {
     fn come_to_turn(&mut self) {
         if self.turn_at.is_none() {
             self.turn_at = Some(Instant::now());
-            // The one before may have ended some.
-            self.threads = self.threads.living();
         }
     }
 
@@ -221,7 +190,7 @@ impl Run {
     }
 
     /// Whether the prompt is over.
-    fn take(&mut self, event: Event, observer: &mut dyn Observer) -> bool {
+    fn take(&mut self, event: Event, weight: Weight, observer: &mut dyn Observer) -> bool {
         self.heard_at = Instant::now();
         let step = self.tracker.step(event, self.posted_at.elapsed());
         if self.tracker.has_started() {
@@ -232,14 +201,7 @@ impl Run {
             Step::Progress(progress) => observer.progress(&progress),
             Step::Preview(image) => observer.preview(&image),
             Step::Executed { node, outputs } => observer.executed(&node, &outputs),
-            Step::Output(image) => {
-                self.image_bytes += image.image.bytes.len();
-                if self.image_bytes <= SOCKET_OUTPUT_BYTES {
-                    self.images.push(image);
-                } else {
-                    self.images_lost = true;
-                }
-            }
+            Step::Output(image) => self.images.push((image, weight.keep())),
             Step::Ended => return true,
         }
         false
@@ -255,23 +217,18 @@ impl Run {
 
     /// A look can find the history while pictures sent before it are still on their way: they are
     /// outputs. Without an end on the websocket some may be missing.
-    async fn await_late_frames(
-        &mut self,
-        events: &mut UnboundedReceiver<SocketEvent>,
-        observer: &mut dyn Observer,
-    ) {
+    async fn await_late_frames(&mut self, events: &mut Inbox, observer: &mut dyn Observer) {
         let until = Instant::now() + LATE_FRAMES;
         while self.tracker.expects_socket_outputs() && !self.images_lost && !self.tracker.has_ended() {
             match timeout_at(until.into(), events.recv()).await {
-                Ok(Some(SocketEvent::Event(event))) => {
-                    self.take(event, observer);
+                Ok(Some(SocketEvent::Event(event, weight))) => {
+                    self.take(event, weight, observer);
                 }
                 Ok(Some(SocketEvent::Lost) | None) | Err(_) => self.images_lost = true,
             }
         }
     }
 
-    /// What is left of it.
     /// Counts the engine's time, whatever came of the prompt; `over`: its end was heard of.
     pub(super) fn count(&self, over: bool) {
         if let Some(started_at) = self.started_at {
@@ -280,6 +237,7 @@ impl Run {
         }
     }
 
+    /// What is left of it.
     pub(super) fn finish(self, prompt_id: PromptId, history: History, posted: Posted) -> Executed {
         let started_at = self.started_at.unwrap_or(self.posted_at);
         let images_lost = self.images_lost && self.tracker.expects_socket_outputs();
@@ -290,7 +248,7 @@ impl Run {
         Executed {
             prompt_id,
             node_errors: posted.node_errors,
-            images: self.images,
+            images: self.images.into_iter().map(|(image, _)| image).collect(),
             images_lost,
             nodes,
             waited: started_at - self.posted_at,

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 
-use super::process::hide_secrets;
+use super::environment::inherit;
 use crate::config::ComfyUiConfig;
 
 /// An interpreter that takes longer is no help.
@@ -29,7 +29,7 @@ pub async fn root(config: &ComfyUiConfig) -> Option<PathBuf> {
         return None;
     }
     let mut command = Command::new(python);
-    hide_secrets(&mut command);
+    inherit(&mut command);
     command
         .args(["-c", FIND])
         .current_dir(&config.workdir)

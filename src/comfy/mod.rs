@@ -4,18 +4,22 @@
 //! recorded transcripts replay through them.
 
 mod client;
+mod doubts;
+mod environment;
 pub mod events;
 mod execute;
 mod follow;
 pub mod forecast;
 pub mod frontend;
 pub mod history;
+mod inbox;
 mod json;
 mod port;
 mod process;
+mod prompt_thread;
 mod socket;
-mod threads;
 pub mod tracker;
+mod vitals;
 mod whereabouts;
 
 pub use client::{Client, Device, PostError, Posted, PromptPost, RequestError};

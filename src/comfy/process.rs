@@ -1,21 +1,37 @@
 //! ComfyUI's process: started on a free port, watched, stopped.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    process::Stdio,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use serde_json::Value;
-use tokio::{process::Command, sync::watch, task::JoinHandle, time::sleep};
+use tokio::{
+    process::Command,
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::{client::Client, port, threads::Threads};
+use super::{
+    client::Client,
+    environment::inherit,
+    port,
+    prompt_thread::{Announced, PromptThread},
+    vitals::Vitals,
+};
 use crate::{
     child::{self, Group, LogTail, Members},
     config::ComfyUiConfig,
-    telemetry::is_credential,
 };
 
 /// How long ComfyUI may take to end on TERM before its group is killed.
 const STOP_GRACE: Duration = Duration::from_secs(3);
+/// How long one that is given up may take to write its stacks.
+const STACKS_LIMIT: Duration = Duration::from_secs(1);
 /// A boot that lost its port to somebody else moves on this often.
 const PORT_TRIES: u32 = 10;
 /// How often the boot looks whether ComfyUI answers.
@@ -31,10 +47,22 @@ pub struct Server {
     version: String,
     exit: watch::Receiver<Option<String>>,
     stop: CancellationToken,
-    at_once: CancellationToken,
+    ending: Arc<OnceLock<Ending>>,
     members: Members,
-    threads: Threads,
+    vitals: Vitals,
+    prompt_thread: PromptThread,
     supervisor: JoinHandle<()>,
+}
+
+/// How it is ended; the first word counts.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    /// TERM, then KILL.
+    Stop,
+    /// KILL.
+    Kill,
+    /// ABRT, for which Python writes its stacks, then KILL.
+    Abort,
 }
 
 /// Why ComfyUI did not come up.
@@ -70,7 +98,7 @@ pub enum BootError {
 
 impl Server {
     /// Starts ComfyUI on the first free port and waits until it answers: as long as its process
-    /// lives, or `boot_timeout`. `each_line` gets its log; `on_address` the address before ComfyUI
+    /// lives, `boot_timeout` at most. `each_line` gets its log; `on_address` the address before ComfyUI
     /// answers there, again when it has to move to another port, and is dropped at the end.
     ///
     /// # Errors
@@ -115,7 +143,14 @@ impl Server {
         tracing::debug!(pid = group.pid(), port, "ComfyUI started");
         on_address(client.base());
 
-        let tail = LogTail::default();
+        let (tail, announced) = (LogTail::default(), Announced::default());
+        let each_line = {
+            let announced = announced.clone();
+            move |line: &str| {
+                announced.hear(line);
+                each_line(line);
+            }
+        };
         let (stdout, stderr) = group.take_output();
         if let (Some(stdout), Some(stderr)) = (stdout, stderr) {
             // Both end with the child's pipes.
@@ -135,7 +170,6 @@ impl Server {
                 sleep(PROBE_EVERY).await;
             }
         };
-        let limit = config.boot_timeout;
         let stats = tokio::select! {
             stats = ours => stats,
             status = group.wait() => {
@@ -143,23 +177,32 @@ impl Server {
                 sleep(Duration::from_millis(50)).await;
                 return Err(BootError::Exited(ending(status, &tail)));
             }
-            () = sleep(limit.unwrap_or_default()), if limit.is_some() => {
-                group.stop(STOP_GRACE).await;
-                return Err(BootError::TimedOut {
-                    limit: limit.unwrap_or_default(),
-                    tail: tail.last(LINES_IN_ERROR),
-                });
+            () = sleep(config.boot_timeout) => {
+                let (limit, tail) = (config.boot_timeout, tail.last(LINES_IN_ERROR));
+                tracing::warn!(?limit, "ComfyUI does not come up; its stacks follow");
+                group.abort(STACKS_LIMIT).await;
+                return Err(BootError::TimedOut { limit, tail });
             }
         };
         let listener = port::owners(port).find(|pid| members.has(*pid)).unwrap_or_else(|| group.pid());
         let version = stats.pointer("/system/comfyui_version").and_then(Value::as_str).unwrap_or("unknown");
-        Ok(Self::supervise(client, group, version.to_owned(), tail, Threads::of(listener)))
+        let thread = PromptThread::of(listener, announced);
+        let vitals = Vitals::of(listener, members);
+        Ok(Self::supervise(client, group, version.to_owned(), tail, vitals, thread))
     }
 
-    fn supervise(client: Client, mut group: Group, version: String, tail: LogTail, threads: Threads) -> Self {
+    fn supervise(
+        client: Client,
+        mut group: Group,
+        version: String,
+        tail: LogTail,
+        vitals: Vitals,
+        prompt_thread: PromptThread,
+    ) -> Self {
         let (pid, members) = (group.pid(), group.members());
-        let (stop, at_once) = (CancellationToken::new(), CancellationToken::new());
-        let (stopping, killing) = (stop.clone(), at_once.clone());
+        let (stop, ending_as) = (CancellationToken::new(), Arc::new(OnceLock::new()));
+        let (stopping, how) = (stop.clone(), Arc::clone(&ending_as));
+        let thread = prompt_thread.clone();
         let (report, exit) = watch::channel(None);
         let supervisor = tokio::spawn(async move {
             tokio::select! {
@@ -169,14 +212,35 @@ impl Server {
                 }
                 () = stopping.cancelled() => {}
             }
-            group.stop(if killing.is_cancelled() { Duration::ZERO } else { STOP_GRACE }).await;
+            match how.get() {
+                Some(Ending::Abort) => {
+                    // A second signal would cut short what the first one has written.
+                    if thread.abort() {
+                        let _ = timeout(STACKS_LIMIT, group.wait()).await;
+                    }
+                    group.abort(STACKS_LIMIT).await;
+                }
+                Some(Ending::Kill) => group.stop(Duration::ZERO).await,
+                Some(Ending::Stop) | None => group.stop(STOP_GRACE).await,
+            }
             report.send_if_modified(|exit| {
                 let first = exit.is_none();
                 exit.get_or_insert_with(|| "stopped".to_owned());
                 first
             });
         });
-        Self { client, pid, version, exit, stop, at_once, members, threads, supervisor }
+        Self {
+            client,
+            pid,
+            version,
+            exit,
+            stop,
+            ending: ending_as,
+            members,
+            vitals,
+            prompt_thread,
+            supervisor,
+        }
     }
 
     /// Its HTTP calls.
@@ -218,9 +282,27 @@ impl Server {
         }
     }
 
-    /// The threads that it had when it was ready.
-    pub(super) fn threads(&self) -> &Threads {
-        &self.threads
+    /// Its end, for a task that outlives the caller.
+    pub(super) fn on_exit(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut exit = self.exit.clone();
+        async move {
+            let _ = exit.wait_for(Option::is_some).await;
+        }
+    }
+
+    /// What its processes do.
+    pub(super) fn vitals(&self) -> &Vitals {
+        &self.vitals
+    }
+
+    /// The thread that runs its prompts.
+    pub(super) fn prompt_thread(&self) -> &PromptThread {
+        &self.prompt_thread
+    }
+
+    /// Waits until its processes have done nothing for `limit`: neither used the CPU nor read anything.
+    pub async fn standstill(&self, limit: Duration) {
+        self.vitals.standstill(limit).await;
     }
 
     /// Resident memory of all its processes, in bytes. Reads the process table.
@@ -231,14 +313,23 @@ impl Server {
 
     /// Kills its whole group; [`Server::stop`] waits for the end.
     pub fn kill(&self) {
-        self.at_once.cancel();
-        self.stop.cancel();
+        self.end_as(Ending::Kill);
+    }
+
+    /// [`Server::kill`], after Python has written into the log where each of its threads is.
+    pub fn abort(&self) {
+        self.end_as(Ending::Abort);
     }
 
     /// TERM, then KILL, to its whole group; returns when it is gone. Idempotent.
     pub async fn stop(&self) {
-        self.stop.cancel();
+        self.end_as(Ending::Stop);
         self.exited().await;
+    }
+
+    fn end_as(&self, ending: Ending) {
+        let _ = self.ending.set(ending);
+        self.stop.cancel();
     }
 }
 
@@ -254,47 +345,15 @@ fn command(config: &ComfyUiConfig, port: u16) -> Option<Command> {
     let mut command = Command::new(program);
     command.args(args).args(["--port", &port.to_string()]).current_dir(&config.workdir);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    hide_secrets(&mut command);
-    // A node's print would otherwise arrive when its buffer is full.
-    command.env("PYTHONUNBUFFERED", "1").envs(&config.env.0);
+    inherit(&mut command);
+    // A node's print would otherwise arrive when its buffer is full. The fault handler has it say where it
+    // is when it crashes or is given up.
+    command.env("PYTHONUNBUFFERED", "1").env("PYTHONFAULTHANDLER", "1").envs(&config.env.0);
     Some(command)
-}
-
-/// Takes from a program of ComfyUI's what it must not see.
-pub(super) fn hide_secrets(command: &mut Command) {
-    for (variable, _) in std::env::vars_os() {
-        if variable.to_str().is_none_or(is_secret) {
-            command.env_remove(variable);
-        }
-    }
-}
-
-/// Variables that a workflow's nodes must not see: the worker's own, and what looks like a credential.
-fn is_secret(variable: &str) -> bool {
-    let name = variable.to_ascii_uppercase();
-    let ours = ["AWS_", "COMFY_WORKER_", "AMQP", "RABBITMQ", "OTEL_"];
-    ours.iter().any(|prefix| name.starts_with(prefix)) || is_credential(&name)
 }
 
 fn ending(status: std::io::Result<std::process::ExitStatus>, tail: &LogTail) -> String {
     let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
     let lines = tail.last(LINES_IN_ERROR);
     if lines.is_empty() { status } else { format!("{status}; its last lines:\n{lines}") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_secret;
-
-    #[test]
-    fn credentials_stay_with_the_worker() {
-        for name in
-            ["AWS_SECRET_ACCESS_KEY", "COMFY_WORKER_AMQP_URL", "HF_TOKEN", "aws_profile", "DB_PASSWORD"]
-        {
-            assert!(is_secret(name), "{name}");
-        }
-        for name in ["PATH", "HOME", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PYTORCH_CUDA_ALLOC_CONF"] {
-            assert!(!is_secret(name), "{name}");
-        }
-    }
 }

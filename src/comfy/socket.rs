@@ -10,7 +10,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::{SinkExt, StreamExt};
 use tokio::{
     net::TcpStream,
-    sync::{mpsc, watch},
+    sync::watch,
     task::JoinHandle,
     time::{interval, timeout},
 };
@@ -24,14 +24,19 @@ use uuid::Uuid;
 use super::{
     client::RequestError,
     events::{Event, Frame, binary_frame, text_frame},
+    inbox::{Inbox, Outlet, inbox},
 };
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_secs(10);
-/// Nothing for this long, pongs included: the connection is dead.
-const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-/// The largest frame: an uncompressed picture that a node sends as its output.
+/// Nothing for this long, pongs included: the connection is dead. A node may hold Python's lock for
+/// minutes, and with the connection its pictures would be lost; looks at the history notice a dead one.
+const SILENCE_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// The largest frame: an uncompressed picture that a node sends as its output. After a larger one the
+/// connection is made again.
 const LARGEST_FRAME: usize = 256 << 20;
+/// A longer text is not read: parsed, it would take many times as much. The history says the same.
+const LONGEST_TEXT: usize = 16 << 20;
 
 /// A websocket that connects again by itself.
 #[derive(Debug)]
@@ -44,22 +49,13 @@ pub struct Socket {
 
 #[derive(Debug, Default)]
 struct Shared {
-    followers: Mutex<HashMap<String, mpsc::UnboundedSender<SocketEvent>>>,
-}
-
-/// What a follower gets.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum SocketEvent {
-    /// An event of its prompt.
-    Event(Event),
-    /// The connection is gone. The prompt was posted under its client id: no event of it will come.
-    Lost,
+    followers: Mutex<HashMap<String, Outlet>>,
 }
 
 /// One prompt's events; ends with its drop.
 #[derive(Debug)]
 pub(super) struct Subscription {
-    pub(super) events: mpsc::UnboundedReceiver<SocketEvent>,
+    pub(super) events: Inbox,
     prompt_id: String,
     shared: Arc<Shared>,
 }
@@ -112,8 +108,8 @@ impl Socket {
 
     /// Follows a prompt. Subscribe before POST: a cached prompt can finish immediately.
     pub(super) fn follow(&self, prompt_id: &str) -> Subscription {
-        let (sender, events) = mpsc::unbounded_channel();
-        self.shared.followers().insert(prompt_id.to_owned(), sender);
+        let (outlet, events) = inbox();
+        self.shared.followers().insert(prompt_id.to_owned(), outlet);
         Subscription { events, prompt_id: prompt_id.to_owned(), shared: Arc::clone(&self.shared) }
     }
 }
@@ -125,23 +121,23 @@ impl Drop for Socket {
 }
 
 impl Shared {
-    fn followers(&self) -> MutexGuard<'_, HashMap<String, mpsc::UnboundedSender<SocketEvent>>> {
+    fn followers(&self) -> MutexGuard<'_, HashMap<String, Outlet>> {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// To the prompt's follower; what names no prompt goes to all.
-    fn hand_out(&self, Frame { prompt, event }: Frame) {
+    fn hand_out(&self, Frame { prompt, event }: Frame, bytes: usize) {
         let followers = self.followers();
         match prompt {
             Some(prompt) => {
                 if let Some(follower) = followers.get(&prompt) {
-                    let _ = follower.send(SocketEvent::Event(event));
+                    follower.put(event, bytes);
                 }
             }
             // A node on reconnect, or an old-style preview.
             None if matches!(event, Event::Executing(Some(_)) | Event::Image(_)) => {
                 for follower in followers.values() {
-                    let _ = follower.send(SocketEvent::Event(event.clone()));
+                    follower.put(event.clone(), bytes);
                 }
             }
             None => {}
@@ -182,7 +178,7 @@ async fn keep_connected(
         tracing::warn!(%reason, "websocket to ComfyUI lost, connecting again");
         report.send_replace(None);
         for follower in shared.followers().values() {
-            let _ = follower.send(SocketEvent::Lost);
+            follower.lose();
         }
         let delays = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(100))
@@ -221,7 +217,9 @@ async fn read(stream: &mut Stream, shared: &Shared) -> String {
             }
         };
         last_heard = tokio::time::Instant::now();
+        let bytes = message.as_ref().map_or(0, |message| message.as_ref().map_or(0, Message::len));
         let frame = match message {
+            Some(Ok(Message::Text(text))) if text.len() > LONGEST_TEXT => None,
             Some(Ok(Message::Text(text))) => text_frame(&text),
             Some(Ok(Message::Binary(bytes))) => binary_frame(&bytes),
             Some(Ok(Message::Close(_))) | None => return "closed by ComfyUI".to_owned(),
@@ -229,7 +227,7 @@ async fn read(stream: &mut Stream, shared: &Shared) -> String {
             Some(Err(error)) => return error.to_string(),
         };
         if let Some(frame) = frame {
-            shared.hand_out(frame);
+            shared.hand_out(frame, bytes);
         }
     }
 }

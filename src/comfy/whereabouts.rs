@@ -25,6 +25,7 @@ const CANCEL_EVERY: Duration = Duration::from_millis(250);
 const POSTS: u32 = 3;
 
 /// Posts; when the answer is lost, looks for our id before posting again: ids are not unique there.
+/// Has no limit of its own: another prompt may keep ComfyUI from answering for as long as it runs.
 pub(super) async fn post_once(client: &Client, post: &PromptPost<'_>) -> Result<Posted, ExecuteError> {
     let mut posts = 1;
     loop {
@@ -36,7 +37,7 @@ pub(super) async fn post_once(client: &Client, post: &PromptPost<'_>) -> Result<
             Err(error) => error,
         };
         tracing::warn!(%error, "no usable answer to a posted prompt, looking for it");
-        if arrived(client, post.prompt_id).await? {
+        if arrived(client, post.prompt_id).await {
             return Ok(Posted { node_errors: None });
         }
         match error {
@@ -51,15 +52,18 @@ pub(super) async fn post_once(client: &Client, post: &PromptPost<'_>) -> Result<
 }
 
 /// Whether ComfyUI has a prompt whose answer was lost. Looked for twice: its handler may not have
-/// come to the end of the body yet.
-async fn arrived(client: &Client, prompt_id: PromptId) -> Result<bool, RequestError> {
-    for _ in 0..2 {
-        if !matches!(look(client, prompt_id).await?, Look::Nowhere) {
-            return Ok(true);
+/// come to the end of the body yet. One that does not answer is asked until the caller gives up.
+async fn arrived(client: &Client, prompt_id: PromptId) -> bool {
+    let mut nowhere = 0;
+    while nowhere < 2 {
+        match look(client, prompt_id).await {
+            Ok(Look::Nowhere) => nowhere += 1,
+            Ok(Look::Over(_) | Look::Running | Look::Pending | Look::Next) => return true,
+            Err(error) => tracing::debug!(%error, "ComfyUI does not answer"),
         }
         sleep(CANCEL_EVERY).await;
     }
-    Ok(false)
+    false
 }
 
 /// Where a prompt is.

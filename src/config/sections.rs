@@ -27,9 +27,9 @@ pub struct ComfyUiConfig {
     pub host: String,
     /// The first port to try.
     pub port: u16,
-    /// Longest wait for the boot; `None`: as long as the process lives.
-    pub boot_timeout: Option<Duration>,
-    /// Losses within 10 minutes after which it is started again; not after one more.
+    /// Longest wait for the boot.
+    pub boot_timeout: Duration,
+    /// Losses while idle within 10 minutes after which it is started again; not after one more.
     pub max_restarts: u32,
     /// Jobs until it is started anew; `None`: no limit.
     pub max_jobs: Option<u32>,
@@ -255,7 +255,7 @@ impl ComfyUiConfig {
                 Ok(0) | Err(_) => Err(format!("{text:?} is no port (1-65535)")),
                 Ok(port) => Ok(port),
             }),
-            boot_timeout: reader.optional("comfyui.boot_timeout", duration),
+            boot_timeout: reader.required("comfyui.boot_timeout", duration),
             max_restarts: reader.required("comfyui.max_restarts", at_least_one),
             max_jobs: reader.optional("comfyui.max_jobs", at_least_one),
             max_rss: reader.optional("comfyui.max_rss", bytes),

@@ -84,15 +84,15 @@ pub const SETTINGS: &[Setting] = &[
     setting("comfyui.port", "8188", "8188", "the first port to try; a port in use moves on to the next"),
     setting(
         "comfyui.boot_timeout",
-        "",
+        "15m",
         "10m",
-        "longest wait for ComfyUI's boot; none: as long as its process lives",
+        "longest wait for ComfyUI's boot; after it no other try begins, and the worker ends (exit code 3)",
     ),
     setting(
         "comfyui.max_restarts",
         "3",
         "3",
-        "how often within 10 minutes a ComfyUI that was lost is started again; then the worker ends (exit code 3)",
+        "how often within 10 minutes a ComfyUI that was lost while it ran no job is started again; then the worker ends (exit code 3). Jobs that crash it, cancels and recycling do not count",
     ),
     setting(
         "comfyui.max_jobs",
@@ -116,7 +116,7 @@ pub const SETTINGS: &[Setting] = &[
         "comfyui.env",
         "",
         "HF_HUB_OFFLINE=1,CUDA_VISIBLE_DEVICES=0\\,1",
-        "variables for ComfyUI beside the harmless ones it inherits (a comma in a value: `\\,`); the worker's credentials never pass",
+        "variables for ComfyUI beside the harmless ones it inherits (a comma in a value: `\\,`); the worker's other variables never pass",
     ).holding(Form::Pairs),
     setting(
         "browser.executable",

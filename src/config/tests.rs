@@ -45,7 +45,10 @@ fn nothing_given_is_the_defaults() {
     assert_eq!(config.comfyui.command, ["python3", "main.py"]);
     assert_eq!((config.comfyui.host.as_str(), config.comfyui.port), ("127.0.0.1", 8188));
     assert_eq!((&config.comfyui.workdir, &config.comfyui.path), (&absolute("./"), &absolute("./")));
-    assert_eq!((config.comfyui.boot_timeout, &config.comfyui.test_workflow), (None, &None));
+    assert_eq!(
+        (config.comfyui.boot_timeout, &config.comfyui.test_workflow),
+        (Duration::from_secs(900), &None)
+    );
     assert_eq!(config.browser.convert_timeout, Duration::from_secs(30));
     assert_eq!(config.amqp.address(), "amqp://127.0.0.1:5672/%2f");
     assert_eq!((config.amqp.queue.as_str(), config.amqp.declare), ("comfy.jobs", true));
@@ -155,7 +158,7 @@ fn the_originals_files_load_unchanged() {
     assert_eq!((&basic.workdir, &basic.path), (&absolute("./"), &absolute("./")));
     assert_eq!((basic.host.as_str(), basic.port), ("127.0.0.1", 8188));
     assert_eq!(basic.test_workflow, Some(absolute("./").join("test_server.json")));
-    assert_eq!(basic.boot_timeout, Some(Duration::from_secs(10)));
+    assert_eq!(basic.boot_timeout, Duration::from_secs(10));
 
     let advanced = load("connector-advanced.json");
     assert_eq!(
@@ -168,13 +171,13 @@ fn the_originals_files_load_unchanged() {
     );
     // 0.0.0.0 is where ComfyUI listens, not where a client finds it.
     assert_eq!((advanced.host.as_str(), advanced.port), ("127.0.0.1", 8189));
-    assert_eq!(advanced.boot_timeout, Some(Duration::from_secs(40)));
+    assert_eq!(advanced.boot_timeout, Duration::from_secs(40));
     assert_eq!(advanced.test_workflow, Some("/path/to/ComfyUI/custom_test.json".into()));
 
     let docker = load("connector-docker.json");
     assert_eq!(docker.command, ["python3", "main.py", "--listen", "0.0.0.0"]);
     assert_eq!(docker.host, "localhost");
-    assert_eq!((docker.boot_timeout, docker.test_workflow), (None, None));
+    assert_eq!((docker.boot_timeout, docker.test_workflow), (Duration::from_secs(900), None));
 }
 
 #[test]
@@ -194,8 +197,8 @@ fn the_originals_file_is_checked_too() {
     assert_eq!(mistakes.lines().count(), 5, "{mistakes}");
     // Half of the pair stands with the other half's default.
     let limit = |text| file("old.json", text).unwrap().comfyui.boot_timeout;
-    assert_eq!(limit(r#"{"MAX_COMFY_START_ATTEMPTS": 3}"#), Some(Duration::from_secs(3)));
-    assert_eq!(limit(r#"{"COMFY_START_ATTEMPTS_SLEEP": 0.25}"#), Some(Duration::from_millis(2500)));
+    assert_eq!(limit(r#"{"MAX_COMFY_START_ATTEMPTS": 3}"#), Duration::from_secs(3));
+    assert_eq!(limit(r#"{"COMFY_START_ATTEMPTS_SLEEP": 0.25}"#), Duration::from_millis(2500));
 }
 
 #[test]

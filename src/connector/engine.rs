@@ -5,18 +5,26 @@ use std::{
     os::unix::fs::DirBuilderExt,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use serde_json::{Map, Value, json};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use url::Url;
 use uuid::Uuid;
 
-use super::{BootLine, ConnectorError, Ill, Payload, run::Silent};
+use super::{
+    BootLine, ConnectorError, Ill, Payload,
+    fate::Fate,
+    restarts::Cause,
+    run::Silent,
+    selftest::{SelfTest, self_test, without_titles},
+};
 use crate::{
     browser::{Browser, ConvertError},
     comfy::{ExecuteError, Executed, Execution, Observer, Server, Socket, execute, frontend},
@@ -29,17 +37,16 @@ use crate::{
 const SELF_TEST_LIMIT: Duration = Duration::from_secs(300);
 /// Longest answer to a health question.
 const HEALTH_LIMIT: Duration = Duration::from_secs(5);
-/// The same before an idle ComfyUI is given up and started again.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an idle ComfyUI that does not answer may do nothing before it is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How soon one that refuses an answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long ComfyUI's last answer stands for its health. Asked again after that: a hung process is
 /// not handed work, and calls in a row cost no question each.
 pub(super) const PROOF_LASTS: Duration = Duration::from_secs(5);
 
 /// Where programs put temporary files.
 const TMPDIR: &str = "TMPDIR";
-
-/// The built-in [`SelfTest::workflow`].
-const SELF_TEST: &str = include_str!("selftest.json");
 
 /// ComfyUI and a browser, running.
 #[derive(Debug)]
@@ -52,6 +59,8 @@ pub struct Engine {
     ran: AtomicU64,
     /// When ComfyUI last answered; `None` after it did not.
     proven_at: Mutex<Option<Instant>>,
+    /// What a prompt has shown to be its end; the first word counts.
+    fate: OnceLock<Fate>,
     /// After the server: what it writes there ends with it.
     scratch: Mutex<Option<Owned>>,
 }
@@ -88,6 +97,7 @@ impl Engine {
             executing: AtomicUsize::new(0),
             ran: AtomicU64::new(0),
             proven_at: Mutex::default(),
+            fate: OnceLock::new(),
             scratch: Mutex::new(scratch),
         };
         let folders = Folders::new(config.comfyui.path.clone());
@@ -173,6 +183,9 @@ impl Engine {
         self.ran.fetch_add(1, Ordering::Relaxed);
         let _ended = Ended(&self.executing);
         let outcome = execute(&self.server, &self.socket, execution, observer).await;
+        if let Some(fate) = Fate::of(&outcome) {
+            let _ = self.fate.set(fate);
+        }
         match &outcome {
             Err(error) if error.needs_restart() => self.doubt(),
             _ => self.proven(),
@@ -180,12 +193,45 @@ impl Engine {
         outcome
     }
 
+    /// Whether it is known to be of no use any more.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.fate.get().is_some()
+    }
+
+    /// Why it is to be started again, if it is.
+    pub(super) fn cause(&self) -> Cause {
+        match self.fate.get() {
+            Some(fate) => fate.cause,
+            None if self.executing.load(Ordering::Relaxed) > 0 => Cause::Crashed,
+            None => Cause::Lost,
+        }
+    }
+
+    /// It is ended on purpose, which is no loss.
+    pub(super) fn ends_on_purpose(&self, cause: Cause) {
+        if !self.server.has_ended() {
+            let _ = self.fate.set(Fate { cause, wants_stacks: false });
+        }
+    }
+
+    /// Kills ComfyUI; one that is silent or stuck has to say before where it is.
+    pub(super) fn kill(&self) {
+        if self.fate.get().is_some_and(|fate| fate.wants_stacks) && !self.server.has_ended() {
+            tracing::warn!("ComfyUI is given up; its stacks follow");
+            self.server.abort();
+        } else {
+            self.server.kill();
+        }
+    }
+
     /// Whether ComfyUI is known to be well without asking: it answered lately, or runs a prompt,
     /// which may keep it from answering for minutes and whose follower notices when it hangs.
     pub(super) fn is_proven(&self) -> bool {
         let proven_at = *self.proven_at.lock().unwrap_or_else(PoisonError::into_inner);
         let lately = proven_at.is_some_and(|at| at.elapsed() < PROOF_LASTS);
-        !self.server.has_ended() && (lately || self.executing.load(Ordering::Relaxed) > 0)
+        !self.server.has_ended()
+            && !self.is_given_up()
+            && (lately || self.executing.load(Ordering::Relaxed) > 0)
     }
 
     fn proven(&self) {
@@ -198,16 +244,8 @@ impl Engine {
     }
 
     /// Asks ComfyUI whether it is well.
-    pub(super) async fn prove(&self, limit: Duration) -> Result<(), Ill> {
-        self.doubt();
-        if let Some(exit) = self.server.exit() {
-            return Err(Ill::Process(exit));
-        }
-        let answer = tokio::select! {
-            biased;
-            exit = self.server.exited() => return Err(Ill::Process(exit)),
-            answer = timeout(limit, self.server.client().system_stats()) => answer,
-        };
+    async fn prove(&self, limit: Duration) -> Result<(), Ill> {
+        let answer = self.unless_ended(timeout(limit, self.server.client().system_stats())).await?;
         match answer {
             Ok(Ok(_)) => {
                 self.proven();
@@ -215,6 +253,47 @@ impl Engine {
             }
             Ok(Err(error)) => Err(Ill::Http(error.to_string())),
             Err(_) => Err(Ill::Http(format!("no answer within {limit:?}"))),
+        }
+    }
+
+    /// Asks an idle ComfyUI until it answers. One that neither answers nor does anything else is lost: what
+    /// a custom node does in the background may hold Python's lock. `most` is the limit in any case.
+    pub(super) async fn prove_patiently(&self, most: Duration) -> Result<(), Ill> {
+        let answers = async {
+            while let Err(error) = self.server.client().system_stats().await {
+                tracing::debug!(%error, "an idle ComfyUI does not answer");
+                sleep(ASK_AGAIN).await;
+            }
+            self.proven();
+            Ok(())
+        };
+        let is_dead = async {
+            let silence = tokio::select! {
+                () = self.server.standstill(PATIENCE) => format!("no answer, and nothing else for {PATIENCE:?}"),
+                () = sleep(most) => format!("no answer within {most:?}"),
+            };
+            let _ = self.fate.set(Fate { cause: Cause::Lost, wants_stacks: true });
+            Err(Ill::Http(silence))
+        };
+        let proof = async {
+            tokio::select! {
+                answers = answers => answers,
+                is_dead = is_dead => is_dead,
+            }
+        };
+        self.unless_ended(proof).await?
+    }
+
+    /// What comes of `question`, unless its process ends. Nothing is proven meanwhile.
+    async fn unless_ended<T>(&self, question: impl Future<Output = T>) -> Result<T, Ill> {
+        self.doubt();
+        if let Some(exit) = self.server.exit() {
+            return Err(Ill::Process(exit));
+        }
+        tokio::select! {
+            biased;
+            exit = self.server.exited() => Err(Ill::Process(exit)),
+            answer = question => Ok(answer),
         }
     }
 
@@ -322,43 +401,4 @@ async fn scratch(config: &ComfyUiConfig, journal: &Arc<Journal>) -> Result<Optio
         Ok(owned)
     };
     made.await.map(Some).map_err(|source| ConnectorError::State { path: path.clone(), source })
-}
-
-/// What must run before anybody is served.
-struct SelfTest {
-    /// A UI workflow; one of the operator's may be a prompt.
-    workflow: Value,
-    /// The prompt that it becomes, where that is known.
-    becomes: Option<Value>,
-}
-
-fn without_titles(mut prompt: Map<String, Value>) -> Value {
-    for node in prompt.values_mut().filter_map(Value::as_object_mut) {
-        node.remove("_meta");
-    }
-    Value::Object(prompt)
-}
-
-fn self_test(config: &Config) -> Result<SelfTest, ConnectorError> {
-    let problem = ConnectorError::TestWorkflow;
-    let parse = |text: &str| {
-        serde_json::from_str(text).map_err(|error| problem(format!("the test workflow is no JSON: {error}")))
-    };
-    match &config.comfyui.test_workflow {
-        Some(path) if path.exists() => {
-            let text = fs::read_to_string(path);
-            let text = text.map_err(|error| problem(format!("{}: {error}", path.display())))?;
-            return Ok(SelfTest { workflow: parse(&text)?, becomes: None });
-        }
-        // The original's file names a test workflow by default; without that file ours is as good.
-        Some(path) => {
-            tracing::warn!(path = %path.display(), "no such test workflow, using the built-in one");
-        }
-        None => {}
-    }
-    let becomes = json!({
-        "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 0}},
-        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
-    });
-    Ok(SelfTest { workflow: parse(SELF_TEST)?, becomes: Some(becomes) })
 }

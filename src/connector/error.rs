@@ -43,7 +43,7 @@ pub enum ConnectorError {
     },
     /// It was lost and started again too often.
     #[error(
-        "ComfyUI was lost more than {most} times within {} minutes and is not started again (comfyui.max_restarts)",
+        "ComfyUI was lost while it ran no job more than {most} times within {} minutes and is not started again (comfyui.max_restarts)",
         restarts::WINDOW.as_secs() / 60
     )]
     Unstable {

@@ -3,8 +3,10 @@
 
 mod engine;
 mod error;
+mod fate;
 mod restarts;
 mod run;
+mod selftest;
 mod state;
 mod supervision;
 
@@ -79,14 +81,15 @@ static LIVE: Mutex<Option<ComfyConnector>> = Mutex::new(None);
 
 impl ComfyConnector {
     /// Boots ComfyUI and a browser side by side and runs the self-test through conversion, execution
-    /// and result. Waits as long as ComfyUI's process lives, or `comfyui.boot_timeout`.
+    /// and result. Waits as long as ComfyUI's process lives, `comfyui.boot_timeout` at most.
     ///
     /// There is one live instance a process: a second call gets the first one, whatever its
     /// configuration, until [`ComfyConnector::shutdown`] or an error of the start. When this future is
     /// dropped, what it had started ends; the next call starts again.
     ///
     /// # Errors
-    /// What did not come up, after three boots with growing pauses; nothing is left running then.
+    /// What did not come up, after three boots with growing pauses, none of which begins later than
+    /// `comfyui.boot_timeout` after the first; nothing is left running then.
     pub async fn create(config: &Config) -> Result<Self, ConnectorError> {
         Self::create_watched(config, Arc::new(|_| {})).await
     }

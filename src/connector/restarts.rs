@@ -1,67 +1,161 @@
-//! How often ComfyUI may be started again: one that dies again and again is not mended by a restart.
+//! Why ComfyUI is started again, and how soon: one that dies of itself again and again is not helped by
+//! a restart and ends the worker; what jobs do to it only slows its boots.
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
-/// In which losses are counted.
+/// In which losses and crashes are counted; after as long without a crash the next boot waits for nothing.
 pub(super) const WINDOW: Duration = Duration::from_secs(10 * 60);
+/// Crashes within the window after which boots wait.
+const FREE_CRASHES: usize = 3;
+/// The longest such wait.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Why a ComfyUI that ran runs no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// `comfyui.max_jobs` or `comfyui.max_rss` said so.
+    Worn,
+    /// A job was cancelled, timed out or given back, and ComfyUI would not let go of its prompt.
+    Killed,
+    /// It ended, or was given up, while it ran a job's prompt: that job's doing, and its attempts are counted.
+    Crashed,
+    /// It ended, or was given up, while it ran none.
+    Lost,
+}
+
+impl Cause {
+    /// The metric's label.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Worn => "worn",
+            Self::Killed => "killed",
+            Self::Crashed => "crashed",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// What is to be done when a ComfyUI is wanted and none runs.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// For the first time.
+    First,
+    /// Again, after a pause.
+    Again(Cause, Duration),
+    /// It was lost too often.
+    No,
+}
 
 /// The starts of one connector's ComfyUI.
 #[derive(Debug, Default)]
 pub(super) struct Restarts {
     started: bool,
-    planned: bool,
-    lately: VecDeque<Instant>,
+    ended: Option<Cause>,
+    lost: VecDeque<Instant>,
+    crashed: VecDeque<Instant>,
 }
 
 impl Restarts {
-    /// The next start is wanted, and no loss.
-    pub(super) fn plan(&mut self) {
-        self.planned = true;
+    /// The one that ran is no more.
+    pub(super) fn ended(&mut self, cause: Cause) {
+        self.ended.get_or_insert(cause);
     }
 
-    /// Why ComfyUI is started again; `None`: it has not run yet.
-    pub(super) fn cause(&self) -> Option<&'static str> {
-        self.started.then_some(if self.planned { "worn" } else { "lost" })
-    }
-
-    /// Whether ComfyUI may be started `now`, after `most` losses within the window at most; the first
-    /// start and a planned one always.
-    pub(super) fn may_start(&mut self, now: Instant, most: u32) -> bool {
-        let wanted = std::mem::take(&mut self.planned) || !std::mem::replace(&mut self.started, true);
-        if wanted {
-            return true;
+    /// How ComfyUI is started `now`, if it may be lost `most` times within the window.
+    pub(super) fn start(&mut self, now: Instant, most: u32) -> Start {
+        if !std::mem::replace(&mut self.started, true) {
+            return Start::First;
         }
-        self.lately.retain(|at| now.duration_since(*at) < WINDOW);
-        self.lately.push_back(now);
-        self.lately.len() as u64 <= u64::from(most)
+        for times in [&mut self.lost, &mut self.crashed] {
+            times.retain(|at| now.duration_since(*at) < WINDOW);
+        }
+        let cause = self.ended.take().unwrap_or(Cause::Lost);
+        let pause = match cause {
+            Cause::Worn | Cause::Killed => Duration::ZERO,
+            Cause::Crashed => {
+                self.crashed.push_back(now);
+                pause_after(self.crashed.len())
+            }
+            Cause::Lost => {
+                self.lost.push_back(now);
+                if self.lost.len() as u64 > u64::from(most) {
+                    return Start::No;
+                }
+                Duration::ZERO
+            }
+        };
+        Start::Again(cause, pause)
     }
+}
+
+/// None for the first few, then 1 s, 2 s, 4 s …
+fn pause_after(crashes: usize) -> Duration {
+    let Some(doublings) = crashes.checked_sub(FREE_CRASHES + 1) else { return Duration::ZERO };
+    let doubled = 1u64.checked_shl(u32::try_from(doublings).unwrap_or(u32::MAX));
+    let most = crate::phases::limit("boot_pause", LONGEST_PAUSE);
+    doubled.filter(|seconds| *seconds > 0).map_or(most, |seconds| Duration::from_secs(seconds).min(most))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn three_within_ten_minutes_are_enough() {
-        let (mut restarts, begin) = (Restarts::default(), Instant::now());
-        let mut at = |seconds: u64| restarts.may_start(begin + Duration::from_secs(seconds), 3);
-        assert!(at(0), "the first start is none");
-        assert!(at(10) && at(20) && at(30) && !at(40));
-        // Those at 10, 20 and 30 s are forgotten by then, the refused one is not.
-        assert!(at(631) && at(632) && !at(633));
+    fn again(cause: Cause, seconds: u64) -> Start {
+        Start::Again(cause, Duration::from_secs(seconds))
+    }
+
+    fn after(restarts: &mut Restarts, cause: Cause, at: Instant) -> Start {
+        restarts.ended(cause);
+        restarts.start(at, 3)
     }
 
     #[test]
-    fn planned_ones_do_not_count() {
+    fn three_losses_within_ten_minutes_are_enough() {
+        let (mut restarts, begin) = (Restarts::default(), Instant::now());
+        assert_eq!(restarts.start(begin, 3), Start::First);
+        let mut at = |seconds: u64| after(&mut restarts, Cause::Lost, begin + Duration::from_secs(seconds));
+        let lost = again(Cause::Lost, 0);
+        assert!(at(10) == lost && at(20) == lost && at(30) == lost && at(40) == Start::No);
+        // Those at 10, 20 and 30 s are forgotten by then, the refused one is not.
+        assert!(at(631) == lost && at(632) == lost && at(633) == Start::No);
+    }
+
+    #[test]
+    fn what_we_did_ourselves_is_no_loss_and_waits_for_nothing() {
         let (mut restarts, now) = (Restarts::default(), Instant::now());
-        assert!(restarts.may_start(now, 3));
-        for _ in 0..10 {
-            restarts.plan();
-            assert!(restarts.may_start(now, 3));
+        assert_eq!(restarts.start(now, 3), Start::First);
+        for cause in [Cause::Worn, Cause::Killed].repeat(10) {
+            assert_eq!(after(&mut restarts, cause, now), again(cause, 0));
         }
-        assert!((0..3).all(|_| restarts.may_start(now, 3)) && !restarts.may_start(now, 3));
+        for _ in 0..3 {
+            assert_eq!(restarts.start(now, 3), again(Cause::Lost, 0), "nobody said why");
+        }
+        assert_eq!(restarts.start(now, 3), Start::No);
+    }
+
+    #[test]
+    fn crashes_of_jobs_slow_the_boots_until_it_has_been_quiet() {
+        let (mut restarts, mut now) = (Restarts::default(), Instant::now());
+        assert_eq!(restarts.start(now, 3), Start::First);
+        for pause in [0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60] {
+            now += Duration::from_secs(10);
+            assert_eq!(after(&mut restarts, Cause::Crashed, now), again(Cause::Crashed, pause));
+        }
+        assert_eq!(after(&mut restarts, Cause::Killed, now), again(Cause::Killed, 0));
+        assert_eq!(after(&mut restarts, Cause::Crashed, now + WINDOW), again(Cause::Crashed, 0));
+        assert_eq!(pause_after(100_000), LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn the_first_word_counts() {
+        let (mut restarts, now) = (Restarts::default(), Instant::now());
+        assert_eq!(restarts.start(now, 3), Start::First);
+        restarts.ended(Cause::Killed);
+        // It was killed, and so it is gone.
+        restarts.ended(Cause::Lost);
+        assert_eq!(restarts.start(now, 3), again(Cause::Killed, 0));
     }
 }

@@ -10,7 +10,10 @@ use backon::{ExponentialBuilder, Retryable};
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{ComfyConnector, ConnectorError, Engine, Inner, State, engine, locked};
+use super::{
+    ComfyConnector, ConnectorError, Engine, Inner, State, engine, locked,
+    restarts::{Cause, Start},
+};
 use crate::metrics;
 
 /// Boots before giving up.
@@ -18,9 +21,9 @@ const BOOTS: usize = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 impl ComfyConnector {
-    /// The running parts, started again when ComfyUI has died or, idle, does not answer within 10 s. It
-    /// is asked only when its last answer is 5 s old or was none. A browser that died is replaced by
-    /// the next conversion.
+    /// The running parts, started again when ComfyUI has died or, idle, neither answers nor does anything
+    /// else for 10 s. It is asked only when its last answer is 5 s old or was none. A browser that died is
+    /// replaced by the next conversion.
     ///
     /// # Errors
     /// As [`ComfyConnector::create`]; [`ConnectorError::Killed`] after a shutdown,
@@ -51,34 +54,39 @@ impl ComfyConnector {
             if running.is_proven() {
                 return Ok(running);
             }
-            match running.prove(engine::PATIENCE).await {
-                Ok(()) => return Ok(running),
-                Err(ill) => tracing::warn!(%ill, "ComfyUI is lost, starting it again"),
+            if !running.is_given_up() {
+                match running.prove_patiently(self.0.config.comfyui.boot_timeout).await {
+                    Ok(()) => return Ok(running),
+                    Err(ill) => tracing::warn!(%ill, "ComfyUI is lost, starting it again"),
+                }
             }
+            running.kill();
         }
         self.0.standing.enter(State::Initializing);
         if let Some(old) = self.take_engine() {
             old.stop().await;
         }
         let most = self.0.config.comfyui.max_restarts;
-        let (cause, may_start) = {
-            let mut restarts = locked(&self.0.restarts);
-            (restarts.cause(), restarts.may_start(Instant::now(), most))
-        };
-        if !may_start {
-            return Err(self.fail(ConnectorError::Unstable { most }));
-        }
-        if let Some(cause) = cause {
-            metrics::restarted("comfyui", cause);
+        let start = locked(&self.0.restarts).start(Instant::now(), most);
+        match start {
+            Start::First => {}
+            Start::No => return Err(self.fail(ConnectorError::Unstable { most })),
+            Start::Again(cause, pause) => {
+                metrics::restarted("comfyui", cause.label());
+                tracing::info!(cause = cause.label(), ?pause, "starting ComfyUI again");
+                sleep(pause).await;
+            }
         }
         // Boxed: a future of its size on every caller's stack would be large for nothing.
         let Inner { config, stager, on_boot_line, .. } = &*self.0;
+        let (begun_at, patience) = (Instant::now(), config.comfyui.boot_timeout);
         let boot = || Box::pin(Engine::boot(config, stager.journal(), Arc::clone(on_boot_line)));
         let pauses =
             ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_times(BOOTS - 1).with_jitter();
         let booted = boot
             .retry(pauses)
-            .when(ConnectorError::is_worth_another_boot)
+            // All tries together are bounded, too.
+            .when(|error| error.is_worth_another_boot() && begun_at.elapsed() < patience)
             .notify(|error, pause| tracing::warn!(%error, ?pause, "the start failed, trying again"))
             .await;
         match booted {
@@ -106,26 +114,32 @@ impl ComfyConnector {
     }
 
     pub(super) fn take_engine(&self) -> Option<Arc<Engine>> {
-        locked(&self.0.engine).take()
+        let engine = locked(&self.0.engine).take();
+        if let Some(engine) = &engine {
+            locked(&self.0.restarts).ended(engine.cause());
+        }
+        engine
     }
 
     /// Kills that ComfyUI, which did not let go of a prompt or is otherwise beyond words; the next call
-    /// starts another.
+    /// starts another. What its prompts have shown says whether that is a crash or our own doing; where
+    /// they have shown nothing it is the latter.
     pub async fn kill_engine(&self, engine: &Arc<Engine>) {
-        engine.server().kill();
+        engine.ends_on_purpose(Cause::Killed);
+        engine.kill();
         self.discard(engine).await;
     }
 
     /// Stops ComfyUI in good order; the next call starts it again, which is no loss.
     pub async fn recycle(&self) {
-        locked(&self.0.restarts).plan();
         if let Some(engine) = self.running() {
+            engine.ends_on_purpose(Cause::Worn);
             self.discard(&engine).await;
         }
     }
 
-    /// Waits until ComfyUI has ended, was stopped or, while it runs no prompt, does not answer within
-    /// 10 s: why. The next call starts it again.
+    /// Waits until ComfyUI has ended, was stopped or, while it runs no prompt, neither answers nor does
+    /// anything else for 10 s: why. The next call starts it again.
     pub async fn lost(&self) -> String {
         loop {
             let Some(engine) = self.running() else { return "it was stopped".to_owned() };
@@ -134,7 +148,7 @@ impl ComfyConnector {
                 () = sleep(engine::PROOF_LASTS) => {}
             }
             if !engine.is_proven()
-                && let Err(ill) = engine.prove(engine::PATIENCE).await
+                && let Err(ill) = engine.prove_patiently(self.0.config.comfyui.boot_timeout).await
             {
                 return ill.to_string();
             }

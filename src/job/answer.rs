@@ -9,7 +9,10 @@ use super::{
     met::Met,
     result::{JobError, JobResult, Timings, WorkerInfo},
 };
-use crate::telemetry::{redact_in_place, redact_json};
+use crate::{
+    telemetry::{redact_in_place, redact_json},
+    text::json_of,
+};
 
 /// The result of a job that ended with `met`; `who` says so.
 pub(super) fn failed(
@@ -49,7 +52,7 @@ fn without_secrets(mut error: JobError) -> JobError {
     error
 }
 
-pub(super) fn encode(result: &JobResult) -> Result<Bytes, Failure> {
-    let body = serde_json::to_vec_pretty(result).map_err(|error| Failure::Internal(error.to_string()))?;
-    Ok(body.into())
+pub(super) async fn encode(result: &JobResult) -> Result<Bytes, Failure> {
+    let result = result.clone();
+    json_of(true, move || result).await.map_err(|error| Failure::Internal(error.to_string()))
 }

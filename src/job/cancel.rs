@@ -57,7 +57,7 @@ pub async fn cancel(
         }
     }
     let met = Met { stage: Stage::Accept, failure: Failure::Cancelled };
-    let result = encode(&failed(who, id, 1, Timings::default(), None, &met))?;
+    let result = encode(&failed(who, id, 1, Timings::default(), None, &met)).await?;
     Ok(told(records.settle(result).await?))
 }
 

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
@@ -33,6 +34,7 @@ use crate::{
     stage::Owned,
     store::{Content, ObjectUri},
     telemetry::{JobSpan, StageName, StageSpan, redact_json},
+    text::json_of,
 };
 
 /// One try.
@@ -49,7 +51,7 @@ pub(super) struct Executor<'a> {
     /// Nodes that must run again although ComfyUI remembers their outputs: an earlier try found
     /// their files gone.
     pub(super) rerun: BTreeSet<String>,
-    left: Mutex<Option<(Prompt, History)>>,
+    left: Mutex<Option<(Arc<Prompt>, Arc<History>)>>,
     pub(super) comfyui_version: OnceLock<String>,
 }
 
@@ -118,6 +120,7 @@ impl<'a> Executor<'a> {
         timings: &mut Timings,
     ) -> Result<Done, Met> {
         let Ready { prompt, extra_data, folder, mut warnings, .. } = ready;
+        let prompt = Arc::new(prompt);
         let wait = self.span.stage(StageName::Wait);
         let place = tokio::select! {
             biased;
@@ -133,19 +136,22 @@ impl<'a> Executor<'a> {
         timings.executed_ms = ms(executed.executed);
         self.reporter.tell(EventKind::Executed);
         crate::phases::reached("executed").await;
-        if let Some(failure) = executed.history.outcome().failure() {
+        let history = Arc::new(executed.history);
+        if let Some(failure) = history.outcome().failure() {
             if matches!(failure, Failure::EngineCrashed(_)) {
                 // Its device is broken: the process lives and is of no use.
                 self.runner.connector.kill_engine(&engine).await;
             }
-            *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((prompt, executed.history));
+            // Nodes that were done before it: the websocket may have told of none.
+            deliver::discard(self.runner.connector.stager().folders(), Arc::clone(&history)).await;
+            *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((prompt, history));
             return Err(failure).at(Stage::Run);
         }
         self.runner.forecasts.learn(&prompt, &executed.nodes);
         if let Some(node_errors) = &executed.node_errors {
             warnings.push(format!("ComfyUI dropped outputs that failed validation: {node_errors}"));
         }
-        let Executed { history, images, nodes, .. } = executed;
+        let Executed { images, nodes, .. } = executed;
         let collecting = async {
             early.settle().await;
             self.find(&folder, &history, images, executed.images_lost).await
@@ -203,8 +209,8 @@ impl<'a> Executor<'a> {
         if destination.own || known.contains_key(&destination.root) {
             return Ok(());
         }
-        let prompt = Value::Object(prompt.clone());
-        let storing = self.store_record(destination, "prompt.json", &prompt);
+        let prompt = prompt.clone();
+        let storing = self.store_record(destination, "prompt.json", move || prompt);
         tokio::select! {
             biased;
             () = self.runner.stops.stop.cancelled() => return Err(Failure::Draining),
@@ -311,7 +317,7 @@ impl<'a> Executor<'a> {
     async fn find(
         &self,
         folder: &Owned,
-        history: &History,
+        history: &Arc<History>,
         images: Vec<crate::comfy::tracker::OutputImage>,
         images_lost: bool,
     ) -> Result<Findings, Failure> {
@@ -321,7 +327,7 @@ impl<'a> Executor<'a> {
         }
         let folders = self.runner.connector.stager().folders().clone();
         let own_folder = name_of(folder);
-        let (request, history) = (self.job.output.clone(), history.clone());
+        let (request, history) = (self.job.output.clone(), Arc::clone(history));
         tokio::task::spawn_blocking(move || deliver::find(&folders, &own_folder, &request, &history, images))
             .await
             .map_err(|error| Failure::Internal(error.to_string()))?
@@ -334,8 +340,8 @@ impl<'a> Executor<'a> {
         destination: &Destination<'_>,
         findings: &Findings,
         early: &Early,
-        prompt: &Prompt,
-        history: &History,
+        prompt: &Arc<Prompt>,
+        history: &Arc<History>,
     ) -> Result<(Vec<Output>, RecordUris), Failure> {
         let each = |name: &str, bytes, done, of| {
             self.reporter.tell(EventKind::Uploaded { filename: name.to_owned(), bytes, done, of });
@@ -348,29 +354,32 @@ impl<'a> Executor<'a> {
     async fn store_records(
         &self,
         destination: &Destination<'_>,
-        prompt: &Prompt,
-        history: &History,
+        prompt: &Arc<Prompt>,
+        history: &Arc<History>,
     ) -> Result<RecordUris, Failure> {
-        let (mut history, prompt) = (history.without_secrets(), Value::Object(prompt.clone()));
-        // Of a node that failed it shows the inputs, hidden ones like the API key among them.
-        history.get_mut("status").into_iter().for_each(redact_json);
+        let (history, prompt) = (Arc::clone(history), Arc::clone(prompt));
+        let history = move || {
+            let mut history = history.without_secrets();
+            // Of a node that failed it shows the inputs, hidden ones like the API key among them.
+            history.get_mut("status").into_iter().for_each(redact_json);
+            history
+        };
         let (history, prompt) = tokio::try_join!(
-            self.store_record(destination, "history.json", &history),
-            self.store_record(destination, "prompt.json", &prompt)
+            self.store_record(destination, "history.json", history),
+            self.store_record(destination, "prompt.json", move || Prompt::clone(&prompt))
         )?;
         Ok(RecordUris { history, prompt })
     }
 
-    async fn store_record(
+    async fn store_record<T: Serialize>(
         &self,
         destination: &Destination<'_>,
         name: &str,
-        value: &Value,
+        record: impl FnOnce() -> T + Send + 'static,
     ) -> Result<ObjectUri, Failure> {
-        let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
-        let uri = destination.base.join(name).map_err(|error| internal(&error))?;
-        let body = serde_json::to_vec_pretty(value).map_err(|error| internal(&error))?;
-        let put = destination.store.put(&uri, Content::Bytes(body.into()), JSON).await;
+        let uri = destination.base.join(name).map_err(|error| Failure::Internal(error.to_string()))?;
+        let body = json_of(false, record).await.map_err(|error| Failure::Internal(error.to_string()))?;
+        let put = destination.store.put(&uri, Content::Bytes(body), JSON).await;
         put.map(|_| uri).map_err(|error| destination.failure(error))
     }
 

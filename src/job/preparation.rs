@@ -76,7 +76,7 @@ impl Executor<'_> {
         timings.models = staged.models;
         timings.converted_ms = ms(converted_in);
         let Prepared { mut prompt, extra_data, warnings } = prepared;
-        let folder = self.apply(&mut prompt, &staged).at(Stage::Convert)?;
+        let folder = self.apply(&mut prompt, &staged).await.at(Stage::Convert)?;
         self.reporter.tell(EventKind::Converted { nodes: prompt.len() });
         crate::phases::reached("converted").await;
         self.turn.lane().prepared_in(begun.elapsed());
@@ -138,14 +138,16 @@ impl Executor<'_> {
     }
 
     /// Puts the job's inputs into the prompt, and its outputs into a folder of its own.
-    fn apply(&self, prompt: &mut Prompt, staged: &Staged) -> Result<Owned, Failure> {
+    async fn apply(&self, prompt: &mut Prompt, staged: &Staged) -> Result<Owned, Failure> {
         apply::set_inputs(prompt, &staged.values)?;
         apply::rename_files(prompt, &staged.renamed);
         let stager = self.runner.connector.stager();
         let folder = format!("comfy-worker-{}", Uuid::new_v4().simple());
         apply::set_output_folder(prompt, &folder)?;
         apply::force_rerun(prompt, self.rerun.iter().map(String::as_str), &folder);
-        Ok(stager.journal().own_random(stager.folders().of(FolderType::Output).join(folder)))
+        let path = stager.folders().of(FolderType::Output).join(folder);
+        let owned = stager.journal().own(path.clone()).await;
+        owned.map_err(|error| Failure::local(path.display(), &error))
     }
 }
 

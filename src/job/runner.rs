@@ -211,7 +211,7 @@ impl Runner {
                     self.record(&records, &retries, &answer(attempt.number)).await
                 }
                 // The manifest of this id is another job's, and not for this publisher's eyes.
-                Opened::Conflict => self.tell(&answer(1)),
+                Opened::Conflict => self.tell(&answer(1)).await,
             }
         };
         let settled = settled.await;
@@ -225,16 +225,16 @@ impl Runner {
         retries: &Retries<'_>,
         result: &JobResult,
     ) -> Result<Answer, Stopped> {
-        let bytes = encode(result).map_err(Stopped::unanswered)?;
+        let bytes = encode(result).await.map_err(Stopped::unanswered)?;
         let body = retries.persist(InHand::Result, || records.settle(bytes.clone())).await?;
         self.count(result);
         Ok(Answer { body, stored: true })
     }
 
     /// A result that is told and not kept.
-    fn tell(&self, result: &JobResult) -> Result<Answer, Stopped> {
+    async fn tell(&self, result: &JobResult) -> Result<Answer, Stopped> {
         self.count(result);
-        Ok(Answer { body: encode(result).map_err(Stopped::unanswered)?, stored: false })
+        Ok(Answer { body: encode(result).await.map_err(Stopped::unanswered)?, stored: false })
     }
 
     fn count(&self, result: &JobResult) {
@@ -300,7 +300,7 @@ impl Life<'_> {
                 // The manifest of this id is another job's: this answer is told and not kept.
                 let result = self.refused(job, 1, Failure::IdConflict(job.id.to_string()));
                 span.ended(&result);
-                return runner.tell(&result);
+                return runner.tell(&result).await;
             }
             Ok(Opened::Poison { attempt, crashes }) => {
                 let result = self.refused(job, attempt.number, Failure::Poison { crashes });

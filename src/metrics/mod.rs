@@ -110,6 +110,16 @@ pub(crate) fn reconnected() {
     METERS.reconnects.add(&[], 1.0);
 }
 
+/// A result did not reach whoever waits for it there.
+pub(crate) fn result_unsent(to: &str, why: &str) {
+    METERS.results_unsent.add(&[("to", to), ("why", why)], 1.0);
+}
+
+/// Whether the broker lets a job be held as long as `job.timeout` allows.
+pub(crate) fn consumer_timeout_fits(fits: bool) {
+    METERS.consumer_timeout.set(&[], fits.into());
+}
+
 /// ComfyUI ran a prompt.
 pub(crate) fn executed(posted_at: Instant, started_at: Instant, ended_at: Instant) {
     static LAST_END: Mutex<Option<Instant>> = Mutex::new(None);

@@ -66,6 +66,11 @@ metrics! {
         "jobs that came and had been delivered before, to anybody";
     reconnects: Counter "broker_reconnects_total" []
         "connections to the broker that were lost and made anew";
+    results_unsent: Counter "results_unsent_total"
+        ["to": "reply, exchange", "why": "unroutable, forbidden, refused, too_large"]
+        "results that a reply queue or the results exchange did not get; of one that is too large a short answer is sent, the others are in the store only";
+    consumer_timeout: Gauge "consumer_timeout_fits" []
+        "1 when the broker lets a job be held as long as job.timeout allows, 0 when it is known not to, as far as was seen at the start; absent when that is not known";
     busy: Counter "engine_busy_seconds_total" []
         "time in which ComfyUI ran jobs; its rate() is the share of the time that the GPU is used";
     gap: Histogram "engine_gap_seconds" []
@@ -87,8 +92,8 @@ metrics! {
         ["cache": "conversion, model, execution", "outcome": "hit, miss"]
         "workflows known or converted, models there or fetched, nodes whose outputs ComfyUI remembered or made";
     restarts: Counter "child_restarts_total"
-        ["child": "comfyui, browser", "cause": "lost, worn"]
-        "children started again: lost (ended, silent, or killed since stuck in a job), worn (comfyui.max_jobs, comfyui.max_rss)";
+        ["child": "comfyui, browser", "cause": "lost, crashed, killed, worn"]
+        "children started again: lost (ended or dead while idle), crashed (the same while it ran a job), killed (it would not let go of a cancelled or timed out job), worn (comfyui.max_jobs, comfyui.max_rss)";
     memory: Gauge "resident_memory_bytes"
         ["process": "worker, comfyui, browser"]
         "main memory, of children with what they started; looked at every 15 s and when ComfyUI comes or goes";

@@ -10,12 +10,12 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Consumer, DeadLetters, EventSender, Follow, Health, JobProperties, Order, Orders, Postponement,
+    Consumer, DeadLetters, EventSender, Findings, Follow, Health, JobProperties, Order, Orders, Postponement,
     PublishError, QueueError, ReplyWarning, ResultMessage,
     consumer::Source,
     control,
     delivery::Delivery,
-    events, postpone, results,
+    events, findings, postpone, results,
     session::{Role, Session, pauses},
     take,
 };
@@ -105,11 +105,13 @@ impl Broker {
     /// Sends a stored result to its `reply_to` and to `amqp.results_exchange`, each confirmed.
     /// Tried again on new channels and connections until `deadline`; a result may be sent twice.
     ///
-    /// A reply queue that is gone, forbidden or full is a warning: `result.json` stands, and
-    /// the job can be acked. With neither address there is nothing to do.
+    /// A reply queue that is gone, forbidden or full is a warning, and so is a results exchange that
+    /// passes nothing on, the first time: `result.json` stands, and the job can be acked. A result that
+    /// is too large for the broker is replaced by a short one that says where it is. With neither
+    /// address there is nothing to do.
     ///
     /// # Errors
-    /// When it is not known to be where it must be. The job must not be acked then.
+    /// When the broker does not say what became of it. The job must not be acked then.
     pub async fn publish_result(
         &self,
         result: &ResultMessage,
@@ -188,6 +190,12 @@ impl Broker {
     /// When it is not known to have been sent.
     pub async fn order(&self, order: &Order, deadline: Instant) -> Result<(), PublishError> {
         control::send(&self.session, order, deadline).await
+    }
+
+    /// What of the queue of jobs does not go with this worker's settings. Asks the management API where one
+    /// is configured; takes seconds at most.
+    pub async fn findings(&self, job_timeout: Duration) -> Findings {
+        findings::find(&self.session, job_timeout).await
     }
 
     /// The state of the session as it changes, for readiness.

@@ -6,7 +6,6 @@ use futures_util::StreamExt;
 use lapin::{
     Channel,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
-    types::FieldTable,
 };
 use tokio::{
     sync::mpsc::{self, error::SendError},
@@ -181,7 +180,7 @@ impl Pump {
             let qos = channel.basic_qos(self.prefetch, BasicQosOptions::default());
             within(ANSWER_LIMIT, "basic.qos", qos).await?;
             let options = BasicConsumeOptions::default();
-            let consume = channel.basic_consume(queue, tag, options, FieldTable::default());
+            let consume = channel.basic_consume(queue, tag, options, topology::consumer_arguments());
             let stream = within(ANSWER_LIMIT, "basic.consume", consume).await?;
             Ok::<_, Trouble>((channel, stream))
         };
@@ -201,8 +200,7 @@ impl Pump {
             let delivered = match event {
                 Some(Ok(delivered)) => delivered,
                 Some(Err(error)) => return Ended::Broken(explain(&error)),
-                // A live channel's stream ends when the broker cancels: the queue was deleted.
-                None => return Ended::Broken("cancelled by the broker".into()),
+                None => return subscription.cancelled().await,
             };
             let delivery = subscription.delivery(delivered, &self.session.config.queue);
             let refused = tokio::select! {
@@ -225,6 +223,17 @@ impl Pump {
 impl Subscription {
     fn delivery(&self, delivered: lapin::message::Delivery, queue: &str) -> Delivery {
         Delivery::new(delivered, self.channel.clone(), Arc::clone(&self.link), queue)
+    }
+
+    /// A live channel's stream ends when the broker cancels it: the queue was deleted, or (from RabbitMQ
+    /// 4.3 on) a job was held longer than the consumer timeout and is taken back. What it brought must be
+    /// known to be stale then: an ack would be passed over in silence.
+    async fn cancelled(self) -> Ended {
+        let close = self.channel.close(200, "OK".into());
+        if let Err(error) = within(ANSWER_LIMIT, "channel.close", close).await {
+            tracing::debug!(%error, "the channel of a cancelled subscription had ended");
+        }
+        Ended::Broken("cancelled by the broker: the queue is gone, or a job was held too long".into())
     }
 
     /// Ends the subscription and hands back what came meanwhile. The channel stays open for the

@@ -86,12 +86,7 @@ impl Drop for Dialling {
 /// Connects once. `name` is what the broker's connection list shows.
 pub(super) async fn dial(config: &AmqpConfig, name: &str) -> Result<(Connection, Socket), QueueError> {
     let address = config.address();
-    // lapin's own message repeats the URL, password and all.
-    let mut uri: AMQPUri = config
-        .url
-        .expose_secret()
-        .parse()
-        .map_err(|_| QueueError::Misconfigured(format!("amqp.url ({address}): not an AMQP URL")))?;
+    let mut uri = uri(config)?;
     uri.query.heartbeat.get_or_insert(HEARTBEAT);
     let vhost = uri.vhost.clone();
     let tls = tls(config)?;
@@ -147,12 +142,18 @@ pub(super) async fn dial(config: &AmqpConfig, name: &str) -> Result<(Connection,
     }
 }
 
+pub(super) fn uri(config: &AmqpConfig) -> Result<AMQPUri, QueueError> {
+    // lapin's own message repeats the URL, password and all.
+    let parsed = config.url.expose_secret().parse();
+    parsed.map_err(|_| QueueError::Misconfigured(format!("amqp.url ({}): not an AMQP URL", config.address())))
+}
+
 fn timed_out(_: tokio::time::error::Elapsed) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {SOCKET_LIMIT:?}"))
 }
 
 /// Whom to trust beside the system's authorities. Read anew for each connection: certificates are renewed.
-fn tls(config: &AmqpConfig) -> Result<OwnedTLSConfig, QueueError> {
+pub(super) fn tls(config: &AmqpConfig) -> Result<OwnedTLSConfig, QueueError> {
     let read = |file: &PathBuf| {
         std::fs::read_to_string(file).map_err(|error| {
             QueueError::Misconfigured(format!("amqp.ca_file: cannot read {}: {error}", file.display()))

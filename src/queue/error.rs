@@ -43,7 +43,8 @@ pub enum PublishError {
     Unconfirmed(String),
 }
 
-/// Why a result did not reach its `reply_to`, which is no failure: `result.json` stands.
+/// Why a result did not reach its `reply_to` or the results exchange, which is no failure: `result.json`
+/// stands.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ReplyWarning {
     /// The queue is gone.
@@ -53,11 +54,29 @@ pub enum ReplyWarning {
     #[error("amqp.reply_to_allow does not permit the reply queue {0:?}")]
     Forbidden(String),
     /// The result is larger than the broker takes.
-    #[error("the result is too large for {0:?}, it stays in the store: {1}")]
+    #[error("the result is too large for {0:?}, which got a short answer that says where it is: {1}")]
     TooLarge(String, String),
     /// The queue is full, or takes nothing from this user.
-    #[error("the reply queue {0:?} takes nothing: {1}")]
+    #[error("{0:?} takes no result: {1}")]
     Refused(String, String),
+    /// No queue is bound to the results exchange.
+    #[error(
+        "no queue is bound to amqp.results_exchange {0:?}, and what it got nobody gets later: bind one for `#`, or \
+         unset amqp.results_exchange (said once, counted in comfy_worker_results_unsent_total)"
+    )]
+    Unheard(String),
+}
+
+impl ReplyWarning {
+    /// For metrics.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Unroutable(_) | Self::Unheard(_) => "unroutable",
+            Self::Forbidden(_) => "forbidden",
+            Self::TooLarge(..) => "too_large",
+            Self::Refused(..) => "refused",
+        }
+    }
 }
 
 /// An operation of the broker's that did not succeed.

@@ -7,6 +7,21 @@
 //! belongs to the one it came by and settles as [`Settled::Stale`] on any other, and the broker
 //! delivers it again.
 //!
+//! What differs between versions of RabbitMQ, as seen on 3.10, 4.0 and 4.3:
+//!
+//! - *Hand-backs*: before 4.3 nack and reject both count to the delivery limit, from 4.3 on only reject
+//!   does, and `x-acquired-count` counts both. We nack.
+//! - *A returned message's delay*: from 4.3 on a policy or an argument, `delayed-retry-type`, may set one.
+//! - *Consumer timeout*: before 3.12 the server's only; then the shorter of the queue's argument and its
+//!   policy; from 4.3 on a subscription's own comes before both, but a job that is asked for singly has
+//!   none. At its end the channel is closed; from 4.3 on a subscription is only cancelled, and later acks
+//!   are passed over in silence.
+//! - *`x-consumer-timeout` of an existing queue*: before 4.3 not compared when it is declared again.
+//! - *Priorities in the delay queue*: before 4.0 none; then turns are taken, so that two of a higher one
+//!   are waited for at most; from 4.3 on each is looked at by itself.
+//! - *Delivery limit*: from 4.0 on 20 where none is set, also of the dead letters.
+//! - *Largest message*: 128 MiB, from 4.0 on 16 MiB.
+//!
 //! Invariants: every wait for the broker has a time limit. A publish that matters is mandatory and
 //! confirmed. Nothing here acks by itself. No task is left after [`Broker::close`].
 
@@ -19,6 +34,7 @@ mod delivery;
 mod dial;
 mod error;
 mod events;
+mod findings;
 mod follow;
 mod link;
 mod management;
@@ -32,6 +48,7 @@ mod results;
 mod session;
 mod take;
 mod topology;
+mod version;
 
 pub use broker::Broker;
 pub use consumer::Consumer;
@@ -41,8 +58,8 @@ pub use death::Death;
 pub use delivery::{Delivery, Settled, Settlement};
 pub use error::{PublishError, QueueError, ReplyWarning};
 pub use events::{Event, EventSender, Preview};
+pub use findings::{ConsumerTimeout, Findings};
 pub use follow::{Follow, Followed};
-pub use management::consumer_timeout_warning;
 pub use message::{JobProperties, Message};
 pub use postpone::{LONGEST_DELAY, Postponement, Returns};
 pub use reply::reply_allowed;

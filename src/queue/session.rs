@@ -43,6 +43,7 @@ pub struct Health {
     consuming: LineHealth,
     publishing: LineHealth,
     unsubscribed: Option<String>,
+    unheard: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,10 +63,17 @@ impl Health {
     /// takes no messages (memory or disk alarm), or a consumer that cannot subscribe.
     #[must_use]
     pub fn trouble(&self) -> Option<&str> {
-        let Self { consuming, publishing, unsubscribed } = self;
+        let Self { consuming, publishing, unsubscribed, unheard: _ } = self;
         let lost = [&consuming.disconnected, &publishing.disconnected];
         let troubles = lost.into_iter().chain([&consuming.blocked, &publishing.blocked, unsubscribed]);
         troubles.into_iter().find_map(Option::as_deref)
+    }
+
+    /// What somebody should change, though jobs are taken and answered: results that the results exchange
+    /// does not pass on.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.unheard.as_deref()
     }
 
     fn of(&mut self, role: Role) -> &mut LineHealth {
@@ -155,6 +163,15 @@ impl Session {
             health.unsubscribed = why;
             changed
         });
+    }
+
+    /// Notes why the results exchange passes a result on to nobody, if so; whether that is news.
+    pub(super) fn results_unheard(&self, why: Option<String>) -> bool {
+        self.health.send_if_modified(|health| {
+            let changed = health.unheard != why;
+            health.unheard = why;
+            changed
+        })
     }
 
     fn set_health(&self, role: Role, change: impl FnOnce(&mut LineHealth)) {

@@ -1,5 +1,7 @@
 //! Queues and exchanges: declared, or only checked.
 
+use std::time::Duration;
+
 use lapin::{
     Channel, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
@@ -15,6 +17,21 @@ use crate::config::AmqpConfig;
 
 /// The exchange that rejected jobs go through, to `<queue>.dead`.
 const DEAD_EXCHANGE: &str = "comfy.dead";
+
+/// How long a worker may hold a job before the broker takes it back: one value, so that workers with
+/// another `job.timeout` agree, and longer than any job.
+pub(super) const CONSUMER_TIMEOUT: Duration = Duration::from_millis(CONSUMER_TIMEOUT_MS.unsigned_abs());
+/// A day.
+const CONSUMER_TIMEOUT_MS: i64 = 86_400_000;
+
+/// What is known of the `x-consumer-timeout` that the queue of jobs was declared with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Argument {
+    Is(Duration),
+    Absent,
+    /// The queue was only checked.
+    Unseen,
+}
 
 /// Name of the queue that holds the dead letters of `queue`.
 pub(super) fn dead_queue(queue: &str) -> String {
@@ -42,7 +59,7 @@ pub(super) async fn ensure(link: &Link, config: &AmqpConfig) -> Result<(), Queue
     topology.bind(&dead, DEAD_EXCHANGE, &config.queue).await?;
     topology.queue(&notices, notices_queue_arguments()).await?;
     topology.bind(&notices, DEAD_EXCHANGE, &config.queue).await?;
-    topology.queue(&config.queue, job_queue_arguments(config)).await?;
+    job_queue(link, config).await?;
     topology.queue(&later, later_queue_arguments(config)).await?;
     topology.exchange(&config.events_exchange, ExchangeKind::Topic, Some("amqp.events_exchange")).await?;
     topology.exchange(&config.control_exchange, ExchangeKind::Fanout, Some("amqp.control_exchange")).await?;
@@ -50,6 +67,35 @@ pub(super) async fn ensure(link: &Link, config: &AmqpConfig) -> Result<(), Queue
         topology.exchange(exchange, ExchangeKind::Topic, Some("amqp.results_exchange")).await?;
     }
     Ok(())
+}
+
+/// The queue of jobs. One that an earlier version declared has no consumer timeout, and somebody may have
+/// given it another one: it is taken as it is when nothing else differs.
+pub(super) async fn job_queue(link: &Link, config: &AmqpConfig) -> Result<Argument, QueueError> {
+    let declare = async |timeout| {
+        // A refusal closes it.
+        let channel = link.channel().await?;
+        let topology = Topology { channel: &channel, declare: config.declare };
+        topology.declare(&config.queue, job_queue_arguments(config, timeout)).await
+    };
+    let refused = |error: &Trouble| explain(error, "queue", &config.queue, Some("amqp.queue"));
+    let Err(error) = declare(Some(CONSUMER_TIMEOUT_MS)).await else {
+        return Ok(if config.declare { Argument::Is(CONSUMER_TIMEOUT) } else { Argument::Unseen });
+    };
+    let Some(existing) = existing_timeout(&error) else { return Err(refused(&error)) };
+    declare(existing).await.map_err(|error| refused(&error))?;
+    let limit = existing.and_then(|millis| u64::try_from(millis).ok()).map(Duration::from_millis);
+    Ok(limit.map_or(Argument::Absent, Argument::Is))
+}
+
+/// The consumer timeout of a queue that was refused for having another one, if it has one at all.
+fn existing_timeout(error: &Trouble) -> Option<Option<i64>> {
+    let (_, text) = error.refusal().filter(|(code, _)| *code == 406)?;
+    let difference = refusal::difference(&text).filter(|found| found.argument == "x-consumer-timeout")?;
+    match difference.existing.as_str() {
+        "none" => Some(None),
+        number => number.parse().ok().map(Some),
+    }
 }
 
 /// A notice comes back whenever its worker ends before it could act: RabbitMQ 4 would drop it at the
@@ -71,8 +117,8 @@ fn later_queue_arguments(config: &AmqpConfig) -> FieldTable {
     ])
 }
 
-fn job_queue_arguments(config: &AmqpConfig) -> FieldTable {
-    table(&[
+fn job_queue_arguments(config: &AmqpConfig, consumer_timeout: Option<i64>) -> FieldTable {
+    let mut arguments = table(&[
         ("x-queue-type", text("quorum")),
         ("x-delivery-limit", AMQPValue::LongLongInt(config.delivery_limit.into())),
         ("x-dead-letter-exchange", text(DEAD_EXCHANGE)),
@@ -80,7 +126,16 @@ fn job_queue_arguments(config: &AmqpConfig) -> FieldTable {
         // At least once needs reject-publish, or the broker falls back to at-most-once silently.
         ("x-dead-letter-strategy", text("at-least-once")),
         ("x-overflow", text("reject-publish")),
-    ])
+    ]);
+    if let Some(millis) = consumer_timeout {
+        arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(millis));
+    }
+    arguments
+}
+
+/// The same for one consumer, which RabbitMQ 4.3 and later go by; others ignore it.
+pub(super) fn consumer_arguments() -> FieldTable {
+    table(&[("x-consumer-timeout", AMQPValue::LongLongInt(CONSUMER_TIMEOUT_MS))])
 }
 
 fn text(value: &str) -> AMQPValue {
@@ -114,13 +169,16 @@ impl Topology<'_> {
     }
 
     async fn queue(&self, name: &str, arguments: FieldTable) -> Result<(), QueueError> {
+        let declared = self.declare(name, arguments).await;
+        declared.map_err(|error| explain(&error, "queue", name, Some("amqp.queue")))
+    }
+
+    async fn declare(&self, name: &str, arguments: FieldTable) -> Result<(), Trouble> {
         let options =
             QueueDeclareOptions { passive: !self.declare, durable: true, ..QueueDeclareOptions::default() };
-        let answer = self.channel.queue_declare(short(name)?, options, arguments);
-        within(ANSWER_LIMIT, "queue.declare", answer)
-            .await
-            .map(drop)
-            .map_err(|error| explain(&error, "queue", name, Some("amqp.queue")))
+        let name = ShortString::try_new(name).map_err(|error| Trouble::Unfit(error.to_string()))?;
+        let answer = self.channel.queue_declare(name, options, arguments);
+        within(ANSWER_LIMIT, "queue.declare", answer).await.map(drop)
     }
 
     /// A binding cannot be checked passively.

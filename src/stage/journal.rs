@@ -103,16 +103,6 @@ impl Journal {
         spawn_blocking(move || journal.own_now(path)).await.map_err(io::Error::other)?
     }
 
-    /// [`Journal::own`] that writes on the caller's thread.
-    #[must_use]
-    pub fn own_random(self: &Arc<Self>, path: PathBuf) -> Owned {
-        let entry = Entry { path, inode: None };
-        if let Err(error) = self.book().list(&entry) {
-            tracing::error!(%error, "an ephemeral file is not listed");
-        }
-        Owned { entry, journal: Arc::clone(self) }
-    }
-
     /// [`Journal::own`] on a thread that may block.
     pub(super) fn own_now(self: &Arc<Self>, path: PathBuf) -> io::Result<Owned> {
         self.list(Entry { path, inode: None })

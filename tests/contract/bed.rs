@@ -67,7 +67,7 @@ pub(crate) fn config(engine: &Engine) -> Result<ComfyUiConfig> {
         path: engine.path.clone(),
         host: "127.0.0.1".into(),
         port: free_port()?,
-        boot_timeout: Some(Duration::from_secs(300)),
+        boot_timeout: Duration::from_secs(300),
         max_restarts: 3,
         max_jobs: None,
         max_rss: None,

@@ -14,6 +14,7 @@ mod metrics;
 mod models;
 mod outages;
 mod outputs;
+mod proof;
 mod refusals;
 mod removals;
 mod second;

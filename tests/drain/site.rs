@@ -64,7 +64,6 @@ impl Site {
     }
 
     /// The stand-in with a small frontend.
-    #[allow(dead_code, reason = "only tests/faults, which includes this file, needs it")]
     pub(super) fn light(bed: &Bed, name: &str) -> Result<Self> {
         let engine = Engine::standin(&bed.folder.path().join(name).join("comfy"))?;
         Self::with(bed, name, engine.with_small_frontend())
@@ -107,6 +106,15 @@ impl Site {
     pub(super) fn launcher(mut self, words: impl IntoIterator<Item = String>) -> Self {
         self.builder = self.builder.launcher(words);
         self
+    }
+
+    /// Gives a real ComfyUI nodes that the stand-in has.
+    #[allow(dead_code, reason = "tests/faults, which includes this file, does not need it")]
+    pub(super) fn with_nodes(self, file: &str, source: &str) -> Result<Self> {
+        if self.engine.is_real() {
+            fs::write(self.engine.path.join("custom_nodes").join(file), source)?;
+        }
+        Ok(self)
     }
 
     pub(super) fn builder(&self) -> WorkerBuilder {

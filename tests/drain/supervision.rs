@@ -35,7 +35,7 @@ async fn an_idle_comfyui_that_dies_is_started_again_three_times() -> Result<()> 
     kill(comfyui, Signal::KILL)?;
     let (status, _) = end(&mut worker, SOON).await?;
     ensure!(status.code() == Some(3), "{status}\n{}", worker.log());
-    ensure!(worker.log().contains("lost more than 3 times within 10 minutes"), "{}", worker.log());
+    ensure!(worker.log().contains("more than 3 times within 10 minutes"), "{}", worker.log());
     site.wait_no_process(&seen, SOON).await?;
     site.ensure_no_file(site.initial())?;
     bed.wait_queued(0).await
@@ -52,29 +52,6 @@ async fn an_idle_comfyui_that_hangs_is_started_again() -> Result<()> {
     wait_another(&mut worker, comfyui).await?;
     bed.publish(&slow_job("j", 0.1)).await?;
     ensure!(bed.answer("j").await?["status"] == "succeeded");
-    site.finish(worker, site.initial()).await?;
-    bed.wait_queued(0).await
-}
-
-/// HTTP answers as ever, the prompt is listed as running, and nothing runs.
-#[tokio::test]
-async fn a_dead_prompt_thread_is_noticed() -> Result<()> {
-    let bed = Bed::new("thread").await?;
-    let site = Site::standin(&bed, "a")?;
-    let worker = site.boot().await?;
-    bed.publish(&json!({"version": 1, "id": "killer", "workflow": {
-        "1": {"class_type": "StandinKillPromptThread", "inputs": {"seed": 1}}}}))
-        .await?;
-    let result = bed.answer("killer").await.with_context(|| worker.log())?;
-    ensure!(result["error"]["code"] == "engine_crashed", "{result:#}");
-    let message = result["error"]["message"].as_str().unwrap_or_default();
-    ensure!(message.contains("runs no prompts any more"), "{message}");
-    ensure!(bed.attempts("killer").await? == 1, "tried again here");
-    bed.publish(&slow_job("next", 0.1)).await?;
-    ensure!(bed.answer("next").await?["status"] == "succeeded");
-    // Silence alone is none of it.
-    bed.publish(&slow_job("silent", 20.0)).await?;
-    ensure!(bed.answer("silent").await?["status"] == "succeeded");
     site.finish(worker, site.initial()).await?;
     bed.wait_queued(0).await
 }

@@ -57,8 +57,7 @@ async fn a_job_in_hand_outlives_an_alarm_on_its_connection_and_is_answered_once(
             job_id: "long".into(),
             body: Bytes::from_static(b"{}"),
             reply_to: Some("alarm.replies".into()),
-            correlation_id: None,
-            reply_only: false,
+            ..ResultMessage::default()
         };
         async move { broker.publish_result(&result, start + ALARM + SOON).await }
     });

@@ -86,7 +86,7 @@ async fn looking_at_the_dead_letters_again_and_again_loses_none() -> Result<()> 
 
     // The limit is real: a careless reader loses one at the latest when all have come back so often.
     for _ in 0..=LIMIT * 5 {
-        if !observer.hand_back("looked.jobs.dead").await? {
+        if !observer.reject("looked.jobs.dead").await? {
             break;
         }
     }

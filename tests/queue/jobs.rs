@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use comfy_worker::queue::{Broker, JobProperties, Settled, Settlement};
+use comfy_worker::queue::{Broker, Delivery, JobProperties, Settled, Settlement};
 use testbed::wait_for;
 
 use super::{SOON, in_a_while, next, observer::Observer, shared, submit};
@@ -48,6 +48,11 @@ async fn a_job_is_delivered_and_acked_and_nothing_is_left() -> Result<()> {
     Ok(())
 }
 
+/// From RabbitMQ 4.3 on a hand-back counts in another header, and not to the delivery limit.
+fn came_back(delivery: &Delivery) -> u64 {
+    delivery.message.delivery_count.max(delivery.message.acquired_count)
+}
+
 #[tokio::test]
 async fn a_job_handed_back_comes_again_and_counts() -> Result<()> {
     let broker = Broker::connect(&shared("handback").await?, "worker-1").await?;
@@ -55,7 +60,7 @@ async fn a_job_handed_back_comes_again_and_counts() -> Result<()> {
     let mut consumer = broker.consume(1);
     assert_eq!(next(&mut consumer).await?.settle(Settlement::HandBack).await, Settled::Done);
     let again = next(&mut consumer).await?;
-    assert_eq!((again.message.redelivered, again.message.delivery_count), (true, 1));
+    assert_eq!((again.message.redelivered, came_back(&again)), (true, 1));
     assert_eq!(again.settle(Settlement::Ack).await, Settled::Done);
     broker.close().await;
     Ok(())
@@ -97,7 +102,7 @@ async fn a_stopped_consumer_hands_back_what_it_did_not_give_out() -> Result<()> 
     let mut seen = Vec::new();
     for _ in 0..3 {
         let delivery = next(&mut consumer).await?;
-        seen.push((delivery.message.body.clone(), delivery.message.delivery_count));
+        seen.push((delivery.message.body.clone(), came_back(&delivery)));
         delivery.settle(Settlement::Ack).await;
     }
     seen.sort();

@@ -5,8 +5,9 @@ use comfy_worker::config::AmqpConfig;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
     options::{
-        BasicGetOptions, BasicNackOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions,
-        ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+        BasicGetOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions,
+        ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+        QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable},
 };
@@ -45,15 +46,31 @@ impl Observer {
         Ok(())
     }
 
-    /// Takes the next message and hands it back, as a careless reader does; whether there is one.
-    pub(super) async fn hand_back(&self, queue: &str) -> Result<bool> {
-        let got = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await?;
-        let Some(got) = got else { return Ok(false) };
-        let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        Ok(got.delivery.acker.nack(options).await?)
+    /// A queue of jobs, with that `x-consumer-timeout` or none.
+    pub(super) async fn job_queue(&self, name: &str, consumer_timeout: Option<i64>) -> Result<()> {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let mut arguments = FieldTable::default();
+        for (key, value) in [
+            ("x-queue-type", "quorum"),
+            ("x-dead-letter-exchange", "comfy.dead"),
+            ("x-dead-letter-routing-key", name),
+            ("x-dead-letter-strategy", "at-least-once"),
+            ("x-overflow", "reject-publish"),
+        ] {
+            arguments.insert(key.into(), AMQPValue::LongString(value.into()));
+        }
+        let numbers = [("x-delivery-limit", Some(20)), ("x-consumer-timeout", consumer_timeout)];
+        for (key, number) in numbers {
+            if let Some(number) = number {
+                arguments.insert(key.into(), AMQPValue::LongLongInt(number));
+            }
+        }
+        self.channel.queue_declare(name.into(), options, arguments).await?;
+        Ok(())
     }
 
-    /// Takes the next message and rejects it back, which counts on every version; whether there is one.
+    /// Takes the next message and rejects it back, as a careless reader does, which counts on every version;
+    /// whether there is one.
     pub(super) async fn reject(&self, queue: &str) -> Result<bool> {
         let got = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await?;
         let Some(got) = got else { return Ok(false) };
@@ -91,6 +108,20 @@ impl Observer {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let queue = channel.queue_declare(queue.into(), options, FieldTable::default()).await.ok()?;
         Some((queue.message_count(), queue.consumer_count()))
+    }
+
+    pub(super) async fn delete_exchange(&self, name: &str) -> Result<()> {
+        Ok(self.channel.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await?)
+    }
+
+    /// A queue of this test's that takes one message.
+    pub(super) async fn full_queue(&self, name: &str) -> Result<()> {
+        let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(1));
+        arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        self.channel.queue_declare(name.into(), options, arguments).await?;
+        Ok(())
     }
 
     pub(super) async fn delete(&self, queue: &str) -> Result<()> {

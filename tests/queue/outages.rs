@@ -181,13 +181,8 @@ async fn the_session_outlives_closed_connections_restarts_and_alarms() -> Result
     }
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     assert!(events.dropped() >= 10_000 - 256, "{}", events.dropped());
-    let result = ResultMessage {
-        job_id: "x".into(),
-        body: Bytes::from_static(b"{}"),
-        reply_to: None,
-        correlation_id: None,
-        reply_only: false,
-    };
+    let result =
+        ResultMessage { job_id: "x".into(), body: Bytes::from_static(b"{}"), ..ResultMessage::default() };
     let unconfirmed = broker.publish_result(&result, Instant::now() + Duration::from_millis(100)).await;
     assert!(matches!(unconfirmed, Err(PublishError::Unconfirmed(_))), "{unconfirmed:?}");
     let patient = Instant::now() + 3 * SOON;

@@ -1,17 +1,19 @@
 //! Results and events on their way out.
 
-use std::time::Duration;
-
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
-use comfy_worker::queue::{
-    Broker, Event, Followed, JobProperties, Preview, PublishError, ReplyWarning, ResultMessage, Settled,
-    Settlement,
+use comfy_worker::{
+    job::result::JobResult,
+    queue::{
+        Broker, Event, Followed, JobProperties, Preview, PublishError, ReplyWarning, ResultMessage, Settled,
+        Settlement,
+    },
 };
 use serde_json::json;
+use testbed::{RabbitMq, Worker};
 use tokio::time::{Instant, timeout};
 
-use super::{SOON, in_a_while, next, observer::Observer, shared, submit};
+use super::{SOON, config, in_a_while, next, observer::Observer, shared, submit};
 
 #[tokio::test]
 async fn a_result_goes_to_the_reply_queue_or_is_a_warning() -> Result<()> {
@@ -25,7 +27,7 @@ async fn a_result_goes_to_the_reply_queue_or_is_a_warning() -> Result<()> {
         body: Bytes::from_static(b"{\"version\":1}"),
         reply_to: Some(reply_to.into()),
         correlation_id: Some("corr".into()),
-        reply_only: false,
+        ..ResultMessage::default()
     };
     assert_eq!(broker.publish_result(&result("reply.here"), in_a_while()).await?, []);
     let received = observer.take("reply.here").await?;
@@ -57,32 +59,133 @@ async fn a_result_goes_to_the_reply_queue_or_is_a_warning() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_result_must_find_a_queue_at_the_results_exchange() -> Result<()> {
+async fn a_results_exchange_that_passes_nothing_on_is_said_once_and_stops_nothing() -> Result<()> {
     let mut config = shared("results").await?;
     config.results_exchange = Some("results.out".into());
     let broker = Broker::connect(&config, "worker-1").await?;
+    let observer = Observer::connect(&config).await?;
+    let result =
+        ResultMessage { job_id: "a.b-1".into(), body: Bytes::from_static(b"{}"), ..ResultMessage::default() };
+    let unheard = [ReplyWarning::Unheard("results.out".into())];
+    let start = Instant::now();
+    assert_eq!(broker.publish_result(&result, in_a_while()).await?, unheard);
+    for _ in 0..20 {
+        assert_eq!(broker.publish_result(&result, in_a_while()).await?, []);
+    }
+    assert!(start.elapsed() < SOON / 4, "{:?}", start.elapsed());
+    let health = broker.health().borrow().clone();
+    assert!(health.warning().is_some_and(|text| text.contains("results.out")), "{health:?}");
+    assert_eq!(health.trouble(), None);
+
+    // A queue that is bound meanwhile gets the next one, and if it goes that is said again.
+    observer.queue("results.queue").await?;
+    observer.bind("results.queue", "results.out", "#").await?;
+    // What is for the one who asked alone does not come there.
+    let alone =
+        ResultMessage { body: Bytes::from_static(b"{\"alone\": 1}"), reply_only: true, ..result.clone() };
+    assert_eq!(broker.publish_result(&alone, in_a_while()).await?, []);
+    assert_eq!(broker.publish_result(&result, in_a_while()).await?, []);
+    assert_eq!(observer.take("results.queue").await?.routing_key.as_str(), "a.b-1");
+    assert_eq!(broker.health().borrow().warning(), None);
+    observer.delete("results.queue").await?;
+    assert_eq!(broker.publish_result(&result, in_a_while()).await?, unheard);
+
+    // One that is gone, and one that is full.
+    observer.full_queue("results.full").await?;
+    observer.bind("results.full", "results.out", "#").await?;
+    observer.publish("results.full", b"{}", lapin::BasicProperties::default()).await?;
+    let full = broker.publish_result(&result, in_a_while()).await?;
+    assert!(matches!(full.as_slice(), [ReplyWarning::Refused(name, _)] if name == "results.out"), "{full:?}");
+    observer.delete_exchange("results.out").await?;
+    assert_eq!(broker.publish_result(&result, in_a_while()).await?, unheard);
+    broker.close().await;
+    Ok(())
+}
+
+/// A whole result, of a job that failed at length.
+fn long_result() -> serde_json::Value {
+    json!({
+        "version": 1, "id": "long", "status": "failed", "attempt": 2,
+        "outputs": [{"node": "4", "key": "text", "index": 0, "kind": "text", "text": "x".repeat(5000), "temp": false}],
+        "history": "s3://b/long/2/history.json", "prompt": "s3://b/long/2/prompt.json",
+        "error": {"code": "execution_error", "stage": "run", "message": "y".repeat(5000),
+                  "node": "4", "traceback": ["z".repeat(5000)]},
+        "warnings": ["w".repeat(5000)],
+        "timings": {"queued_ms": 1, "staged_ms": 1, "converted_ms": 1, "waited_ms": 1, "executed_ms": 1,
+                    "uploaded_ms": 1, "total_ms": 6},
+        "nodes": {"4": {"ms": 1.5, "cached": false}},
+        "worker": {"id": "w", "version": "1", "comfyui_version": "1"},
+        "metadata": {"m": "m".repeat(5000)},
+    })
+}
+
+#[tokio::test]
+async fn a_result_that_is_too_large_is_answered_in_short() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let rabbitmq = RabbitMq::start_with_settings(folder.path(), "max_message_size = 4096\n").await?;
+    let mut config = config(rabbitmq.url(), "short");
+    config.results_exchange = Some("short.out".into());
+    let broker = Broker::connect(&config, "worker-1").await?;
+    let observer = Observer::connect(&config).await?;
+    for queue in ["short.reply", "short.all"] {
+        observer.queue(queue).await?;
+    }
+    observer.bind("short.all", "short.out", "#").await?;
+    let whole = long_result();
+    // As the worker writes it.
+    let parsed: JobResult = serde_json::from_value(whole.clone())?;
     let result = ResultMessage {
-        job_id: "a.b-1".into(),
-        body: Bytes::from_static(b"{}"),
-        reply_to: None,
-        correlation_id: None,
+        job_id: "long".into(),
+        body: serde_json::to_vec(&parsed)?.into(),
+        stored_at: Some("s3://b/long/result.json".into()),
+        reply_to: Some("short.reply".into()),
+        correlation_id: Some("c".into()),
         reply_only: false,
     };
-    let lost = broker.publish_result(&result, Instant::now() + Duration::from_secs(1)).await;
-    let expected = PublishError::Unroutable { exchange: "results.out".into(), routing_key: "a.b-1".into() };
-    assert_eq!(lost, Err(expected));
-
-    // It is tried again: a queue bound meanwhile gets it.
-    let observer = Observer::connect(&config).await?;
-    observer.queue("results.queue").await?;
-    let (published, bound) = tokio::join!(
-        broker.publish_result(&result, in_a_while()),
-        observer.bind("results.queue", "results.out", "#")
-    );
-    bound?;
-    assert_eq!(published?, []);
-    assert_eq!(observer.take("results.queue").await?.routing_key.as_str(), "a.b-1");
+    let warnings = broker.publish_result(&result, in_a_while()).await?;
+    let places: Vec<_> = warnings
+        .iter()
+        .map(|warning| match warning {
+            ReplyWarning::TooLarge(place, _) => place.as_str(),
+            _ => "",
+        })
+        .collect();
+    assert_eq!(places, ["short.reply", "short.out"], "{warnings:?}");
+    for queue in ["short.reply", "short.all"] {
+        let received = observer.take(queue).await?;
+        assert_eq!(received.properties.correlation_id().as_ref().map(|id| id.as_str()), Some("c"));
+        let answer: JobResult = serde_json::from_slice(&received.data)?;
+        assert_eq!((answer.version, answer.id.as_str(), answer.status), (1, "long", parsed.status));
+        assert!(
+            answer.outputs.is_empty() && answer.history == parsed.history && answer.prompt == parsed.prompt
+        );
+        assert!(answer.warnings.len() == 1 && answer.warnings[0].contains("s3://b/long/result.json"));
+        let (error, long) = (answer.error.context("no error")?, parsed.error.as_ref().context("no error")?);
+        assert_eq!((error.code, error.stage), (long.code, long.stage));
+        assert!(long.message.starts_with(&error.message) && error.message.len() == 1000);
+    }
+    // One that is small passes whole, and the warning about the exchange is over.
+    let small = ResultMessage { body: Bytes::from_static(b"{}"), ..result };
+    assert_eq!(broker.publish_result(&small, in_a_while()).await?, []);
+    assert_eq!(observer.take("short.reply").await?.data, b"{}");
+    assert_eq!(broker.health().borrow().warning(), None);
     broker.close().await;
+
+    // A job that the broker does not take is a mistake that names its cure.
+    let builder = Worker::builder(env!("CARGO_BIN_EXE_comfy-worker"), folder.path())?
+        .broker(&rabbitmq)
+        .set("amqp.queue", &config.queue)
+        .set("amqp.events_exchange", &config.events_exchange);
+    let workflow = folder.path().join("large.json");
+    std::fs::write(
+        &workflow,
+        json!({"1": {"class_type": "N", "inputs": {"text": "x".repeat(5000)}}}).to_string(),
+    )?;
+    let mut command = builder.command(&["submit", workflow.to_str().context("no UTF-8")?])?;
+    let output = command.stdin(std::process::Stdio::null()).kill_on_drop(true).output().await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("workflow_uri") && said.contains("larger than"), "{said}");
     Ok(())
 }
 
@@ -153,7 +256,7 @@ async fn a_followed_job_sends_its_events_in_order_and_its_result() -> Result<()>
         body: Bytes::from_static(b"{\"status\":\"succeeded\"}"),
         reply_to: job.message.reply_to.clone(),
         correlation_id: job.message.correlation_id.clone(),
-        reply_only: false,
+        ..ResultMessage::default()
     };
     assert_eq!(worker.publish_result(&result, in_a_while()).await?, []);
     assert_eq!(job.settle(Settlement::Ack).await, Settled::Done);

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import time
 from typing import Optional
 
@@ -138,6 +139,9 @@ def main() -> int:
     shutil.rmtree(folders.temp, ignore_errors=True)  # the real server empties temp at boot, too
     folders.create()
     boot_fault(options)
+    fifo = os.environ.get("STANDIN_STARTUP_THREAD")
+    if fifo:  # a thread as custom nodes have them: it waits, and ends some time after the boot
+        threading.Thread(target=lambda: open(fifo).close(), daemon=True).start()
     import nodes_core, nodes_faults, nodes_output  # noqa: E401, F401 - registering is their purpose
 
     if options.standin_extra_nodes:

@@ -121,9 +121,11 @@ class ImageCrop(Node):
 
 @core
 class ImageBlur(Node):
-    """Interruptible between frames; on the real server only before it starts."""
+    """Interruptible between frames; on the real server only before it starts. The one that needs the device."""
 
     def run(self, call: Call, image: Batch, blur_radius: int, sigma: float) -> tuple:
+        if os.environ.get("STANDIN_DEVICE") == "lost":
+            raise RuntimeError("CUDA error: no CUDA-capable device is detected")
         blurred = []
         for frame in image:
             call.check_interrupt()

@@ -1,9 +1,13 @@
 """Test nodes that misbehave: they fail, hang, crash, and lie about their files."""
 from __future__ import annotations
 
+import collections
+import ctypes
+import itertools
 import os
 import signal
 import subprocess
+import threading
 import time
 from typing import Any, Callable, Optional
 
@@ -110,12 +114,45 @@ class StandinKillParent(Node):
         return passed(image)
 
 
-@standin({}, OUTPUTS, output_node=True, optional=IMAGE_INPUT)
+@standin({}, OUTPUTS, output_node=True,
+         optional={**IMAGE_INPUT, "how": [["exit", "exception"], {"default": "exit"}]})
 class StandinKillPromptThread(Node):
-    """Ends the prompt thread: the prompt stays listed as running for ever, HTTP goes on, nothing runs any more."""
+    """Ends the prompt thread: the prompt stays listed as running for ever, HTTP goes on, nothing runs any more.
 
-    def run(self, call: Call, image: Optional[Batch] = None, seed: int = 0) -> tuple:
-        raise SystemExit  # no Exception, so no handler of the executor stops it
+    Python says nothing about an `exit`, and prints an `exception`.
+    """
+
+    def run(self, call: Call, image: Optional[Batch] = None, how: str = "exit", seed: int = 0) -> tuple:
+        # No Exception, so no handler of the executor stops it.
+        raise SystemExit if how == "exit" else BaseException("the stand-in was told to end its prompt thread")
+
+
+def hold_lock(seconds: float, how: str) -> None:
+    """Keep every other thread from running: at work, or waiting for nothing. One call into C each."""
+    if how == "wait":
+        ctypes.PyDLL(None).sleep(round(seconds))  # unlike CDLL it keeps the lock
+        return
+    rounds, took = 1_000_000, 0.0
+    while took < 0.05:
+        begin = time.perf_counter()
+        collections.deque(itertools.repeat(None, rounds), maxlen=0)
+        took, rounds = time.perf_counter() - begin, rounds * 2
+    collections.deque(itertools.repeat(None, int(rounds / 2 / took * seconds)), maxlen=0)
+
+
+@standin({"seconds": seconds_input(30.0), "how": [["work", "wait"]]}, OUTPUTS, output_node=True,
+         optional={**IMAGE_INPUT, "later": ["BOOLEAN", {"default": False}]})
+class StandinHoldLock(Node):
+    """Holds Python's lock, as the build of a TensorRT engine does: nothing is answered meanwhile. `later`: a second
+    after it has returned."""
+
+    def run(self, call: Call, seconds: float, how: str, later: bool = False,
+            image: Optional[Batch] = None, seed: int = 0) -> tuple:
+        if later:
+            threading.Timer(1.0, hold_lock, (seconds, how)).start()
+        else:
+            hold_lock(seconds, how)
+        return passed(image)
 
 
 @standin({"megabytes": ["INT", {"default": 100, "min": 1, "max": 100_000}]}, OUTPUTS, output_node=True,

@@ -57,7 +57,10 @@ class PromptServer:
         frontend.add_static(self.app, folders, web_root)
 
     def start_prompt_thread(self) -> None:
-        threading.Thread(target=self.executor.work, name="prompts", daemon=True).start()
+        def prompt_worker() -> None:  # its name is seen when an exception ends the thread
+            self.executor.work()
+
+        threading.Thread(target=prompt_worker, daemon=True).start()
 
     def queue_status(self) -> dict:
         return {"exec_info": {"queue_remaining": self.queue.remaining()}}

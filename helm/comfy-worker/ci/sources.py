@@ -45,6 +45,7 @@ def topology_problems(source, definitions):
     default = lambda key: re.search(rf'"{re.escape(key)}",\s*"([^"]*)"', defaults)[1]
     dead_exchange = re.search(r'const DEAD_EXCHANGE: &str = "([^"]+)"', code)[1]
     jobs = default("amqp.queue")
+    consumer_timeout = int(re.search(r"const CONSUMER_TIMEOUT_MS: i64 = ([\d_]+);", code)[1].replace("_", ""))
     names = {
         name: re.search(rf'fn {name}_queue.*?format!\("\{{queue\}}([^"]*)"\)', code, re.S)[1]
         for name in ("dead", "notices", "later")
@@ -70,7 +71,7 @@ def topology_problems(source, definitions):
 
     body = lambda name: re.search(rf"fn {name}\(.*?\n}}\n", code, re.S)[0]
     expected_queues = {
-        jobs: arguments(body("job_queue_arguments")),
+        jobs: arguments(body("job_queue_arguments")) | {"x-consumer-timeout": consumer_timeout},
         dead: arguments(re.search(r"topology\.queue\(&dead,.*?;", code)[0]),
         notices: arguments(body("notices_queue_arguments")),
         later: arguments(body("later_queue_arguments")),

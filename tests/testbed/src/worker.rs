@@ -36,10 +36,17 @@ impl WorkerBuilder {
         self
     }
 
-    /// Sets one variable of its environment.
+    /// Sets one variable of its environment, or, of those that are meant for the stand-in, of ComfyUI's.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.env.insert(name.to_owned(), value.into());
+        let value = value.into();
+        if name.starts_with("STANDIN_") {
+            let pairs = self.settings.entry("comfyui.env".to_owned()).or_default();
+            let comma = if pairs.is_empty() { "" } else { "," };
+            pairs.push_str(&format!("{comma}{name}={}", value.replace(',', "\\,")));
+        } else {
+            self.env.insert(name.to_owned(), value);
+        }
         self
     }
 

@@ -36,6 +36,10 @@ impl Extras {
         format!("http://guest:guest@127.0.0.1:{}", self.management_port)
     }
 
+    pub(super) fn ports(&self) -> [u16; 2] {
+        [self.tls_port, self.management_port]
+    }
+
     /// Writes keys and certificates into `dir`; gives the lines of `rabbitmq.conf` too.
     pub(super) fn make(dir: &Path) -> Result<(Self, String)> {
         let extras = Self {

@@ -70,6 +70,14 @@ impl RabbitMq {
         Self::start_in(folder(dir)?, "", "").await
     }
 
+    /// Like [`RabbitMq::start`], with these lines in its `rabbitmq.conf`.
+    ///
+    /// # Errors
+    /// Those of [`RabbitMq::start`].
+    pub async fn start_with_settings(dir: &Path, settings: &str) -> Result<Self> {
+        Self::start_in(folder(dir)?, "", settings).await
+    }
+
     /// Like [`RabbitMq::start`], with a TLS listener and the management API.
     ///
     /// # Errors
@@ -77,7 +85,13 @@ impl RabbitMq {
     pub async fn start_with_extras(dir: &Path) -> Result<(Self, Extras)> {
         let dir = folder(dir)?;
         let (extras, settings) = Extras::make(&dir)?;
-        Ok((Self::start_in(dir, "rabbitmq_management", &settings).await?, extras))
+        let broker = Self::start_in(dir, "rabbitmq_management", &settings).await?;
+        // They open after the plain listener.
+        for port in extras.ports() {
+            let open = || async move { TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok() };
+            wait_for("TLS and the management API", BROKER_BOOT, open).await?;
+        }
+        Ok((broker, extras))
     }
 
     async fn start_in(dir: PathBuf, plugins: &str, settings: &str) -> Result<Self> {
