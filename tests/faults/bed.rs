@@ -22,7 +22,7 @@ use lapin::{
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
-use testbed::{Front, RabbitMq, S3Server, landscape, wait_for};
+use testbed::{Front, Gate, RabbitMq, S3Server, landscape, wait_for};
 use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
@@ -35,14 +35,19 @@ use super::{
 
 /// Between two looks at a broker that is away.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
-/// A broker that confirms nothing for so long is asked again.
-const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
+/// A broker that confirms nothing for so long is asked again. One with an alarm does so when that is over: each try
+/// before would be one more copy.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(200);
+/// For a broker that is away or blocked for minutes.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(600);
 
 /// Broker, store and its front, publisher and collector of one run; its end removes the files.
 pub(super) struct Bed {
     pub(super) journal: Arc<Journal>,
     pub(super) broker: RabbitMq,
     pub(super) front: Front,
+    /// Before that: what only TCP can do to all workers' connections to the store.
+    pub(super) store_gate: Gate,
     pub(super) s3: S3Server,
     pub(super) name: &'static str,
     /// Where journal and logs lie after the run.
@@ -72,7 +77,8 @@ impl Bed {
         println!("journal: {}", file.display());
         let journal = Arc::new(Journal::create(&file)?);
         let front = Front::start(s3.address()).await?;
-        Ok(Self { journal, broker, front, s3, name, kept, collector: OnceLock::new(), folder })
+        let store_gate = Gate::start(front.address()).await?;
+        Ok(Self { journal, broker, front, store_gate, s3, name, kept, collector: OnceLock::new(), folder })
     }
 
     pub(super) fn queue(&self) -> String {
@@ -129,7 +135,7 @@ impl Bed {
             let publish = async { self.publish_once(&self.line().await?, id, body, expected).await };
             timeout(CONFIRM_LIMIT, publish).await.is_ok_and(|done| done.is_ok())
         };
-        wait_for("the broker to take a job", JOB, confirmed).await?;
+        wait_for("the broker to take a job", PUBLISH_LIMIT, confirmed).await?;
         self.note_published(id, expected);
         Ok(())
     }

@@ -49,12 +49,24 @@ pub(super) enum Harm {
     DiskFull,
     /// A job killed its worker: no fault of the plan's.
     Poison,
+    // The long ones; each is lifted some time later.
+    StoreAway,
+    StoreForbids,
+    Alarm,
+    BrokerDown,
+    NoBoot,
 }
 
 impl Harm {
-    /// Whether workers lose their connection to the broker.
-    pub(super) fn cuts(self) -> bool {
-        matches!(self, Self::Amqp | Self::Broker)
+    /// Whether an execution may be lost by it. No store that is away, no broker and no lost connection is among
+    /// these: the worker goes on with what it has, and nobody else runs that a second time.
+    pub(super) fn costs_executions(self) -> bool {
+        self.is_crash() || matches!(self, Self::Term | Self::Engine)
+    }
+
+    /// Whether no job is taken, or nobody told, until it is lifted.
+    pub(super) fn halts(self) -> bool {
+        matches!(self, Self::StoreAway | Self::StoreForbids | Self::Alarm | Self::BrokerDown)
     }
 
     /// Whether the attempt in hand ends without a word: it counts towards poison.
@@ -79,6 +91,8 @@ pub(super) enum Record {
     DeadLettered { at: Millis, id: String },
     /// Something was broken; `worker`: only that one's.
     Fault { at: Millis, harm: Harm, worker: Option<String>, detail: String },
+    /// A long fault is over.
+    Lifted { at: Millis, harm: Harm, worker: Option<String> },
     /// What is stored, after the run.
     Manifest(Manifest),
     /// Something that must not be there, after the run or a worker's end.
@@ -126,6 +140,8 @@ pub(super) enum Left {
     Resource,
     /// A worker ended otherwise than it should.
     Exit,
+    /// A worker said that it was ready, or held a job, while what it needs was away.
+    Standing,
 }
 
 impl Record {
@@ -138,7 +154,7 @@ impl Record {
             | Self::Answered { id, .. }
             | Self::DeadLettered { id, .. }
             | Self::Manifest(Manifest { id, .. }) => Some(id),
-            Self::Fault { .. } | Self::Left { .. } | Self::Fleet(_) => None,
+            Self::Fault { .. } | Self::Lifted { .. } | Self::Left { .. } | Self::Fleet(_) => None,
         }
     }
 }
@@ -184,6 +200,10 @@ impl Journal {
     pub(super) fn fault(&self, harm: Harm, worker: Option<&str>, detail: impl Into<String>) {
         let worker = worker.map(str::to_owned);
         self.note(Record::Fault { at: self.now(), harm, worker, detail: detail.into() });
+    }
+
+    pub(super) fn lifted(&self, harm: Harm, worker: Option<&str>) {
+        self.note(Record::Lifted { at: self.now(), harm, worker: worker.map(str::to_owned) });
     }
 
     pub(super) fn left(&self, kind: Left, detail: impl Into<String>) {

@@ -7,8 +7,7 @@ use std::{
 
 use super::journal::{Expected, Harm, Kinds, Left, Manifest, Millis, Record, excuse};
 
-/// A poison job runs no oftener, unless a worker lost its connection while it had the job: that one
-/// closes its attempt's marker and then dies.
+/// A poison job kills its worker so often before it is called so.
 const POISON_RUNS: usize = 3;
 /// A fault's effect outlasts it: a held connection is missed later.
 const AFTERMATH: Millis = 30_000;
@@ -20,6 +19,10 @@ pub(super) struct Report {
     pub(super) faults: usize,
     pub(super) lost: usize,
     pub(super) disagreeing: usize,
+    /// Jobs that ran oftener than the faults that hit them account for.
+    pub(super) executed_twice: usize,
+    /// Answers that blame what was not so: a crash that never was, an input or output that was there.
+    pub(super) false_verdicts: usize,
     pub(super) orphans: usize,
     pub(super) leftovers: usize,
     /// From the SIGKILL of a worker to the next acceptance of the job it had in hand.
@@ -31,10 +34,10 @@ pub(super) struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { jobs, faults, lost, disagreeing, orphans, leftovers, .. } = self;
-        write!(
-            f,
-            "jobs {jobs}, faults {faults}, lost {lost}, disagreeing {disagreeing}, orphans {orphans}, leftovers {leftovers}, "
-        )?;
+        let Self { executed_twice, false_verdicts, .. } = self;
+        write!(f, "jobs {jobs}, faults {faults}, lost {lost}, disagreeing {disagreeing}, ")?;
+        write!(f, "executed twice {executed_twice}, false verdicts {false_verdicts}, ")?;
+        write!(f, "orphans {orphans}, leftovers {leftovers}, ")?;
         match self.redelivery_p99 {
             Some(p99) => write!(f, "redelivery p99 {:.1} s", p99 as f64 / 1000.0),
             None => write!(f, "redelivery p99 -"),
@@ -54,6 +57,8 @@ struct Job<'a> {
 
 struct Fault<'a> {
     at: Millis,
+    /// When it was over.
+    until: Millis,
     harm: Harm,
     worker: Option<&'a str>,
 }
@@ -70,13 +75,17 @@ pub(super) fn judge(records: &[Record]) -> Report {
         }
         match record {
             Record::Fault { at, harm, worker, .. } => {
-                faults.push(Fault { at: *at, harm: *harm, worker: worker.as_deref() });
+                faults.push(Fault { at: *at, until: *at, harm: *harm, worker: worker.as_deref() });
+            }
+            Record::Lifted { at, harm, worker } => {
+                let is_it = |fault: &&mut Fault<'_>| (fault.harm, fault.worker) == (*harm, worker.as_deref());
+                faults.iter_mut().rev().find(is_it).into_iter().for_each(|fault| fault.until = *at);
             }
             Record::Left { kind, detail } => {
                 match kind {
                     Left::Process | Left::Listener => report.orphans += 1,
                     Left::File | Left::Upload | Left::Message | Left::Resource => report.leftovers += 1,
-                    Left::Secret | Left::Exit => {}
+                    Left::Secret | Left::Exit | Left::Standing => {}
                 }
                 report.violations.push(format!("{kind:?} left: {detail}"));
             }
@@ -100,7 +109,11 @@ impl<'a> Job<'a> {
             Record::Answered { at, sha256, .. } => self.answers.push((*at, sha256)),
             Record::DeadLettered { .. } => self.dead += 1,
             Record::Manifest(manifest) => self.manifests.push(manifest),
-            Record::Started { .. } | Record::Fault { .. } | Record::Left { .. } | Record::Fleet(_) => {}
+            Record::Started { .. }
+            | Record::Fault { .. }
+            | Record::Lifted { .. }
+            | Record::Left { .. }
+            | Record::Fleet(_) => {}
         }
     }
 
@@ -152,24 +165,24 @@ impl<'a> Job<'a> {
         }
         let answered = self.answers.iter().map(|(at, _)| *at).min().unwrap_or(Millis::MAX);
         let hit = |harm: Kinds| {
-            let during = |fault: &&Fault<'_>| fault.at + AFTERMATH >= published && fault.at <= answered;
+            let during = |fault: &&Fault<'_>| fault.until + AFTERMATH >= published && fault.at <= answered;
             let here = |fault: &&Fault<'_>| {
                 fault.worker.is_none_or(|worker| manifest.workers.iter().any(|name| name == worker))
             };
             faults.iter().filter(during).filter(here).filter(|fault| harm(fault.harm)).count()
         };
-        // Two workers may take the two copies of one job at once.
-        let copies = self.published.len();
+        // Copies of a job excuse nothing: they wait for the one that runs.
         let most = if expected == &Expected::Poison {
-            POISON_RUNS + hit(Harm::cuts)
+            POISON_RUNS + hit(|harm| matches!(harm, Harm::Term | Harm::Engine))
         } else {
-            copies + hit(|_| true)
+            1 + hit(Harm::costs_executions)
         };
         if manifest.executions > most {
             violation(format!("executed {} times, at most {most} are due", manifest.executions));
+            report.executed_twice += 1;
         }
         let code = manifest.code.as_deref().unwrap_or(&manifest.status);
-        let excused = || excuse(code).is_some_and(|(least, harm)| hit(harm) + copies > least);
+        let excused = || excuse(code).is_some_and(|(least, harm)| hit(harm) >= least);
         let as_expected = match expected {
             Expected::Success { says } => {
                 manifest.status == "succeeded"
@@ -177,18 +190,31 @@ impl<'a> Job<'a> {
             }
             Expected::Failure { code } => manifest.code.as_ref() == Some(code),
             Expected::Poison => code == "poison",
-            Expected::Answer | Expected::DeadLetter => true,
+            Expected::Answer | Expected::DeadLetter => !blames(code),
         };
         if !as_expected && !excused() {
+            report.false_verdicts += usize::from(blames(code));
             violation(format!("{code} {:?}, expected {expected:?}", manifest.texts));
         }
     }
+}
+
+/// Whether a code says that something failed which nobody wanted to fail.
+fn blames(code: &str) -> bool {
+    ["poison", "engine_crashed", "internal", "input_unavailable"].contains(&code)
+        || code.starts_with("output_")
 }
 
 fn redelivery_p99(jobs: &BTreeMap<&str, Job<'_>>, faults: &[Fault<'_>]) -> Option<Millis> {
     let mut delays: Vec<Millis> = faults
         .iter()
         .filter(|fault| fault.harm == Harm::Kill)
+        // Nobody takes a job then.
+        .filter(|kill| {
+            let halted =
+                |fault: &Fault<'_>| fault.at <= kill.at + AFTERMATH && kill.at <= fault.until + AFTERMATH;
+            !faults.iter().any(|fault| fault.harm.halts() && halted(fault))
+        })
         .filter_map(|kill| {
             let worker = kill.worker?;
             let taken = |job: &Job<'_>| {

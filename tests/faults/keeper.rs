@@ -1,9 +1,10 @@
 //! The soak's workers: each has a keeper, who strikes it and starts it again.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::Write as _,
     os::unix::process::ExitStatusExt as _,
+    process::ExitStatus,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -29,6 +30,8 @@ use super::{
 const RESPITE: Duration = Duration::from_secs(10);
 /// Boots of one worker in a row that may fail: as often as all poison jobs together may kill one.
 const BOOTS: u32 = 10;
+/// Between two boots of a worker whose surroundings are not there.
+const PAUSE: Duration = Duration::from_secs(2);
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 
 /// Starts a worker, strikes it as told, starts it again whenever it ends.
@@ -53,9 +56,18 @@ impl Orders {
     }
 }
 
+/// The first one from `worker` on who takes it.
+pub(super) fn give(keepers: &[Orders], worker: usize, act: &Act) -> Option<usize> {
+    // Only the first one's disk is small.
+    let most = if matches!(act, Act::DiskFull(_)) { 1 } else { keepers.len() };
+    let mut order = (0..most).map(|step| (worker + step) % keepers.len());
+    order.find(|keeper| keepers[*keeper].give(act))
+}
+
 impl Keeper {
     /// Until nobody strikes any more: the worker, which runs. Takes no strike while it starts it.
     pub(super) async fn keep(mut self, mut worker: Worker) -> Result<Worker> {
+        self.place.houses(&worker);
         loop {
             self.listens.store(true, Ordering::SeqCst);
             tokio::select! {
@@ -93,8 +105,10 @@ impl Keeper {
     }
 
     /// A worker that ended unstruck.
-    fn note_end(&self, status: std::process::ExitStatus, worker: &Worker) {
-        if status.signal() == Some(Signal::KILL.as_raw()) {
+    fn note_end(&self, status: ExitStatus, worker: &Worker) {
+        if self.place.may_end(status) {
+            println!("{}: {status}, as it may now", self.place.name);
+        } else if status.signal() == Some(Signal::KILL.as_raw()) {
             self.bed.journal.fault(Harm::Poison, Some(&self.place.name), "");
         } else {
             let log = worker.log();
@@ -105,11 +119,20 @@ impl Keeper {
 
     /// A poison job can kill a worker before its boot is seen to be over.
     async fn boot(&self) -> Result<Worker> {
-        for _ in 0..BOOTS {
+        let mut boots = BOOTS;
+        while boots > 0 {
             let mut worker = self.place.site.start().await?;
-            match worker.wait_ready(BOOT).await {
-                Ok(()) => return Ok(worker),
-                Err(_) => self.note_end(worker.wait_exit(SOON).await?, &worker),
+            self.place.houses(&worker);
+            if worker.wait_ready(BOOT).await.is_ok() {
+                return Ok(worker);
+            }
+            let status = worker.wait_exit(SOON).await?;
+            if self.place.may_end(status) {
+                // As any platform starts it again.
+                sleep(PAUSE).await;
+            } else {
+                self.note_end(status, &worker);
+                boots -= 1;
             }
         }
         bail!("worker {} does not boot", self.place.name)
@@ -154,6 +177,18 @@ impl Keeper {
                 });
             }
             Act::Engine => self.kill_child(worker, "main.py", Harm::Engine),
+            Act::NoBoot(how, time) => {
+                let (bed, place) = (Arc::clone(&self.bed), Arc::clone(&self.place));
+                place.let_fail(time);
+                fs::write(place.boot_file(), how).context("cannot keep ComfyUI from booting")?;
+                journal.fault(Harm::NoBoot, name, format!("{how} for {time:?}"));
+                self.kill_child(worker, "main.py", Harm::Engine);
+                tokio::spawn(async move {
+                    sleep(time).await;
+                    let _ = fs::remove_file(place.boot_file());
+                    bed.journal.lifted(Harm::NoBoot, Some(&place.name));
+                });
+            }
             Act::Browser => self.kill_child(worker, "--user-data-dir", Harm::Browser),
             Act::DiskFull(time) => {
                 let filler = self.place.input_of(worker)?.join("filler");
@@ -162,7 +197,7 @@ impl Keeper {
                 while file.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
                 sleep(time).await;
                 // A worker that was killed meanwhile took its file system along.
-                let _ = std::fs::remove_file(&filler);
+                let _ = fs::remove_file(&filler);
             }
             Act::Store(..) | Act::Broker => {}
         }

@@ -14,6 +14,7 @@ mod judge;
 mod judge_tests;
 mod keeper;
 mod options;
+mod outage;
 mod place;
 mod plan;
 // The place of a worker is that of the drain tests.
@@ -64,7 +65,8 @@ async fn the_whole_sweep() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_soak() -> Result<()> {
-    soak(Size { jobs: 40, faults: 8, workers: 2, span: Duration::from_secs(25), seed: fresh_seed() }).await
+    let span = Duration::from_secs(15);
+    soak(Size { jobs: 40, faults: 8, workers: 2, span, outages: 0.07, seed: fresh_seed() }).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

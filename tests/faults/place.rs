@@ -1,7 +1,14 @@
 //! Where a worker lives through a run: its gate to the broker, its canaries, its lives one after
 //! the other, and what each of them must not leave.
 
-use std::{fs, os::unix::process::ExitStatusExt as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    os::unix::process::ExitStatusExt as _,
+    path::PathBuf,
+    process::ExitStatus,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
@@ -22,6 +29,13 @@ pub(super) const DEATH: Duration = Duration::from_secs(5);
 /// What a drain may take until the running job goes back.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How a worker ends when a part of its surroundings fails.
+const SURROUNDINGS: i32 = 3;
+/// For an end to come that began while something was away.
+const LATE: Duration = Duration::from_secs(20);
+
+const BOOT_FILE: &str = "boot";
+
 /// A worker's place.
 #[derive(Clone)]
 pub(super) struct Place {
@@ -31,6 +45,16 @@ pub(super) struct Place {
     /// Between the worker and the broker.
     pub(super) gate: Arc<Gate>,
     before: Snapshot,
+    life: Arc<Mutex<Life>>,
+}
+
+/// The worker that lives there now.
+#[derive(Default)]
+struct Life {
+    /// Its admin endpoint.
+    admin: String,
+    /// Until then it may end by itself, for what it needs is not to be had.
+    may_fail_until: Option<Instant>,
 }
 
 impl Place {
@@ -85,11 +109,12 @@ impl Place {
         let text = |path: PathBuf| path.display().to_string();
         let mut site = site
             .set("amqp.url", format!("amqp://guest:guest@{}/%2f", gate.address()))
-            .set("store.endpoint", format!("http://{}", bed.front.address()))
+            .set("store.endpoint", format!("http://{}", bed.store_gate.address()))
             .set("worker.grace", format!("{}s", GRACE.as_secs()))
             // The plan kills more ComfyUIs than a machine ever loses.
             .set("comfyui.max_restarts", "1000")
             .env("STANDIN_LEDGER", text(folder.join("ledger")))
+            .env("STANDIN_BOOT_FILE", text(folder.join(BOOT_FILE)))
             .env("COMFY_PHASES", text(bed.folder.path().join("phases")));
         fs::create_dir_all(bed.folder.path().join("phases"))?;
         // Somebody's own files, also under the names that jobs' folders get.
@@ -105,7 +130,37 @@ impl Place {
             let words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &mount, "sh"];
             site = site.launcher(words.map(str::to_owned));
         }
-        Ok(Self { name: name.to_owned(), site, gate, before })
+        Ok(Self { name: name.to_owned(), site, gate, before, life: Arc::default() })
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on this one lives here.
+    pub(super) fn houses(&self, worker: &Worker) {
+        self.life().admin = worker.admin_url("");
+    }
+
+    /// An address of whoever lives here.
+    pub(super) fn admin(&self, path: &str) -> String {
+        self.life().admin.clone() + path
+    }
+
+    /// For so long the worker may end by itself, and a little longer: its last boot began before.
+    pub(super) fn let_fail(&self, time: Duration) {
+        self.life().may_fail_until = Some(Instant::now() + time + LATE);
+    }
+
+    /// Whether an end is one that it may come to now: of its surroundings.
+    pub(super) fn may_end(&self, status: ExitStatus) -> bool {
+        let may_fail = self.life().may_fail_until.is_some_and(|until| Instant::now() < until);
+        may_fail && status.code() == Some(SURROUNDINGS)
+    }
+
+    /// What says how its ComfyUIs boot, while it is there.
+    pub(super) fn boot_file(&self) -> PathBuf {
+        self.site.folder("..").join(BOOT_FILE)
     }
 
     /// Every prompt that its ComfyUIs began, a line each.
@@ -180,7 +235,7 @@ impl Place {
         if status.signal() == Some(Signal::KILL.as_raw()) {
             // The job that it was to finish was poison.
             journal.fault(Harm::Poison, Some(&self.name), "in its drain");
-        } else if status.code() != Some(0) {
+        } else if status.code() != Some(0) && !self.may_end(status) {
             journal.left(Left::Exit, format!("{}: {status} after a drain", self.name));
         }
         self.note_left(around, journal).await;

@@ -9,6 +9,9 @@ use super::{
     jobs::{Kind, MISTAKES, TRICKS},
 };
 
+/// Jobs published and not answered, for each worker: so many that none is idle.
+pub(super) const AHEAD: usize = 4;
+
 /// A soak's size.
 #[derive(Clone, Debug)]
 pub(super) struct Size {
@@ -17,6 +20,8 @@ pub(super) struct Size {
     pub(super) workers: usize,
     /// In which the jobs are published, where the workers keep up.
     pub(super) span: Duration,
+    /// How long the long faults are: 1: minutes, 10 of them in all; 0: there are none.
+    pub(super) outages: f64,
     pub(super) seed: u64,
 }
 
@@ -25,6 +30,8 @@ pub(super) struct Size {
 pub(super) struct Plan {
     pub(super) jobs: Vec<Job>,
     pub(super) faults: Vec<Strike>,
+    /// One after the other, among the short ones.
+    pub(super) outages: Vec<Outage>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -47,6 +54,50 @@ pub(super) struct Strike {
     pub(super) act: Act,
 }
 
+/// A long fault.
+#[derive(Debug, PartialEq)]
+pub(super) struct Outage {
+    /// Like a strike's, but only once the one before it is over.
+    pub(super) after: usize,
+    pub(super) what: Away,
+    pub(super) time: Duration,
+    /// Short ones in the middle of it: after how much of its time, whom, and what.
+    pub(super) meanwhile: Vec<(f64, usize, Act)>,
+}
+
+/// What is away.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Away {
+    /// The store: every connection to it is reset.
+    Store,
+    /// The permission to use it: it forbids everything.
+    Permission,
+    /// The broker's disk or memory: it takes no message.
+    Room { memory: bool },
+    /// The broker, killed or stopped in order.
+    Broker { killed: bool },
+    /// A worker's ComfyUI, which is killed and then ends in each boot, or hangs in it.
+    ComfyUi { worker: usize, hangs: bool },
+}
+
+impl Outage {
+    pub(super) fn what_and_when(&self) -> String {
+        let meanwhile = self.meanwhile.iter().map(|(share, worker, act)| {
+            let at = self.time.mul_f64(*share);
+            format!("{act:?} of {worker} after {:.0} s", at.as_secs_f64())
+        });
+        let meanwhile: Vec<_> = meanwhile.collect();
+        format!("for {:.0} s {:?}, {}", self.time.as_secs_f64(), self.what, meanwhile.join(", "))
+    }
+}
+
+impl Away {
+    /// Whether no job can be done meanwhile.
+    fn halts(self) -> bool {
+        !matches!(self, Self::ComfyUi { .. })
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Act {
     Kill,
@@ -58,6 +109,8 @@ pub(super) enum Act {
     /// The next so many requests to the store that begin like this.
     Store(&'static str, Spoil, usize),
     Engine,
+    /// The same, and what its boots do for so long: `exit` or `hang`.
+    NoBoot(&'static str, Duration),
     Browser,
     Broker,
     DiskFull(Duration),
@@ -66,13 +119,19 @@ pub(super) enum Act {
 impl Plan {
     pub(super) fn new(size: &Size) -> Self {
         let mut dice = Dice::new(size.seed);
+        let outages = if size.outages > 0.0 { outages(size, &mut dice) } else { Vec::new() };
+        // Those that stand in a queue while everybody waits are published meanwhile, the others afterwards.
+        let waits = |index: usize| {
+            let over = |outage: &&Outage| outage.what.halts() && outage.after + size.workers * AHEAD < index;
+            outages.iter().filter(over).map(|outage| outage.time).sum::<Duration>()
+        };
         let mut kinds = kinds(size.jobs, &mut dice);
         dice.shuffle(&mut kinds);
         let jobs = kinds
             .into_iter()
             .enumerate()
             .map(|(index, kind)| Job {
-                at: size.span.mul_f64(index as f64 / size.jobs as f64),
+                at: size.span.mul_f64(index as f64 / size.jobs as f64) + waits(index),
                 id: format!("soak-{index:05}"),
                 kind,
                 twice: dice.unit() < 0.05,
@@ -89,7 +148,7 @@ impl Plan {
             })
             .collect();
         faults.sort_by_key(|strike| strike.after);
-        Self { jobs, faults }
+        Self { jobs, faults, outages }
     }
 
     pub(super) fn fills_a_disk(&self) -> bool {
@@ -129,6 +188,38 @@ fn acts(count: usize, dice: &mut Dice) -> Vec<Act> {
     acts
 }
 
+/// All kinds in some order, well apart.
+fn outages(size: &Size, dice: &mut Dice) -> Vec<Outage> {
+    let worker = dice.below(size.workers);
+    let mut kinds = [
+        (Away::Store, 3.0),
+        (Away::Permission, 1.0),
+        (Away::Room { memory: dice.unit() < 0.5 }, 2.0),
+        (Away::Broker { killed: dice.unit() < 0.5 }, 2.0),
+        (Away::ComfyUi { worker, hangs: dice.unit() < 0.5 }, 2.0),
+    ];
+    dice.shuffle(&mut kinds);
+    let share = size.jobs as f64 / kinds.len() as f64;
+    let outage = |(index, (what, minutes)): (usize, (Away, f64))| Outage {
+        after: (share * (index as f64 + 0.25 + dice.unit() / 2.0)) as usize,
+        what,
+        time: Duration::from_secs_f64(60.0 * minutes * size.outages),
+        meanwhile: (0..2).map(|step| meanwhile(step, size, dice)).collect(),
+    };
+    kinds.into_iter().enumerate().map(outage).collect()
+}
+
+/// What makes the end of an outage hard: somebody who was not there at its beginning, or has no connection at its end.
+fn meanwhile(step: usize, size: &Size, dice: &mut Dice) -> (f64, usize, Act) {
+    let act = match dice.below(4) {
+        0 => Act::Kill,
+        1 => Act::Term,
+        2 => Act::Engine,
+        _ => Act::Amqp(Fault::Reset, seconds(dice, 0.2, 5.0)),
+    };
+    (0.1 + 0.4 * (step as f64 + dice.unit()), dice.below(size.workers), act)
+}
+
 fn seconds(dice: &mut Dice, least: f64, most: f64) -> Duration {
     Duration::from_secs_f64(least + (most - least) * dice.unit())
 }
@@ -164,13 +255,33 @@ mod tests {
     use super::*;
 
     fn size(seed: u64) -> Size {
-        Size { jobs: 2000, faults: 300, workers: 3, span: Duration::from_secs(600), seed }
+        Size { jobs: 2000, faults: 300, workers: 3, span: Duration::from_secs(540), outages: 1.0, seed }
     }
 
     #[test]
     fn equal_seeds_give_equal_plans() {
         assert_eq!(Plan::new(&size(7)), Plan::new(&size(7)));
         assert_ne!(Plan::new(&size(7)).faults, Plan::new(&size(8)).faults);
+    }
+
+    #[test]
+    fn each_long_fault_comes_once_and_far_from_the_others() {
+        let mut kinds = std::collections::HashSet::new();
+        for seed in 0..100 {
+            let plan = Plan::new(&size(seed));
+            let minutes = plan.outages.iter().map(|outage| outage.time.as_secs() / 60).sum::<u64>();
+            assert_eq!((plan.outages.len(), minutes), (5, 10));
+            assert!(plan.outages.is_sorted_by(|one, next| one.after + 100 < next.after), "{plan:?}");
+            assert!(plan.outages.iter().all(|outage| outage.after < plan.jobs.len()));
+            let last = plan.jobs.last().map(|job| job.at.as_secs());
+            assert!(last.is_some_and(|last| (1010..1020).contains(&last)), "{last:?}");
+            kinds.extend(plan.outages.iter().map(|outage| format!("{:?}", outage.what)));
+            let mut shares = plan.outages.iter().flat_map(|outage| &outage.meanwhile);
+            assert!(shares.all(|(share, worker, _)| (0.1..0.9).contains(share) && *worker < 3));
+        }
+        // Disk and memory, killed and stopped, exits and hangs of each of three workers.
+        assert_eq!(kinds.len(), 2 + 2 + 2 + 6, "{kinds:?}");
+        assert!(Plan::new(&Size { outages: 0.0, ..size(1) }).outages.is_empty());
     }
 
     #[test]

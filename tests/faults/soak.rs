@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
 use testbed::{Worker, wait_for};
 use tokio::{
-    sync::mpsc,
+    sync::{Mutex, mpsc},
     time::{sleep, sleep_until},
 };
 
@@ -22,29 +22,30 @@ use super::{
     evidence, jobs,
     journal::Harm,
     judge::judge,
-    keeper::{Keeper, Orders},
+    keeper::{Keeper, Orders, give},
     options::{fresh_seed, given, minutes},
+    outage::Outages,
     place::Place,
-    plan::{Act, Plan, Size},
+    plan::{AHEAD, Act, Plan, Size},
 };
 
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
-/// Jobs published and not answered, for each worker: so many that none is idle.
-const AHEAD: usize = 4;
 /// For all jobs to be published, however slow the machine.
-const LONGEST: Duration = Duration::from_secs(3600);
-/// From the last fault to the last answer.
-const CATCH_UP: Duration = Duration::from_secs(300);
+pub(super) const LONGEST: Duration = Duration::from_secs(3 * 3600);
+/// From the last fault to the last answer; longer than any fault.
+pub(super) const CATCH_UP: Duration = Duration::from_secs(600);
 
 impl Size {
-    /// From `SOAK_JOBS`, `SOAK_MINUTES`, `SOAK_WORKERS` and `SOAK_SEED`.
+    /// From `SOAK_JOBS`, `SOAK_MINUTES`, `SOAK_WORKERS`, `SOAK_OUTAGES` and `SOAK_SEED`.
     pub(super) fn from_env() -> Result<Self> {
         let jobs = given("SOAK_JOBS")?.unwrap_or(2000);
         let seed = given("SOAK_SEED")?.unwrap_or_else(fresh_seed);
         let workers = given("SOAK_WORKERS")?.unwrap_or(3);
         ensure!((1..=NAMES.len()).contains(&workers), "1 to {} workers", NAMES.len());
         let span = minutes(given("SOAK_MINUTES")?.unwrap_or(9.0))?;
-        Ok(Self { jobs, faults: jobs * 3 / 20, workers, span, seed })
+        let outages = given("SOAK_OUTAGES")?.unwrap_or(1.0);
+        ensure!((0.0..=2.0).contains(&outages), "outages of up to twice their length");
+        Ok(Self { jobs, faults: jobs * 3 / 20, workers, span, outages, seed })
     }
 }
 
@@ -52,6 +53,9 @@ impl Size {
 pub(super) async fn soak(size: Size) -> Result<()> {
     println!("seed {} ({size:?})", size.seed);
     let plan = Plan::new(&size);
+    for outage in &plan.outages {
+        println!("  after {} jobs {}", outage.after, outage.what_and_when());
+    }
     let bed = Bed::new("soak").await?;
     let mut places = Vec::new();
     for (index, name) in NAMES.into_iter().take(size.workers).enumerate() {
@@ -81,9 +85,12 @@ pub(super) async fn soak(size: Size) -> Result<()> {
     let progress = tokio::spawn(tell_progress(Arc::clone(&bed), begin));
     let published = AtomicUsize::new(0);
     let ahead = size.workers * AHEAD;
+    let broker = Mutex::default();
+    let outages = Outages { bed: &bed, places: &places, keepers: &orders, broker: &broker };
     let ran = tokio::try_join!(
         publish(&bed, &plan, begin, ahead, &published),
-        strike(&bed, &plan, &published, &orders)
+        strike(&bed, &plan, &published, &orders, &broker),
+        outages.carry_out(&plan, &published),
     );
     if ran.is_err() {
         // What ended a keeper says more than that nobody keeps his worker any more.
@@ -147,7 +154,13 @@ async fn publish(
     Ok(())
 }
 
-async fn strike(bed: &Bed, plan: &Plan, published: &AtomicUsize, keepers: &[Orders]) -> Result<()> {
+async fn strike(
+    bed: &Bed,
+    plan: &Plan,
+    published: &AtomicUsize,
+    keepers: &[Orders],
+    broker: &Mutex<()>,
+) -> Result<()> {
     for strike in &plan.faults {
         let due = || async { published.load(Ordering::Relaxed) > strike.after };
         wait_for("the next fault's turn", LONGEST, due).await?;
@@ -157,18 +170,17 @@ async fn strike(bed: &Bed, plan: &Plan, published: &AtomicUsize, keepers: &[Orde
                 bed.front.spoil(*says, *spoil, *count);
             }
             Act::Broker => {
+                // Not while another fault has it.
+                let _turn = broker.lock().await;
                 bed.journal.fault(Harm::Broker, None, "kill -9");
                 bed.broker.kill().await?;
                 bed.broker.restart().await?;
             }
             act => {
-                let order = (0..keepers.len()).map(|step| &keepers[(strike.worker + step) % keepers.len()]);
-                // Only the first one's disk is small.
-                let whom: Vec<_> = order.take(if matches!(act, Act::DiskFull(_)) { 1 } else { 6 }).collect();
-                let taken =
-                    || async { whom.iter().any(|keeper| keeper.sender.is_closed() || keeper.give(act)) };
+                let ended = || keepers.iter().any(|keeper| keeper.sender.is_closed());
+                let taken = || async { ended() || give(keepers, strike.worker, act).is_some() };
                 wait_for("a worker to strike", CATCH_UP, taken).await?;
-                ensure!(!whom.iter().any(|keeper| keeper.sender.is_closed()), "a worker's keeper has ended");
+                ensure!(!ended(), "a worker's keeper has ended");
             }
         }
     }

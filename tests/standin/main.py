@@ -58,6 +58,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         metavar="SECONDS", help="boot for so long before binding the port")
     parser.add_argument("--standin-boot", default=os.environ.get("STANDIN_BOOT", "normal"), metavar="HOW",
                         help="normal, exit (fails at once), hang (never binds) or slow:SECONDS")
+    parser.add_argument("--standin-boot-file", default=os.environ.get("STANDIN_BOOT_FILE"), metavar="FILE",
+                        help="while this file is there its word counts: exit, or hang (until it is gone)")
     parser.add_argument("--standin-extra-nodes", default=os.environ.get("STANDIN_EXTRA_NODES"), metavar="FILE",
                         help="a recorded /object_info: its classes convert and validate, but fail when run")
     for flag in REAL_FLAGS_WITH_VALUE:
@@ -72,12 +74,29 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def fail_boot() -> None:
+    logging.error("The stand-in was told to fail its boot")
+    sys.exit(1)
+
+
+def word_in(path: Optional[str]) -> str:
+    """What the file says; nothing when it is not there."""
+    try:
+        with open(path or os.devnull, encoding="utf-8") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return ""
+
+
 def boot_fault(options: argparse.Namespace) -> None:
     """Go through the boot that was ordered; returns only if the server is to come up."""
+    while ordered := word_in(options.standin_boot_file):
+        if ordered == "exit":
+            fail_boot()
+        time.sleep(0.1)
     how, _, seconds = options.standin_boot.partition(":")
     if how == "exit":
-        logging.error("The stand-in was told to fail its boot")
-        sys.exit(1)
+        fail_boot()
     if how == "hang":
         while True:
             time.sleep(3600)

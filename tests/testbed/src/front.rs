@@ -29,7 +29,7 @@ const LARGEST_BODY: usize = 256 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spoil {
     /// Not passed on; answered with this status and S3's code for it: 503 `SlowDown`, 500, 409
-    /// `ConditionalRequestConflict`, 412 `PreconditionFailed`, 404 …
+    /// `ConditionalRequestConflict`, 412 `PreconditionFailed`, 403 `AccessDenied`, 404 …
     Refuse(u16),
     /// Passed on and carried out, but answered `500`: the next try finds its own work.
     LoseAnswer,
@@ -100,6 +100,11 @@ impl Front {
     #[must_use]
     pub fn left(&self) -> usize {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|rule| rule.left).sum()
+    }
+
+    /// Forgets the rules that spoil like this, and no others.
+    pub fn lift_all(&self, spoil: Spoil) {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner).retain(|rule| rule.spoil != spoil);
     }
 
     /// Forgets every rule.

@@ -185,3 +185,18 @@ async fn answers_are_cut_short_falsified_and_late() -> Result<()> {
     front.lift();
     read(&client).await.map(drop)
 }
+
+#[tokio::test]
+async fn everything_is_forbidden_until_that_is_lifted_and_other_faults_stay() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (_s3, front, client) = fronted(folder.path()).await?;
+    front.spoil("", Spoil::Refuse(403), usize::MAX);
+    front.spoil("GET /bucket/object", Spoil::Refuse(503), 1);
+    for _ in 0..2 {
+        let error = client.get_object().bucket("bucket").key("object").send().await.err();
+        ensure!(error.as_ref().and_then(|error| error.code()) == Some("AccessDenied"), "{error:?}");
+    }
+    front.lift_all(Spoil::Refuse(403));
+    ensure!(read(&client).await.is_err(), "the other fault is gone too");
+    read(&client).await.map(drop)
+}
