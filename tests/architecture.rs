@@ -147,7 +147,7 @@ fn pure_modules_know_neither_tokio_nor_a_vendor() {
         "job/request.rs",
         "job/result.rs",
         "job/runpod.rs",
-        "job/verdict.rs",
+        "job/decision.rs",
         "comfy/events.rs",
         "comfy/tracker.rs",
         "comfy/history.rs",
