@@ -1,7 +1,10 @@
 //! What the worker cannot do without: the store, room on its disk, the broker. While one is away the worker
 //! takes no job and waits; that is a state of the worker, and no verdict on the jobs that it has in hand.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::{
@@ -24,6 +27,8 @@ pub struct Dependency(Arc<Shared>);
 struct Shared {
     name: &'static str,
     state: watch::Sender<Option<Away>>,
+    /// When it was last found to be back, or first looked at.
+    since: Mutex<Instant>,
 }
 
 /// Why a dependency is away, and since when.
@@ -38,7 +43,7 @@ impl Dependency {
     #[must_use]
     pub fn new(name: &'static str) -> Self {
         metrics::dependency(name, true);
-        Self(Arc::new(Shared { name, state: watch::Sender::new(None) }))
+        Self(Arc::new(Shared { name, state: watch::Sender::new(None), since: Mutex::new(Instant::now()) }))
     }
 
     /// What it is.
@@ -78,10 +83,17 @@ impl Dependency {
 
     /// It works again.
     pub fn back(&self) {
+        *self.0.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         if let Some(away) = self.0.state.send_replace(None) {
             tracing::info!(dependency = self.0.name, after = ?away.since.elapsed(), "a dependency is back");
             metrics::dependency(self.0.name, true);
         }
+    }
+
+    /// Whether it may have been away a moment ago: others may not know yet that it is back.
+    #[must_use]
+    pub fn came_lately(&self) -> bool {
+        self.0.since.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < LONGEST_PAUSE * 2
     }
 
     /// Waits until it is there.

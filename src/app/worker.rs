@@ -185,6 +185,8 @@ impl Worker {
                     },
                     () = boots_long, if !self.runs() => {
                         early_until = None;
+                        // It holds the subscription, and nobody polls it here.
+                        drop(next);
                         self.unsubscribe().await;
                         next = Box::pin(self.next());
                     }

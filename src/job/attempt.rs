@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{failure::Failure, incoming::Incoming};
+use crate::dependency::Dependency;
 use crate::store::{Creation, ObjectStore, ObjectUri, StoreError};
 
 /// Largest marker or manifest that is read back.
@@ -40,6 +41,8 @@ pub(super) struct Records<'a> {
     nonce: String,
     /// The span of whoever opens an attempt.
     traceparent: Option<String>,
+    /// What tells whether others could note nothing a moment ago.
+    monitored: Option<Dependency>,
 }
 
 /// Where an accepted job stands.
@@ -119,12 +122,21 @@ impl<'a> Records<'a> {
     pub(super) fn new(store: &'a dyn ObjectStore, base: &ObjectUri, job: &str) -> Result<Self, Failure> {
         let folder = base.join(job).map_err(|error| Failure::Internal(error.to_string()))?;
         let nonce = Uuid::new_v4().simple().to_string();
-        Ok(Self { store, folder, nonce, traceparent: None })
+        Ok(Self { store, folder, nonce, traceparent: None, monitored: None })
     }
 
     /// Attempts that are opened have this span.
     pub(super) fn traced(self, traceparent: Option<String>) -> Self {
         Self { traceparent, ..self }
+    }
+
+    /// The store is looked after: once it is back, others get longer to note what they could not before.
+    pub(super) fn monitored(self, store: &Dependency) -> Self {
+        Self { monitored: Some(store.clone()), ..self }
+    }
+
+    fn is_patient(&self) -> bool {
+        self.monitored.as_ref().is_some_and(Dependency::came_lately)
     }
 
     fn at(&self, name: &str) -> Result<ObjectUri, Failure> {
@@ -181,7 +193,7 @@ impl<'a> Records<'a> {
 
     /// Returns once every earlier attempt has ended, in good order or without a word.
     async fn await_others(&self, earlier: &mut [Marker], delivery: &Incoming) -> Result<(), Failure> {
-        let until = Instant::now() + NOTE_LIMIT;
+        let until = Instant::now() + if self.is_patient() { LAST_WORD } else { NOTE_LIMIT };
         loop {
             let dead: Vec<u32> = earlier.iter().flat_map(|marker| marker.dead.iter().copied()).collect();
             let may_live = |marker: &&mut Marker| marker.closed.is_none() && !dead.contains(&marker.attempt);

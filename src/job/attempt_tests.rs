@@ -2,12 +2,14 @@
 
 use tempfile::TempDir;
 
-use super::*;
+use tokio_util::sync::CancellationToken;
+
+use super::{super::heartbeat::kept_alive, *};
 use crate::store::LocalStore;
 
 /// One job's records, and deliveries of it.
 struct Bed {
-    _folder: TempDir,
+    folder: TempDir,
     base: ObjectUri,
 }
 
@@ -15,7 +17,7 @@ impl Bed {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let base = ObjectUri::File(folder.path().to_owned());
-        Self { _folder: folder, base }
+        Self { folder, base }
     }
 
     /// Each delivery has its own.
@@ -105,6 +107,44 @@ async fn a_redelivered_job_is_run_at_once_unless_its_worker_says_that_it_lives()
     // It ends: with a result, and the copy is answered from it.
     records.settle("{}".into()).await.unwrap();
     assert!(matches!(bed.open(&fresh()).await, Ok(Opened::Finished { .. })));
+}
+
+#[tokio::test]
+async fn after_an_outage_word_may_come_later() {
+    let bed = Bed::new();
+    let living = bed.begin(&fresh()).await;
+    let store = Dependency::new("store");
+    store.lost("refused");
+    store.back();
+    let word = async {
+        sleep(NOTE_LIMIT * 2).await;
+        bed.records().note(&living, 0, true).await.unwrap();
+    };
+    let (records, delivery) = (bed.records().monitored(&store), redelivered());
+    let (opened, ()) = tokio::join!(records.open("digest", "w", 3, &delivery), word);
+    assert!(matches!(opened, Err(Failure::CopyRunning(_))), "{opened:?}");
+}
+
+#[tokio::test]
+async fn that_an_attempt_goes_on_without_its_message_is_said_as_soon_as_the_store_takes_it() {
+    let bed = Bed::new();
+    let attempt = bed.begin(&fresh()).await;
+    let [there, away] = ["j", "away"].map(|name| bed.folder.path().join(name));
+    std::fs::rename(&there, &away).unwrap();
+    std::fs::write(&there, "no folder").unwrap();
+    let (records, lost) = (bed.records(), CancellationToken::new());
+    lost.cancel();
+    let work = async {
+        sleep(NOTE_LIMIT).await;
+        std::fs::remove_file(&there).unwrap();
+        std::fs::rename(&away, &there).unwrap();
+        let back = Instant::now();
+        while !records.find_marker(1).await.unwrap().unwrap().disowned {
+            assert!(back.elapsed() < LAST_WORD, "nothing is said");
+            sleep(LOOK_EVERY).await;
+        }
+    };
+    kept_alive(&records, &attempt, &lost, work).await;
 }
 
 #[tokio::test]

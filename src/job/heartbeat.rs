@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, interval_at, timeout};
+use tokio::time::{Instant, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{OpenAttempt, Records};
@@ -12,6 +12,9 @@ use super::attempt::{OpenAttempt, Records};
 const BEAT_EVERY: Duration = Duration::from_secs(20);
 /// Longest write of a marker: a store that is away must not hold up what comes after.
 const NOTE_LIMIT: Duration = Duration::from_secs(3);
+/// Between two tries to say that the attempt goes on without its message: whoever has that message now waits for a
+/// moment only.
+const SAY_AGAIN: Duration = Duration::from_millis(500);
 
 /// Runs `work`, the attempt's, and keeps its marker alive meanwhile; `lost`: cancelled when the broker has taken the
 /// message back, and may give it to others. A note under way is ended before this returns: none comes after the
@@ -36,7 +39,7 @@ async fn beat(
     lost: &CancellationToken,
     over: &CancellationToken,
 ) {
-    let (mut beats, mut disowned) = (0, false);
+    let (mut beats, mut disowned, mut noted) = (0, false, true);
     let mut due = interval_at(Instant::now() + BEAT_EVERY, BEAT_EVERY);
     loop {
         tokio::select! {
@@ -44,9 +47,14 @@ async fn beat(
             () = over.cancelled() => return,
             () = lost.cancelled(), if !disowned => disowned = true,
             _ = due.tick() => beats += 1,
+            () = sleep(SAY_AGAIN), if disowned && !noted => {}
         }
-        match timeout(NOTE_LIMIT, records.note(attempt, beats, disowned)).await {
+        let done = timeout(NOTE_LIMIT, records.note(attempt, beats, disowned)).await;
+        let failed_before = !std::mem::replace(&mut noted, matches!(done, Ok(Ok(()))));
+        match done {
             Ok(Ok(())) => {}
+            // Told once.
+            _ if failed_before => {}
             Ok(Err(error)) => tracing::warn!(%error, "the attempt's marker could not be kept alive"),
             Err(_) => {
                 tracing::warn!(limit = ?NOTE_LIMIT, "the attempt's marker could not be kept alive in time")

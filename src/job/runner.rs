@@ -285,7 +285,7 @@ impl Life<'_> {
         let (runner, span) = (self.runner, self.span);
         let records =
             Records::new(&*runner.store, &runner.base, job.id.as_str()).map_err(Stopped::unanswered)?;
-        let records = records.traced(span.traceparent());
+        let records = records.traced(span.traceparent()).monitored(runner.store_monitor.dependency());
         let most = runner.limits.max_attempts;
         let incoming = self.incoming;
         let opening = || records.open(&job.digest, &runner.worker_id, most, incoming);

@@ -138,3 +138,15 @@ async fn a_start_that_fails_hands_the_first_job_back() -> Result<()> {
     ensure!(result["status"] == "succeeded", "{result:#}");
     site.finish(worker, site.initial()).await
 }
+
+/// Nobody is waited for by a worker that has stopped waiting for jobs.
+#[tokio::test]
+async fn a_boot_that_takes_longer_than_a_minute_ends_in_a_worker_that_takes_jobs() -> Result<()> {
+    let bed = Bed::new("engine-minute").await?;
+    let site = Site::standin(&bed, "a")?.env("STANDIN_BOOT_DELAY", "70");
+    let worker = site.boot().await?;
+    bed.publish(&staged_job("j", 0.1)).await?;
+    ensure!(bed.answer("j").await?["status"] == "succeeded");
+    site.finish(worker, site.initial()).await?;
+    bed.wait_queued(0).await
+}
