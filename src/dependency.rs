@@ -27,8 +27,8 @@ pub struct Dependency(Arc<Shared>);
 struct Shared {
     name: &'static str,
     state: watch::Sender<Option<Away>>,
-    /// When it was last found to be back, or first looked at.
-    since: Mutex<Instant>,
+    /// When it was last found to be back.
+    came: Mutex<Option<Instant>>,
 }
 
 /// Why a dependency is away, and since when.
@@ -43,7 +43,7 @@ impl Dependency {
     #[must_use]
     pub fn new(name: &'static str) -> Self {
         metrics::dependency(name, true);
-        Self(Arc::new(Shared { name, state: watch::Sender::new(None), since: Mutex::new(Instant::now()) }))
+        Self(Arc::new(Shared { name, state: watch::Sender::new(None), came: Mutex::default() }))
     }
 
     /// What it is.
@@ -83,17 +83,18 @@ impl Dependency {
 
     /// It works again.
     pub fn back(&self) {
-        *self.0.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         if let Some(away) = self.0.state.send_replace(None) {
+            *self.0.came.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
             tracing::info!(dependency = self.0.name, after = ?away.since.elapsed(), "a dependency is back");
             metrics::dependency(self.0.name, true);
         }
     }
 
-    /// Whether it may have been away a moment ago: others may not know yet that it is back.
+    /// Whether it was away a moment ago: others may not know yet that it is back.
     #[must_use]
     pub fn came_lately(&self) -> bool {
-        self.0.since.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < LONGEST_PAUSE * 2
+        let came = *self.0.came.lock().unwrap_or_else(PoisonError::into_inner);
+        came.is_some_and(|came| came.elapsed() < LONGEST_PAUSE * 2)
     }
 
     /// Waits until it is there.
