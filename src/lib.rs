@@ -15,7 +15,7 @@
 //!                   └─ telemetry ........ logs, traces, secrets taken out of both
 //! ```
 //!
-//! A job's life is in [`job::runner`]; what follows from a failure is decided in one
+//! A job's life begins in [`job::runner`]; what follows from a failure is decided in one
 //! function, [`job::decision::decide`].
 //!
 //! Invariants: outputs are durable before the manifest (`result.json`), the manifest before the

@@ -217,3 +217,22 @@ fn what_is_used_is_shown_once_it_is_known() {
         "{devices:?}"
     );
 }
+
+#[test]
+fn what_is_away_is_a_state_of_a_worker_that_was_ready() {
+    let (board, store, disk) = (Board::new("w".into()), Dependency::new("store"), Dependency::new("disk"));
+    board.depends_on(&store);
+    board.depends_on(&disk);
+    store.lost("refused");
+    assert_eq!(board.unready_reason().as_deref(), Some("booting"));
+    board.ready("1");
+    assert_eq!((board.status().state, board.unready_reason()), (Phase::StoreAway, store.trouble()));
+    disk.lost("no space left");
+    store.back();
+    assert_eq!((board.status().state, board.unready_reason()), (Phase::DiskFull, disk.trouble()));
+    disk.back();
+    assert_eq!((board.status().state, board.unready_reason()), (Phase::Ready, None));
+    store.lost("refused");
+    board.enter(Phase::Draining);
+    assert_eq!(board.status().state, Phase::Draining);
+}

@@ -5,6 +5,7 @@ mod needs;
 mod notices;
 mod orders;
 mod sampler;
+mod settle;
 mod share;
 mod sinks;
 mod spans;
@@ -63,7 +64,7 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
             let token = config.admin.token.clone();
             let admin = admin::serve(address, board.clone(), token, orders).await.map_err(|error| {
                 let problem = format!("admin.listen: cannot listen at {address}: {error}");
-                // Whoever has the port may let go of it.
+                // Another process has it, and may let go of it.
                 if error.kind() == std::io::ErrorKind::AddrInUse {
                     ServeError::Environment(problem)
                 } else {

@@ -92,7 +92,7 @@ impl Obedience {
     /// A job that is not in hand here: it may wait in the queue, and the message of its cancel may be
     /// all that its publisher can send.
     async fn cancel(&self, id: &JobId) {
-        // Every worker of the fleet gets the order at the same moment. Whoever has the job, or looks first, has stored
+        // Every worker of the fleet gets the order at the same moment. The worker that has the job, or looks first, has stored
         // the result when the others look: one read each, spread over a while, instead of a herd on one key.
         sleep(random_within(SPREAD)).await;
         // They wait for the one that has it: one look each, at the end.

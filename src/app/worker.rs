@@ -19,6 +19,7 @@ use super::{
     ServeError,
     boot::{BootMark, Starting, boot_error, starting},
     last_words,
+    settle::Outcome,
     share::Share,
     sinks::Sinks,
     spans::received,
@@ -35,10 +36,7 @@ use crate::{
         runner::{BOOT_PATIENCE, Runner},
     },
     metrics,
-    queue::{
-        self, Broker, Consumer, Delivery, Message, Postponement, PublishError, ResultMessage, Returns,
-        Settled, Settlement,
-    },
+    queue::{self, Broker, Consumer, Delivery, Message, Returns, Settled, Settlement},
     telemetry::{JobSpan, StageName, Traces},
 };
 
@@ -46,10 +44,6 @@ use crate::{
 pub(super) const HAND_BACK_PAUSE: Duration = Duration::from_secs(5);
 /// How often a job is asked for while one in hand nears its end.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Longest wait for a confirm until the broker is asked again, on another channel or connection.
-const CONFIRM_LIMIT: Duration = Duration::from_secs(60);
-/// The same for a message that must not stay in a drain.
-const RENEW_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) struct Worker {
     pub(super) runner: Runner,
@@ -80,23 +74,6 @@ enum Leave {
     Worn(String),
     /// The worker itself has: it ends in good order.
     Enough(String),
-}
-
-/// How a message is let go.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Outcome {
-    settlement: Settlement,
-    /// Whether the job itself has come back to the queue, or a copy of it.
-    returned: bool,
-}
-
-impl Outcome {
-    const HANDED_BACK: Self = Self { settlement: Settlement::HandBack, returned: true };
-    const COPIED: Self = Self { settlement: Settlement::Ack, returned: true };
-
-    fn done(settlement: Settlement) -> Self {
-        Self { settlement, returned: false }
-    }
 }
 
 impl Worker {
@@ -409,104 +386,6 @@ impl Worker {
             );
         }
         crate::phases::reached("acked").await;
-    }
-
-    /// Back to the head of the queue, at once. Before RabbitMQ 4.3 that counts to the delivery limit, where the broker
-    /// would take the job for poison: then a copy takes its place, with a fresh count.
-    async fn hand_back(&self, delivery: &Delivery) -> Outcome {
-        let limit = u64::from(self.config.amqp.delivery_limit);
-        if delivery.message.delivery_count + 1 < limit {
-            return Outcome::HANDED_BACK;
-        }
-        match self.broker.renew(delivery, Instant::now() + RENEW_LIMIT).await {
-            Ok(()) => Outcome::COPIED,
-            Err(error) => {
-                tracing::warn!(%error, "the job could not be published again: it nears its delivery limit");
-                Outcome::HANDED_BACK
-            }
-        }
-    }
-
-    /// Into the delay queue; a broker that takes nothing is waited for, until a drain.
-    async fn postpone(
-        &self,
-        delivery: &Delivery,
-        incoming: &Incoming,
-        delay: Duration,
-        returned: Returned,
-    ) -> Outcome {
-        let Returned { cause, count, since } = returned;
-        let returns = Returns { count, cause, since };
-        let postponement = Postponement { delay, returns, expires_at: incoming.expires_at };
-        loop {
-            let postponed = tokio::select! {
-                biased;
-                postponed = self.broker.postpone(delivery, &postponement, Instant::now() + CONFIRM_LIMIT) => postponed,
-                () = self.runner.stops.stop.cancelled() => return self.hand_back(delivery).await,
-            };
-            match postponed {
-                Ok(()) => return Outcome::COPIED,
-                Err(_) if delivery.is_stale() => return Outcome::HANDED_BACK,
-                Err(error @ PublishError::Unconfirmed(_)) => {
-                    tracing::warn!(%error, "the job could not be put into the delay queue yet");
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the job cannot be put into the delay queue: handing it back");
-                    self.pause(HAND_BACK_PAUSE).await;
-                    return self.hand_back(delivery).await;
-                }
-            }
-        }
-    }
-
-    /// Order: the manifest is durable, then the confirm, then the ack. A broker that takes nothing is waited for as
-    /// long as the job is ours, up to the drain's grace; whether it is published.
-    pub(super) async fn publish(
-        &self,
-        delivery: &Delivery,
-        job_id: String,
-        body: bytes::Bytes,
-        stored: bool,
-    ) -> bool {
-        let stored_at = self.runner.base.join(&format!("{job_id}/result.json")).ok().filter(|_| stored);
-        let stored_at = stored_at.map(|uri| uri.to_string());
-        let result = ResultMessage {
-            job_id,
-            body,
-            stored_at,
-            reply_to: delivery.message.reply_to.clone(),
-            correlation_id: delivery.message.correlation_id.clone(),
-            reply_only: !stored,
-        };
-        loop {
-            let published = tokio::select! {
-                biased;
-                published = self.broker.publish_result(&result, Instant::now() + CONFIRM_LIMIT) => published,
-                // The manifest stands: whoever gets the job next answers from it.
-                () = self.runner.stops.abort.cancelled() => {
-                    tracing::warn!(job = result.job_id, "the grace is over before the result was published");
-                    return false;
-                }
-                () = delivery.lost() => return false,
-            };
-            match published {
-                Ok(warnings) => {
-                    for warning in warnings {
-                        tracing::warn!(job = result.job_id, %warning, "the result could not be sent there");
-                    }
-                    tracing::info!(job = result.job_id, "answered");
-                    crate::phases::reached("published").await;
-                    return true;
-                }
-                Err(error) => {
-                    tracing::warn!(job = result.job_id, %error, "the result could not be published yet");
-                    self.pause(HAND_BACK_PAUSE).await;
-                    if !matches!(error, PublishError::Unconfirmed(_)) || delivery.is_stale() {
-                        return false;
-                    }
-                }
-            }
-        }
     }
 
     pub(super) async fn pause(&self, pause: Duration) {

@@ -4,7 +4,7 @@
 //! own count cannot tell those from orderly hand-backs: RabbitMQ counts each nack, and each connection that is lost.
 //!
 //! Whether an open attempt lives is seen without comparing clocks. Its message tells: the broker delivers it again
-//! only once the connection of whoever had it is gone. A worker that merely lost its connection goes on and says so
+//! only once the connection of the worker that had it is gone. A worker that merely lost its connection goes on and says so
 //! in its marker within a moment. And a living attempt's marker changes every [`heartbeat`](super::heartbeat).
 
 use std::time::Duration;
@@ -198,7 +198,7 @@ impl<'a> Records<'a> {
             let dead: Vec<u32> = earlier.iter().flat_map(|marker| marker.dead.iter().copied()).collect();
             let may_live = |marker: &&mut Marker| marker.closed.is_none() && !dead.contains(&marker.attempt);
             let Some(last) = earlier.iter_mut().rev().find(may_live) else { return Ok(()) };
-            // Had it been delivered again, the broker had taken it back from whoever runs it.
+            // Had it been delivered again, the broker had taken it back from the worker that runs it.
             if last.disowned || !delivery.redelivered {
                 let copy = Failure::CopyRunning(format!("{}.{}", last.nonce, last.beats));
                 let returned = delivery.returned_for(&copy).count;

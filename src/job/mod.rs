@@ -18,6 +18,7 @@ mod heartbeat;
 mod id;
 pub mod incoming;
 pub mod lane;
+mod life;
 mod met;
 mod preparation;
 pub mod report;

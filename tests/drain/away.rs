@@ -274,7 +274,7 @@ async fn copies_of_a_job_that_runs_elsewhere_wait_for_it() -> Result<()> {
     bed.wait_queued(0).await
 }
 
-/// A worker that loses its connection goes on; whoever gets the job meanwhile leaves it to that one.
+/// A worker that loses its connection goes on; a worker that gets the job meanwhile leaves it to that one.
 #[tokio::test]
 async fn a_job_whose_worker_lost_its_connection_is_not_run_a_second_time() -> Result<()> {
     let bed = Bed::new("away-owner").await?;
