@@ -131,7 +131,16 @@ pub fn find(
                         let wanted = shown(own_folder, &subfolder, &filename);
                         let place = places.give(&wanted, &format!("{folder:?}/{subfolder}/{filename}"));
                         let content = FoundContent::File(Arc::new(file));
-                        findings.files.push(Found::new(node, key, index, temp, place, filename, content));
+                        findings.files.push(Found {
+                            node,
+                            key,
+                            index,
+                            temp,
+                            place,
+                            filename,
+                            content,
+                            output: OnceLock::new(),
+                        });
                     }
                     Err(error) => {
                         let name = one_line(&format!("{}/{subfolder}/{filename}", folder.name()), 200);
@@ -155,7 +164,16 @@ pub fn find(
         let place = places.give(&filename, &format!("socket/{index}/{node}"));
         let content = FoundContent::Bytes(image.bytes);
         let key = "images".to_owned();
-        findings.files.push(Found::new(node, key, index, false, place, filename, content));
+        findings.files.push(Found {
+            node,
+            key,
+            index,
+            temp: false,
+            place,
+            filename,
+            content,
+            output: OnceLock::new(),
+        });
     }
     Ok(findings)
 }
@@ -339,18 +357,6 @@ pub async fn discard(folders: &Folders, history: Arc<History>) {
 }
 
 impl Found {
-    fn new(
-        node: String,
-        key: String,
-        index: usize,
-        temp: bool,
-        place: String,
-        filename: String,
-        content: FoundContent,
-    ) -> Self {
-        Self { node, key, index, temp, place, filename, content, output: OnceLock::new() }
-    }
-
     async fn upload(
         &self,
         destination: &Destination<'_>,
