@@ -1,6 +1,5 @@
 //! The one thread of ComfyUI's that runs prompts. It can end alone: an exception that escapes it, such as a
-//! node's `SystemExit`, leaves HTTP as it was and the prompt listed as running (COMFYUI, "the prompt
-//! worker is one thread").
+//! node's `SystemExit`, leaves HTTP as it was and the prompt listed as running.
 //!
 //! That another thread has ended proves nothing: custom nodes have threads that come and go. So which one
 //! runs the prompts is found out: one that did not get the CPU between the post of a prompt and its history

@@ -322,7 +322,7 @@ impl Engine {
     pub(super) async fn stop(&self) {
         self.socket.close();
         tokio::join!(self.browser.shutdown(), self.server.stop());
-        // Whoever still holds the engine: a drain waits for removals that are under way.
+        // Others may still hold the engine: a drain waits for removals that are under way.
         drop(self.scratch.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }

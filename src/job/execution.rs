@@ -103,13 +103,18 @@ impl<'a> Executor<'a> {
         let mut early = self.early(&ready.folder, &destination);
         let done = self.run_and_deliver(ready, &destination, &mut early, timings).await;
         if done.is_err() {
-            let discarded = async {
-                early.discard().await;
-                Ok(())
-            };
-            let _ = self.runner.stops.unless_aborted(discarded).await;
+            self.discard(&mut early).await;
         }
         done
+    }
+
+    /// Removes early uploads that nobody wants. A store that is away must not hold up a drain for it.
+    async fn discard(&self, early: &mut Early) {
+        let discarded = async {
+            early.discard().await;
+            Ok(())
+        };
+        let _ = self.runner.stops.unless_aborted(discarded).await;
     }
 
     async fn run_and_deliver(
@@ -168,7 +173,7 @@ impl<'a> Executor<'a> {
             uploaded = uploading => uploaded.at(Stage::Upload)?,
             why = self.end.called() => return Err(why).at(Stage::Upload),
         };
-        early.discard().await;
+        self.discard(early).await;
         timings.uploaded_ms = ms(uploaded_in);
         crate::phases::reached("uploaded").await;
         let (outputs, records) = outputs;

@@ -12,7 +12,7 @@ use super::attempt::{OpenAttempt, Records};
 const BEAT_EVERY: Duration = Duration::from_secs(20);
 /// Longest write of a marker: a store that is away must not hold up what comes after.
 const NOTE_LIMIT: Duration = Duration::from_secs(3);
-/// Between two tries to say that the attempt goes on without its message: whoever has that message now waits for a
+/// Between two tries to say that the attempt goes on without its message: the worker that has it now waits for a
 /// moment only.
 const SAY_AGAIN: Duration = Duration::from_millis(500);
 

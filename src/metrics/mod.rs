@@ -110,7 +110,7 @@ pub(crate) fn reconnected() {
     METERS.reconnects.add(&[], 1.0);
 }
 
-/// A result did not reach whoever waits for it there.
+/// A result did not reach those who wait for it there.
 pub(crate) fn result_unsent(to: &str, why: &str) {
     METERS.results_unsent.add(&[("to", to), ("why", why)], 1.0);
 }

@@ -244,7 +244,7 @@ async fn files_come_and_go() {
     }
 }
 
-/// Whoever has let go of something goes on at once, and waits only for a name that is to be used again.
+/// The owner that lets go of something goes on at once, and waits only for a name that is to be used again.
 #[allow(clippy::await_holding_lock, reason = "nothing here waits for it but the removal")]
 #[tokio::test]
 async fn a_removal_that_takes_long_holds_nobody_up() {

@@ -30,7 +30,7 @@ pub struct StoreMonitor {
 }
 
 impl StoreMonitor {
-    /// For the results beneath `base`.
+    /// For the results under `base`.
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, base: ObjectUri) -> Self {
         Self { store, base, dependency: Dependency::new("store"), probed: Arc::default() }
