@@ -5,7 +5,7 @@ mod early;
 mod written;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     fs::File,
     io,
     os::fd::AsRawFd,
@@ -15,6 +15,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use contract::{
+    ObjectUri, bounds,
+    failure::Failure,
+    request::{FolderType, OutputRequest},
+    result::{Kind, Output, OutputFile},
+    text::one_line,
+};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::{
@@ -23,21 +30,14 @@ use crate::{
         tracker::OutputImage,
     },
     config::OutputsConfig,
-    job::{
-        bounds,
-        failure::Failure,
-        request::{FolderType, OutputRequest},
-        result::{Kind, Output, OutputFile},
-    },
     stage::{FileName, Folders, Subfolder, open_beneath},
-    store::{Content, ObjectStore, ObjectUri, StoreError, Stored},
-    text::one_line,
+    store::{Content, ObjectStore, StoreError, Stored},
 };
 use early::Begun;
-use written::{Identity, Written, is_beside};
+use written::{Identity, Written};
 
 pub use early::Early;
-pub use written::{mark_start, settled};
+pub use written::{OwnFolder, settled};
 
 /// Files uploaded side by side.
 const PARALLEL_UPLOADS: usize = 4;
@@ -46,6 +46,8 @@ const PARALLEL_UPLOADS: usize = 4;
 #[derive(Debug, Default)]
 pub struct Findings {
     files: Vec<Found>,
+    /// Files beyond what a job may have: counted, and not kept open.
+    beyond: usize,
     texts: Vec<Output>,
     // Last: the files are closed before they are removed, or it is their closing that takes time.
     written: Written,
@@ -80,17 +82,19 @@ pub struct Missing {
     pub message: String,
 }
 
-/// Opens every file that the history lists. `own_folder` is the job's own beneath `output`, which
-/// its publisher does not see.
+/// Opens every file that the history lists. `own` is the job's own folder, which its publisher does not see.
+///
+/// Of more than `most` the rest is counted and not opened: descriptors are few.
 ///
 /// # Errors
 /// [`Missing`] with all of them: an answer from the execution cache lists files that are gone.
 pub fn find(
     folders: &Folders,
-    own_folder: &str,
+    own: &OwnFolder,
     request: &OutputRequest,
     history: &History,
     images: Vec<OutputImage>,
+    most: u32,
 ) -> Result<Findings, Missing> {
     let mut findings = Findings::default();
     let mut missing = Missing { nodes: BTreeSet::new(), message: String::new() };
@@ -116,19 +120,20 @@ pub fn find(
                     _ => continue,
                 };
                 let temp = folder == FolderType::Temp;
-                let opened = open(folders, folder, &subfolder, &filename);
+                let opened = open(folders, own, folder, &subfolder, &filename);
                 if let Ok((file, path)) = &opened
-                    && is_beside(own_folder, folder, &subfolder)
+                    && own.is_beside(folder, &subfolder)
                     && let Ok(metadata) = file.metadata()
                 {
-                    findings.written.note(path.clone(), Identity::of(&metadata));
+                    findings.written.note(path.clone(), Identity::of(&metadata), own);
                 }
                 if temp && !request.include_temp {
                     continue;
                 }
                 match opened {
+                    Ok(_) if findings.files.len() as u64 >= u64::from(most) => findings.beyond += 1,
                     Ok((file, _)) => {
-                        let wanted = shown(own_folder, &subfolder, &filename);
+                        let wanted = shown(&own.name, &subfolder, &filename);
                         let place = places.give(&wanted, &format!("{folder:?}/{subfolder}/{filename}"));
                         let content = FoundContent::File(Arc::new(file));
                         findings.files.push(Found {
@@ -188,7 +193,8 @@ fn shown(own_folder: &str, subfolder: &str, filename: &str) -> String {
 #[derive(Default)]
 struct Places {
     given: HashMap<String, String>,
-    taken: HashSet<String>,
+    /// With the number that the next file of that name gets.
+    taken: HashMap<String, u32>,
 }
 
 impl Places {
@@ -198,12 +204,13 @@ impl Places {
         }
         let (folder, name) = wanted.rsplit_once('/').map_or(("", wanted), |(folder, name)| (folder, name));
         let mut place = wanted.to_owned();
-        let mut number = 2;
-        while !self.taken.insert(place.clone()) {
+        while self.taken.contains_key(&place) {
             let separator = if folder.is_empty() { "" } else { "/" };
+            let number = self.taken.entry(wanted.to_owned()).or_insert(2);
             place = format!("{folder}{separator}{number}-{name}");
-            number += 1;
+            *number += 1;
         }
+        self.taken.insert(place.clone(), 2);
         self.given.insert(source.to_owned(), place.clone());
         place
     }
@@ -211,6 +218,7 @@ impl Places {
 
 fn open(
     folders: &Folders,
+    own: &OwnFolder,
     folder: FolderType,
     subfolder: &str,
     filename: &str,
@@ -221,6 +229,9 @@ fn open(
     let relative = Subfolder::parse(subfolder.trim_matches('/')).map_err(refuse)?.join(&name);
     let root = folders.of(folder);
     let file = open_beneath(&root, Path::new(&relative))?;
+    if own.is_beside(folder, subfolder) && !own.is_as_young(&file.metadata()?) {
+        return Err(io::Error::other("it is older than the job"));
+    }
     Ok((file, root.join(relative)))
 }
 
@@ -274,7 +285,7 @@ impl Findings {
     /// How many files there are.
     #[must_use]
     pub fn files(&self) -> usize {
-        self.files.len()
+        self.files.len() + self.beyond
     }
 
     /// Itself, if it is within the bounds.
@@ -282,7 +293,7 @@ impl Findings {
     /// # Errors
     /// [`Failure::OutputTooLarge`], saying which bound; [`Failure::Local`] when a file cannot be asked.
     pub fn within(self, limits: &OutputsConfig) -> Result<Self, Failure> {
-        let (files, most) = (self.files.len(), limits.max_files);
+        let (files, most) = (self.files(), limits.max_files);
         if files as u64 > u64::from(most) {
             let text = format!("the job made {files} files, more than {most} (outputs.max_files)");
             return Err(Failure::OutputTooLarge(text));
@@ -347,11 +358,12 @@ impl Findings {
 }
 
 /// Removes what an execution wrote that nobody wants.
-pub async fn discard(folders: &Folders, history: Arc<History>) {
-    let folders = folders.clone();
+pub async fn discard(folders: &Folders, own: &OwnFolder, history: Arc<History>) {
+    let (folders, own) = (folders.clone(), own.clone());
     let request = OutputRequest { include_temp: true, ..OutputRequest::default() };
-    let finding =
-        tokio::task::spawn_blocking(move || find(&folders, "", &request, &history, Vec::new()).map(drop));
+    let finding = tokio::task::spawn_blocking(move || {
+        find(&folders, &own, &request, &history, Vec::new(), 0).map(drop)
+    });
     // Files that are not there need no removal.
     let _ = finding.await;
 }

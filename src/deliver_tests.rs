@@ -12,14 +12,15 @@ const OWN: &str = "comfy-worker-1";
 struct Bed {
     root: tempfile::TempDir,
     folders: Folders,
+    own: OwnFolder,
 }
 
 impl Bed {
     fn new() -> Self {
-        mark_start();
         let root = tempfile::tempdir().unwrap();
         let folders = Folders::new(root.path().join("comfy"));
-        Self { root, folders }
+        let own = OwnFolder::create(&folders.of(FolderType::Output).join(OWN)).unwrap();
+        Self { root, folders, own }
     }
 
     /// Writes a file beneath ComfyUI's folder.
@@ -32,7 +33,7 @@ impl Bed {
 
     fn find(&self, outputs: Value, request: &OutputRequest) -> Result<Findings, Missing> {
         let history = History::find(&json!({"p": {"outputs": outputs}}), "p").unwrap();
-        find(&self.folders, OWN, request, &history, Vec::new())
+        find(&self.folders, &self.own, request, &history, Vec::new(), 10)
     }
 
     fn plain(&self, outputs: Value) -> Result<Findings, Missing> {
@@ -50,7 +51,7 @@ impl Bed {
         let limits = OutputsConfig { allow: Vec::new(), max_files: 10, max_bytes: 1000 };
         let base = ObjectUri::File(self.root.path().join("store"));
         let request = OutputRequest::default();
-        Early::new(Arc::new(LocalStore), base, self.folders.clone(), OWN.to_owned(), request, limits)
+        Early::new(Arc::new(LocalStore), base, self.folders.clone(), self.own.clone(), request, limits)
     }
 
     fn stored(&self, place: &str) -> Option<String> {
@@ -60,6 +61,16 @@ impl Bed {
 
 fn file(filename: &str, subfolder: &str, folder: &str) -> Value {
     json!({"filename": filename, "subfolder": subfolder, "type": folder})
+}
+
+/// Each number was once tried from the first one on.
+#[test]
+fn many_files_of_one_name_are_named_in_no_time() {
+    let mut places = Places::default();
+    let given: BTreeSet<_> = (0..100_000).map(|file| places.give("a/x.png", &format!("{file}"))).collect();
+    assert_eq!(given.len(), 100_000);
+    assert!(given.contains("a/x.png") && given.contains("a/100000-x.png"));
+    assert_eq!(places.give("a/x.png", "7"), "a/8-x.png", "the same file again");
 }
 
 fn places(findings: &Findings) -> Vec<&str> {
@@ -162,7 +173,7 @@ async fn what_is_not_uploaded_is_removed_too() {
 
     let paths = written();
     let history = History::find(&json!({"p": {"outputs": outputs}}), "p").unwrap();
-    discard(&bed.folders, Arc::new(history)).await;
+    discard(&bed.folders, &bed.own, Arc::new(history)).await;
     settled().await;
     assert!(paths.iter().all(|path| !path.exists()), "of a job that failed");
 }
@@ -277,7 +288,7 @@ async fn pictures_of_the_websocket_stay_apart_whatever_their_nodes_are_called() 
     let images =
         images.map(|(node, index, content)| OutputImage { node: node.into(), index, image: image(content) });
     let history = History::find(&json!({"p": {"outputs": {}}}), "p").unwrap();
-    let found = find(&bed.folders, OWN, &OutputRequest::default(), &history, images.into()).unwrap();
+    let found = find(&bed.folders, &bed.own, &OutputRequest::default(), &history, images.into(), 10).unwrap();
     assert_eq!(places(&found), ["1-2_00001_.png", "2-1-2_00001_.png", "1-2_00002_.jpg", "---x_00001_.png"]);
     let outputs = bed.upload(found).await;
     for (output, content) in outputs.iter().zip(["a", "b", "jpg", "c"]) {
@@ -286,6 +297,33 @@ async fn pictures_of_the_websocket_stay_apart_whatever_their_nodes_are_called() 
         assert_eq!((output.key.as_str(), output.kind), ("images", Kind::Image));
         assert!(FileName::parse(&file.filename).is_ok());
     }
+}
+
+/// A publisher can have a node list any file.
+#[tokio::test]
+async fn a_file_that_is_older_than_the_job_is_not_its() {
+    let bed = Bed::new();
+    let theirs = [bed.write("output/operator.txt", "theirs"), bed.write("temp/preview.png", "theirs")];
+    bed.write(&format!("output/{OWN}/mine.png"), "mine");
+    let since = std::time::Instant::now();
+    let own = || OwnFolder::create(&bed.folders.of(FolderType::Output).join("comfy-worker-2")).unwrap();
+    // File systems tell the time in steps.
+    while own().is_as_young(&fs::metadata(&theirs[1]).unwrap()) {
+        assert!(since.elapsed() < Duration::from_secs(10), "time stands still");
+        fs::remove_dir(bed.folders.of(FolderType::Output).join("comfy-worker-2")).unwrap();
+    }
+    let (bed, outputs) = (
+        Bed { own: own(), ..bed },
+        json!({"1": {"files": [file("operator.txt", "", "output")]}, "2": {"images": [file("preview.png", "", "temp")]}}),
+    );
+    let request = OutputRequest { include_temp: true, ..OutputRequest::default() };
+    let missing = bed.find(outputs.clone(), &request).unwrap_err();
+    assert_eq!(missing.nodes, BTreeSet::from(["1".to_owned(), "2".to_owned()]));
+    assert!(missing.message.contains("it is older than the job"), "{}", missing.message);
+    let history = History::find(&json!({"p": {"outputs": outputs}}), "p").unwrap();
+    discard(&bed.folders, &bed.own, Arc::new(history)).await;
+    settled().await;
+    assert!(theirs.iter().all(|path| path.is_file()));
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub mod config;
 pub mod connector;
 pub mod deliver;
 pub mod dependency;
+pub mod events;
+pub(crate) mod files;
 pub mod job;
 pub mod lifecycle;
 pub mod metrics;
@@ -45,5 +47,6 @@ pub(crate) mod text;
 
 pub use config::Config;
 pub use connector::{ComfyConnector, ConnectorError, Ill, Payload, State};
-pub use job::request::FolderType;
+pub use contract;
+pub use contract::request::FolderType;
 pub use stage::{PlaceError, Subfolder, UploadOptions};

@@ -2,13 +2,35 @@
 
 use std::{io, time::Duration};
 
+use contract::failure::Failure;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::sleep,
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::job::end::Stops;
+/// Stop is not abort: stop ends what has not begun to run, abort ends what runs.
+#[derive(Clone, Debug, Default)]
+pub struct Stops {
+    /// Nothing new starts.
+    pub stop: CancellationToken,
+    /// What runs is interrupted.
+    pub abort: CancellationToken,
+}
+
+impl Stops {
+    /// `work`, given up when what runs must end.
+    pub(crate) async fn unless_aborted<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.abort.cancelled() => Err(Failure::Draining),
+        }
+    }
+}
 
 /// From the interrupt of what runs to the end of a drain that is stuck in spite of every limit of
 /// its own: an orchestrator's KILL would come anyway, and a worker that hangs helps nobody.

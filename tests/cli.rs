@@ -422,3 +422,45 @@ fn standard_input_is_a_workflow() {
     // As far as the broker, and no further.
     assert_eq!(output.status.code(), Some(3), "{output:?}");
 }
+
+/// Nodes run as the worker's user: its credentials are in its environment and memory.
+#[test]
+fn other_processes_of_the_same_user_see_nothing_of_its_environment_and_memory() {
+    use std::os::unix::{fs::PermissionsExt as _, process::CommandExt as _};
+    // Root reads everything: then both are somebody who is not.
+    let user = rustix::process::geteuid().is_root().then_some(65_534);
+    let lower = |command: &mut Command| {
+        if let Some(user) = user {
+            command.uid(user).gid(user);
+        }
+    };
+    let place = Place::new();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // The checkout may lie where only root can go.
+    let program = place.path().join("comfy-worker");
+    fs::copy(env!("CARGO_BIN_EXE_comfy-worker"), &program).unwrap();
+    let mut command = Command::new(program);
+    command
+        .args(["run", "-"])
+        .env("AWS_SECRET_ACCESS_KEY", "hunter2")
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null());
+    lower(&mut command);
+    let mut child = command.spawn().unwrap();
+    let folder = format!("/proc/{}", child.id());
+    // It waits for the workflow: by then it is hidden.
+    until("it reads", Duration::from_secs(60), || {
+        fs::read_to_string(format!("{folder}/comm")).is_ok_and(|name| name == "comfy-worker\n")
+            && fs::read_dir(format!("{folder}/task")).is_ok_and(|tasks| tasks.count() > 1)
+    });
+    for entry in ["environ", "mem", "maps", "fd/0"] {
+        let mut look = Command::new("head");
+        look.args(["-c", "1"]).arg(format!("{folder}/{entry}")).stdin(Stdio::null());
+        lower(&mut look);
+        let seen = look.output().unwrap();
+        let said = String::from_utf8_lossy(&seen.stderr).into_owned();
+        assert!(!seen.status.success() && said.contains("Permission denied"), "{entry}: {said}");
+    }
+    drop(child.stdin.take());
+    child.wait().unwrap();
+}

@@ -4,7 +4,7 @@
 
 use std::{env, fs};
 
-use comfy_worker::job::{request::JobRequest, schema};
+use contract::{request::JobRequest, schema};
 use proptest::{prelude::*, sample};
 use serde_json::{Map, Value, json};
 use testbed::{

@@ -1,4 +1,4 @@
-//! What the README claims, measured: `scripts/bench [ROW …]`.
+//! What docs/performance.md claims, measured: `scripts/bench [ROW …]`.
 //!
 //! Each figure stands beside another one of the same run, on the stand-in ComfyUI and, with
 //! `COMFYUI_DIR` set (and `COMFYUI_PYTHON`), on a real one. A row that does not hold is reported with
@@ -47,7 +47,7 @@ use crate::{
     rows::Row,
 };
 
-/// Measures what the README claims.
+/// Measures what docs/performance.md claims.
 #[derive(Parser)]
 #[command(name = "scripts/bench")]
 struct Arguments {
@@ -62,9 +62,9 @@ struct Arguments {
     /// Size of the large file in MiB
     #[arg(long, value_name = "MIB")]
     megabytes: Option<u64>,
-    /// Puts the figures into README.md and docs/figures.svg, too: measured whole, on a quiet machine
+    /// Puts the figures into docs/performance.md and docs/figures.svg, too: measured whole, on a quiet machine
     #[arg(long, conflicts_with_all = ["rows", "quick", "megabytes"])]
-    readme: bool,
+    update: bool,
     /// Cargo says so
     #[arg(long, hide = true)]
     bench: bool,
@@ -109,12 +109,11 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::from(130));
     };
     publish(&figures, &conditions)?;
-    if arguments.readme && failed.is_empty() {
-        let (readme, plot) = (checkout().join("README.md"), checkout().join("docs/figures.svg"));
-        fs::write(&readme, report::in_readme(&fs::read_to_string(&readme)?, &figures, &conditions)?)?;
-        fs::create_dir_all(checkout().join("docs"))?;
+    if arguments.update && failed.is_empty() {
+        let (document, plot) = (checkout().join("docs/performance.md"), checkout().join("docs/figures.svg"));
+        fs::write(&document, report::in_document(&fs::read_to_string(&document)?, &figures, &conditions)?)?;
         fs::write(&plot, plot::svg(&figures, &conditions.to_string()))?;
-        println!("{}\n{}", readme.display(), plot.display());
+        println!("{}\n{}", document.display(), plot.display());
     }
     for row in &failed {
         eprintln!("{row} could not be measured, see above");

@@ -8,7 +8,7 @@ use testbed::Machine;
 
 use crate::figure::Figure;
 
-/// Around the figures in the README.
+/// Around the figures in docs/performance.md.
 const BEGIN: &str = "<!-- figures -->";
 const END: &str = "<!-- /figures -->";
 
@@ -25,7 +25,7 @@ impl fmt::Display for Conditions {
     }
 }
 
-/// A table that is good to read in a terminal and in a README.
+/// A table that is good to read in a terminal and in Markdown.
 pub(crate) fn table(figures: &[Figure]) -> String {
     let rows: Vec<[String; 6]> = figures
         .iter()
@@ -53,10 +53,10 @@ pub(crate) fn bounds(figures: &[Figure]) -> String {
     text
 }
 
-/// The README with these figures in place of those it has.
-pub(crate) fn in_readme(readme: &str, figures: &[Figure], conditions: &Conditions) -> Result<String> {
-    let (before, rest) = readme.split_once(BEGIN).context("README.md has no figures")?;
-    let (_, after) = rest.split_once(END).context("README.md's figures do not end")?;
+/// The document with these figures in place of those it has.
+pub(crate) fn in_document(document: &str, figures: &[Figure], conditions: &Conditions) -> Result<String> {
+    let (before, rest) = document.split_once(BEGIN).context("docs/performance.md has no figures")?;
+    let (_, after) = rest.split_once(END).context("the figures of docs/performance.md do not end")?;
     let bounds = bounds(figures);
     let bounds =
         if bounds.is_empty() { bounds } else { format!("\nWhat bounds those that miss:\n\n{bounds}") };

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use contract::{JobId, event::JobEvent, result::JobResult, text::one_line};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -22,15 +23,8 @@ use super::{
 use crate::{
     comfy::events::Image,
     dependency::Dependency,
-    job::{
-        JobId,
-        event::JobEvent,
-        incoming::Ending,
-        report::{EventSink, Preview},
-        result::JobResult,
-    },
+    events::{EventSink, Preview},
     queue::Health,
-    text::one_line,
 };
 
 /// How many ended jobs are kept.
@@ -246,29 +240,28 @@ pub struct JobPlace {
 }
 
 impl JobPlace {
-    /// What became of the message, before it is settled: a job that never ran is told of too.
-    pub fn ended_with(&self, ending: &Ending) {
+    /// The job is answered so: told before the message is settled, and of a job that never ran, too.
+    pub fn answered(&self, body: &[u8]) {
         // Read before the lock is taken: a result can hold megabytes.
-        let told = || {
-            self.board
-                .contents()
-                .jobs
-                .get(&self.number)
-                .is_some_and(|job| job.as_ref().is_some_and(Card::has_outcome))
-        };
-        match ending {
-            Ending::Answered { body, .. } if !told() => {
-                let Ok(result) = serde_json::from_slice::<JobResult>(body) else { return };
-                self.board.change(|contents, revision| {
-                    let card = Card::unrun(self.number, &result, now_ms(), revision);
-                    contents.jobs.insert(self.number, Some(card));
-                });
-            }
-            Ending::HandBack { reason, .. } => {
-                self.change_card(|card, revision| card.hand_back(reason, revision))
-            }
-            Ending::Answered { .. } | Ending::Reject { .. } => {}
+        let is_told = self
+            .board
+            .contents()
+            .jobs
+            .get(&self.number)
+            .is_some_and(|job| job.as_ref().is_some_and(Card::has_outcome));
+        if is_told {
+            return;
         }
+        let Ok(result) = serde_json::from_slice::<JobResult>(body) else { return };
+        self.board.change(|contents, revision| {
+            let card = Card::unrun(self.number, &result, now_ms(), revision);
+            contents.jobs.insert(self.number, Some(card));
+        });
+    }
+
+    /// The job goes back to the queue for this reason.
+    pub fn handed_back(&self, reason: &str) {
+        self.change_card(|card, revision| card.hand_back(reason, revision));
     }
 
     fn change_card(&self, change: impl FnOnce(&mut Card, u64)) {

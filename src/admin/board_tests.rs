@@ -1,14 +1,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bytes::Bytes;
+use contract::{
+    event::EventKind,
+    result::{Status as Ended, Timings, WorkerInfo},
+};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::job::{
-    event::EventKind,
-    failure::Cause,
-    result::{Status as Ended, Timings, WorkerInfo},
-};
 
 fn event(id: &str, at: u64, kind: EventKind) -> JobEvent {
     JobEvent { version: 1, id: id.parse().unwrap(), seq: at, at, attempt: 1, worker: "w".into(), kind }
@@ -130,35 +129,23 @@ fn fifty_ended_jobs_are_kept_the_newest_first() {
 #[test]
 fn jobs_that_never_ran_are_told_of_too() {
     let board = Board::new("w".into());
-    let answered = |id: &str, status| Ending::Answered {
-        id: id.parse().unwrap(),
-        body: serde_json::to_vec(&result(id, status)).unwrap().into(),
-        stored: true,
-    };
+    let answered = |id: &str, status| serde_json::to_vec(&result(id, status)).unwrap();
     // Refused, or its result was there.
-    board.take_job().ended_with(&answered("refused", Ended::Failed));
+    board.take_job().answered(&answered("refused", Ended::Failed));
     // Its result has been told of already, with its pictures.
     let place = board.take_job();
     place.event(&event("ran", 1, EventKind::Accepted));
     place.ended(&result("ran", Ended::Succeeded));
-    place.ended_with(&answered("ran", Ended::Succeeded));
+    place.answered(&answered("ran", Ended::Succeeded));
     drop(place);
     let place = board.take_job();
     place.event(&event("back", 1, EventKind::Accepted));
-    place.ended_with(&Ending::HandBack {
-        reason: "the store is away".into(),
-        cause: Cause::Store,
-        later: None,
-    });
+    place.handed_back("the store is away");
     drop(place);
     // Nothing is known of these.
-    board.take_job().ended_with(&Ending::HandBack { reason: "x".into(), cause: Cause::None, later: None });
-    board.take_job().ended_with(&Ending::Reject { reason: "no JSON".into() });
-    board.take_job().ended_with(&Ending::Answered {
-        id: "x".parse().unwrap(),
-        body: Bytes::from("{"),
-        stored: true,
-    });
+    board.take_job().handed_back("x");
+    drop(board.take_job());
+    board.take_job().answered(b"{");
     let status = json(board.status());
     let told: Vec<_> = status["last_jobs"]
         .as_array()

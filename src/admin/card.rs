@@ -1,5 +1,10 @@
 //! What is known of one job: all that `/status` and the page say of it.
 
+use contract::{
+    event::{EventKind, JobEvent},
+    result::JobResult,
+    text::one_line,
+};
 use serde::Serialize;
 
 use super::{
@@ -7,15 +12,7 @@ use super::{
     outcome::{Left, Outcome, Stored},
     stages::{Now, Spent, Stages},
 };
-use crate::{
-    comfy::events::Image,
-    job::{
-        event::{EventKind, JobEvent},
-        report::Preview,
-        result::JobResult,
-    },
-    text::one_line,
-};
+use crate::{comfy::events::Image, events::Preview};
 
 /// Largest preview that is kept: ComfyUI's are tens of kilobytes.
 const LARGEST_PREVIEW: usize = 4 << 20;

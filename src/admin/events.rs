@@ -17,7 +17,7 @@ use futures_util::stream;
 use serde::Serialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
@@ -31,6 +31,8 @@ pub(super) const MOST_LISTENERS: usize = 32;
 const PAUSE: Duration = Duration::from_millis(150);
 /// How often the broker's health is looked at: it changes beside the board.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Then a page's place is given up, and it asks for another: pages of others wait for one.
+const TERM: Duration = Duration::from_secs(10 * 60);
 /// A page that hears nothing cannot tell silence from a dead line: so often it is told something.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
@@ -40,6 +42,7 @@ struct Listener {
     changes: watch::Receiver<u64>,
     seen: Option<(u64, WorkerView)>,
     told: Instant,
+    until: Instant,
     _place: OwnedSemaphorePermit,
 }
 
@@ -63,7 +66,14 @@ pub(super) async fn events(State(site): State<Arc<Site>>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "10")], told).into_response();
     };
     let changes = site.board.changes();
-    let listener = Listener { site, changes, seen: None, told: Instant::now(), _place: place };
+    let listener = Listener {
+        site,
+        changes,
+        seen: None,
+        told: Instant::now(),
+        until: Instant::now() + TERM,
+        _place: place,
+    };
     let messages = stream::unfold(listener, |mut listener| async {
         let event = listener.next().await?;
         Some((Ok::<_, Infallible>(event), listener))
@@ -83,6 +93,7 @@ impl Listener {
             }
             tokio::select! {
                 () = self.site.closed.cancelled() => return None,
+                () = sleep_until(self.until) => return None,
                 changed = self.changes.changed() => {
                     changed.ok()?;
                     sleep(PAUSE).await;

@@ -6,21 +6,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use contract::{
+    JobId,
+    event::{EventKind, JobEvent},
+    result::{JobResult, Kind, Output, OutputFile, Status as Ended, Timings, WorkerInfo},
+};
 use futures_util::StreamExt;
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use super::*;
-use crate::{
-    job::{
-        JobId,
-        event::{EventKind, JobEvent},
-        report::EventSink,
-        result::{JobResult, Kind, Output, OutputFile, Status as Ended, Timings, WorkerInfo},
-    },
-    store::LocalStore,
-};
+use crate::{events::EventSink, store::LocalStore};
 
 const TOKEN: &str = "a-long-random-text";
 /// For what takes milliseconds on an idle machine.
@@ -291,6 +291,62 @@ async fn a_page_hears_everything_then_changes_then_signs_of_life() {
     assert_eq!(third["jobs"][0]["node_list"][0]["value"], 99.0, "{third}");
     assert_eq!(third.get("worker"), None);
     assert_eq!(messages.next().await, "event: alive\ndata: .", "the worker is silent");
+}
+
+/// They once took all of the worker's descriptors, from probes and jobs alike.
+#[tokio::test]
+async fn half_requests_by_the_thousand_keep_no_probe_from_its_answer() {
+    let bed = Bed::with(None).await;
+    let mut pages = Messages::open(&bed).await;
+    pages.next().await;
+    let mut half = Vec::new();
+    for _ in 0..1_000 {
+        let mut stream = TcpStream::connect(bed.admin.address).await.unwrap();
+        // Cut off already, should the machine be slow.
+        let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nHost: loc").await;
+        half.push(stream);
+    }
+    let begin = Instant::now();
+    let live = bed.ask(Method::GET, "/livez", &[]).await;
+    assert_eq!(live.status(), StatusCode::OK);
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    let place = bed.board.take_job();
+    bed.event(&place, "a", EventKind::Accepted);
+    assert_eq!(pages.next().await["jobs"][0]["id"], "a", "a page that listens has lost its place");
+    // In their time all are cut off, the last ones too.
+    for mut stream in half {
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(SOON, stream.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "a half request stays open");
+    }
+}
+
+/// A probe need not ask in the moment in which it has connected.
+#[tokio::test]
+async fn connections_that_are_kept_open_keep_no_probe_out() {
+    const GET: &[u8] = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let bed = Bed::with(None).await;
+    let connect = || async { TcpStream::connect(bed.admin.address).await.unwrap() };
+    let answers = async |stream: &mut TcpStream| {
+        stream.write_all(GET).await.is_ok()
+            && tokio::time::timeout(SOON, stream.read(&mut [0; 4096]))
+                .await
+                .unwrap()
+                .is_ok_and(|read| read > 0)
+    };
+    let (mut kept, mut silent) = (Vec::new(), Vec::new());
+    for _ in 0..128 {
+        let mut stream = connect().await;
+        assert!(answers(&mut stream).await);
+        kept.push(stream);
+    }
+    for _ in 0..5 {
+        let mut probe = connect().await;
+        for _ in 0..30 {
+            silent.push(connect().await);
+        }
+        assert!(answers(&mut probe).await, "{} silent connections kept a probe out", silent.len());
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod board;
 mod card;
 mod door;
 mod events;
+mod listener;
 mod nodes;
 mod orders;
 mod outcome;
@@ -19,7 +20,6 @@ mod told;
 use std::{
     net::SocketAddr,
     sync::{Arc, OnceLock},
-    time::Duration,
 };
 
 use axum::{
@@ -29,14 +29,9 @@ use axum::{
     middleware,
     response::IntoResponse,
     routing::{get, post},
-    serve::ListenerExt,
 };
-use rustix::net::sockopt::set_tcp_user_timeout;
 use secrecy::SecretString;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::AbortOnDropHandle,
@@ -48,9 +43,6 @@ pub use resources::{Resources, Usage};
 pub use told::Status;
 
 use crate::{metrics, store::ObjectStore};
-
-/// A reader that takes nothing of what was sent to it for so long is cut off.
-const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 
 /// The endpoint; ends with its drop.
 #[derive(Debug)]
@@ -67,6 +59,8 @@ pub struct Admin {
 struct Site {
     board: Board,
     token: Option<SecretString>,
+    /// Held while a wrong token is answered.
+    wrong_tokens: tokio::sync::Mutex<()>,
     orders: Box<dyn Orders>,
     /// Where the outputs are.
     store: OnceLock<Arc<dyn ObjectStore>>,
@@ -99,6 +93,7 @@ pub async fn serve(
     let site = Arc::new(Site {
         board,
         token,
+        wrong_tokens: tokio::sync::Mutex::default(),
         orders: Box::new(orders),
         store: OnceLock::new(),
         listeners: Arc::new(Semaphore::new(events::MOST_LISTENERS)),
@@ -119,19 +114,7 @@ pub async fn serve(
         .layer(middleware::from_fn_with_state(door::Names::of(address), door::check))
         .layer(middleware::map_response(door::harden))
         .with_state(Arc::clone(&site));
-    let listener = listener.tap_io(|stream: &mut TcpStream| {
-        let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
-        if let Err(error) = set_tcp_user_timeout(stream, silence) {
-            tracing::debug!(%error, "the admin endpoint: no limit for silent readers");
-        }
-    });
-    // Connections have tasks of their own, which end with this.
-    let ended = closed.clone().cancelled_owned();
-    let server = tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(ended).await {
-            tracing::error!(%error, "the admin endpoint ended");
-        }
-    });
+    let server = tokio::spawn(listener::answer(listener, routes, closed.clone()));
     Ok(Admin { address, site, _closed: closed.drop_guard(), _server: AbortOnDropHandle::new(server) })
 }
 

@@ -5,9 +5,8 @@ use std::{
     time::Duration,
 };
 
+use contract::{result::NodeTiming, text::one_line};
 use serde::Serialize;
-
-use crate::{job::result::NodeTiming, text::one_line};
 
 /// Nodes of a job in hand; of more the first ones go.
 const MOST: usize = 300;

@@ -1,9 +1,10 @@
 //! What the page may have the worker do, for those who have the token.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::{
+    Extension,
     extract::{Path, State},
     http::{
         HeaderMap, StatusCode,
@@ -11,10 +12,15 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use secrecy::{ExposeSecret, SecretString};
+use contract::JobId;
+use secrecy::ExposeSecret;
+use tokio::time::sleep;
 
-use super::Site;
-use crate::{checksum, job::JobId};
+use super::{Site, listener::Peer};
+use crate::checksum;
+
+/// Before a wrong token is answered.
+const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 1_000 });
 
 /// What obeys.
 pub trait Orders: Debug + Send + Sync {
@@ -29,9 +35,10 @@ pub trait Orders: Debug + Send + Sync {
 pub(super) async fn cancel(
     State(site): State<Arc<Site>>,
     Path(id): Path<String>,
+    Extension(peer): Extension<Peer>,
     headers: HeaderMap,
 ) -> Response {
-    if let Some(refusal) = refusal(site.token.as_ref(), &headers) {
+    if let Some(refusal) = refusal(&site, peer, &headers).await {
         return refusal;
     }
     if id.parse().is_ok_and(|id: JobId| site.orders.cancel(&id)) {
@@ -43,8 +50,12 @@ pub(super) async fn cancel(
 }
 
 /// `POST /drain`
-pub(super) async fn drain(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
-    if let Some(refusal) = refusal(site.token.as_ref(), &headers) {
+pub(super) async fn drain(
+    State(site): State<Arc<Site>>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+) -> Response {
+    if let Some(refusal) = refusal(&site, peer, &headers).await {
         return refusal;
     }
     site.orders.drain();
@@ -53,8 +64,8 @@ pub(super) async fn drain(State(site): State<Arc<Site>>, headers: HeaderMap) -> 
 
 /// What is said to those who do not have the token. It comes in a header that no page of another site can
 /// send.
-fn refusal(token: Option<&SecretString>, headers: &HeaderMap) -> Option<Response> {
-    let Some(token) = token else {
+async fn refusal(site: &Site, peer: Peer, headers: &HeaderMap) -> Option<Response> {
+    let Some(token) = &site.token else {
         let told = "read-only: set admin.token, and whoever gives it may cancel jobs and drain the worker\n";
         return Some((StatusCode::FORBIDDEN, told).into_response());
     };
@@ -68,6 +79,10 @@ fn refusal(token: Option<&SecretString>, headers: &HeaderMap) -> Option<Response
     if verify_slices_are_equal(given.as_bytes(), token.as_bytes()).is_ok() {
         return None;
     }
+    // One after another, from everywhere: a token cannot be found by trying. The right one waits for nobody.
+    let _turn = site.wrong_tokens.lock().await;
+    tracing::warn!(from = %peer.0, "an order at the admin endpoint came without the right admin.token");
+    sleep(WRONG_TOKEN_PAUSE).await;
     let told = "orders need the header `Authorization: Bearer <admin.token>`\n";
     Some((StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")], told).into_response())
 }

@@ -1,11 +1,10 @@
 //! What is kept of a job that has ended: a result can hold megabytes, and fifty are kept.
 
-use serde::Serialize;
-
-use crate::{
-    job::result::{Code, JobError, JobResult, Kind, Output, Stage, Status},
+use contract::{
+    result::{Code, JobError, JobResult, Kind, Output, Stage, Status},
     text::{many_lines, one_line},
 };
+use serde::Serialize;
 
 /// Outputs and warnings of one job; of more the number is told.
 const OUTPUTS: usize = 64;

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use contract::result::{OutputFile, Timings, WorkerInfo};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::job::result::{OutputFile, Timings, WorkerInfo};
 
 fn result(outputs: Vec<Output>, error: Option<JobError>) -> JobResult {
     JobResult {

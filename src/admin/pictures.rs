@@ -15,6 +15,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use contract::{JobId, ObjectUri};
 use futures_util::StreamExt;
 use tokio::time::{sleep, timeout};
 
@@ -22,10 +23,7 @@ use super::{
     Site,
     outcome::{LARGEST_PICTURE, Stored},
 };
-use crate::{
-    job::JobId,
-    store::{Object, ObjectStore, ObjectUri, StoreError},
-};
+use crate::store::{Object, ObjectStore, StoreError};
 
 /// Outputs that are fetched at a time: jobs need the store more.
 pub(super) const MOST_PICTURES: usize = 4;
@@ -91,8 +89,7 @@ pub(super) async fn output(
 
 async fn open(store: &dyn ObjectStore, picture: &Stored) -> Result<Object, StoreError> {
     let wrong = |reason: String| StoreError::Misconfigured { uri: picture.uri.clone(), reason };
-    let uri: ObjectUri =
-        picture.uri.parse().map_err(|error: crate::store::UriError| wrong(error.to_string()))?;
+    let uri: ObjectUri = picture.uri.parse().map_err(|error: contract::UriError| wrong(error.to_string()))?;
     let object = store.open(&uri).await?;
     match object.size {
         Some(size) if size > LARGEST_PICTURE => {

@@ -1,8 +1,7 @@
 //! Memory as the worker measures it, for whoever looks at the page.
 
+use contract::text::one_line;
 use serde::Serialize;
-
-use crate::text::one_line;
 
 /// How many rows of either kind are shown: a machine has some GPUs.
 const MOST: usize = 32;

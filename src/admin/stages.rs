@@ -1,11 +1,10 @@
 //! How long a job has been in each stage: by its events while it lives, by its result's timings then.
 
-use serde::Serialize;
-
-use crate::job::{
+use contract::{
     event::{EventKind, JobEvent},
     result::{Stage, Timings},
 };
+use serde::Serialize;
 
 /// The stages in a job's order, named as its timings name them.
 const NAMES: [&str; 6] = ["queued", "staged", "converted", "waited", "executed", "uploaded"];
@@ -116,8 +115,9 @@ impl Stages {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use contract::result::Status;
+
     use super::*;
-    use crate::job::result::Status;
 
     fn stages(events: &[(u64, EventKind)]) -> Stages {
         let mut stages = Stages::default();

@@ -8,6 +8,7 @@ use std::{
 };
 
 use backon::{ExponentialBuilder, Retryable};
+use contract::ObjectUri;
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
@@ -20,7 +21,7 @@ use crate::{
     connector::{ComfyConnector, ConnectorError, Engine},
     metrics,
     queue::{Broker, ConsumerTimeout, Findings, QueueError},
-    store::{ObjectStore, ObjectUri, StoreError, Stores},
+    store::{ObjectStore, StoreError, Stores},
 };
 
 /// Broker and store side by side; `None` when told to stop meanwhile.

@@ -13,6 +13,7 @@ mod worker;
 
 use std::{sync::Arc, time::Duration};
 
+use contract::ObjectUri;
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -26,11 +27,9 @@ use crate::{
     config::{Config, Mistake, Mistakes},
     connector::ComfyConnector,
     deliver,
-    job::{
-        end::{InHand, Stops},
-        runner::Runner,
-    },
-    store::{ObjectUri, Stores},
+    job::{end::InHand, runner::Runner},
+    lifecycle::Stops,
+    store::Stores,
     telemetry::Traces,
 };
 
@@ -75,7 +74,8 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
             Some(admin)
         }
     };
-    let stores = Arc::new(Stores::new(&config.store).await);
+    let stores = Stores::new(&config.store).await;
+    let stores = Arc::new(stores.with_upload_notes(config.worker.state_dir.join("uploads")));
     if let Some(admin) = &admin {
         admin.shows_outputs_of(stores.clone());
     }

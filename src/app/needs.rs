@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use contract::request::FolderType;
 use rustix::fs::{FallocateFlags, fallocate};
 use tokio::task::spawn_blocking;
 
-use crate::job::{request::FolderType, runner::Runner};
+use crate::job::runner::Runner;
 
 /// Room that is there again when a file of this size can be written.
 const ROOM: u64 = 4 << 20;

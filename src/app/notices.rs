@@ -1,6 +1,8 @@
 //! Tells the publishers of jobs that the broker moved to the dead letters: beside the jobs, until the
 //! worker stops.
 
+use contract::failure::Failure;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -8,9 +10,13 @@ use super::{
     worker::{HAND_BACK_PAUSE, Worker},
 };
 use crate::{
-    job::{failure::Failure, incoming::Ending},
+    job::incoming::Ending,
     queue::{Delivery, Message, Settlement},
 };
+
+/// Notices in hand: the copy of a job that runs has to wait for its end, which holds up no other one. Each can be as large
+/// as a job.
+const SIDE_BY_SIDE: u16 = 8;
 
 /// Runs `jobs` and, as long as they may begin, answers notices. Neither waits for the other.
 pub(super) async fn beside<T>(worker: &Worker, jobs: impl Future<Output = T>) -> T {
@@ -25,21 +31,26 @@ pub(super) async fn beside<T>(worker: &Worker, jobs: impl Future<Output = T>) ->
 
 impl Worker {
     async fn answer_notices(&self, ended: &CancellationToken) {
-        let mut notices = self.broker.notices();
+        let mut notices = self.broker.notices(SIDE_BY_SIDE);
+        let mut answering = FuturesUnordered::new();
         loop {
             let notice = tokio::select! {
                 biased;
                 () = ended.cancelled() => break,
+                Some(()) = answering.next() => continue,
                 notice = notices.next() => notice,
             };
             let Some(notice) = notice else { break };
-            let settlement = tokio::select! {
-                biased;
-                () = ended.cancelled() => Settlement::HandBack,
-                settlement = self.answer_notice(&notice) => settlement,
-            };
-            notice.settle(settlement).await;
+            answering.push(async move {
+                let settlement = tokio::select! {
+                    biased;
+                    () = ended.cancelled() => Settlement::HandBack,
+                    settlement = self.answer_notice(&notice) => settlement,
+                };
+                notice.settle(settlement).await;
+            });
         }
+        while answering.next().await.is_some() {}
         last_words(&self.runner.stops, notices.stop()).await;
     }
 

@@ -2,18 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
+use contract::{JobId, ObjectUri};
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     admin,
     job::{
-        JobId,
         cancel::{self, Cancelling},
-        end::{InHand, Stops},
+        end::InHand,
         runner::Runner,
     },
+    lifecycle::Stops,
     queue::{Order, Orders},
-    store::{ObjectStore, ObjectUri},
+    store::ObjectStore,
 };
 
 /// Cancels of jobs that are in nobody's hands, at a time; more are left to whoever ordered them.

@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
+use contract::{event::JobEvent, result::JobResult};
+
 use crate::{
     admin::JobPlace,
-    job::{
-        event::JobEvent,
-        report::{EventSink, Preview},
-        result::JobResult,
-    },
+    events::{EventSink, Preview},
     queue,
 };
 

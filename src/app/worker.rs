@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use contract::failure::Cause;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
@@ -29,12 +30,11 @@ use crate::{
     config::Config,
     connector::ConnectorError,
     job::{
-        end::Stops,
-        failure::Cause,
         incoming::{Ending, Incoming, Returned},
         lane::{Turn, Wanted},
         runner::{BOOT_PATIENCE, Runner},
     },
+    lifecycle::Stops,
     metrics,
     queue::{self, Broker, Consumer, Delivery, Message, Returns, Settled, Settlement},
     telemetry::{JobSpan, StageName, Traces},
@@ -319,7 +319,11 @@ impl Worker {
             ending = self.runner.run(&incoming, turn, sink) => ending,
             never = disowned => match never {},
         };
-        place.ended_with(&ending);
+        match &ending {
+            Ending::Answered { body, .. } => place.answered(body),
+            Ending::HandBack { reason, .. } => place.handed_back(reason),
+            Ending::Reject { .. } => {}
+        }
         match ending {
             Ending::Answered { id, body, stored } => {
                 let publishing = self.publish(delivery, id.to_string(), body, stored);

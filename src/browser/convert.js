@@ -1,10 +1,12 @@
 // Runs in a ready page: UI workflow (JSON text) in, JSON text out, one of
-// {output, workflow, varies}, {missing: [types]}, {refused: text}.
+// {output, workflow, varies, worn}, {missing: [types]}, {refused: text}, {worn: text}. `worn`: what
+// earlier workflows or this one left behind, so that the page is of no use any more.
 async (text) => {
   const source = JSON.parse(text);
   const app = window.app;
   const graph = app.rootGraph ?? app.graph;
-  const { load, served } = window.comfyWorker;
+  const worker = window.comfyWorker;
+  const { load, served } = worker;
 
   // ---- node types that cannot run here ----
   // The frontend strips these characters from types that it does not know.
@@ -32,10 +34,30 @@ async (text) => {
     return unknown.length ? unknown : [type];
   };
   const nodes = [source, ...definitions].flatMap((within) => objects(within.nodes));
+
+  // ---- nothing of an earlier workflow ----
+  const parts = objects(Object.values(groups)).flatMap((group) => objects(group.nodes));
+  const types = [...nodes, ...parts].map((node) => node.type);
+  const changed = worker.guard.begin(types);
+  if (changed !== undefined) {
+    if (!worker.fresh) return JSON.stringify({ worn: changed });
+    // The frontend's own start was not quite over.
+    worker.guard = window.comfyWorkerGuard();
+    worker.guard.begin(types);
+  }
+  worker.fresh = false;
+  // The frontend's stores go by the graph's id, which two workflows may share.
+  const { id } = source;
+  // Not `randomUUID`, which pages have on loopback only.
+  const [a, b, c, d, e] = [8, 4, 3, 3, 12].map((digits) =>
+    [...crypto.getRandomValues(new Uint8Array(digits))].map((byte) => (byte & 15).toString(16)).join(''),
+  );
+  source.id = `${a}-${b}-4${c}-8${d}-${e}`;
+
   const suspects = nodes.filter((node) => isActive(node) && !isKnown(node.type) && !local.has(node.type));
   // By the name that the frontend gives an unknown node; of group nodes it first changes the separator.
   const name = (node) => (typeof node.type === 'string' ? node.type : '(no type)');
-  const written = new Map(
+  const named = new Map(
     nodes.flatMap((node) => {
       const plain = stripped(node.type);
       return [plain, plain.replace(/^workflow[/]/, 'workflow')].map((known) => [known, name(node)]);
@@ -102,6 +124,8 @@ async (text) => {
     prompt = await app.graphToPrompt();
     // A text: the prompt's values may be the widgets' own objects.
     const first = JSON.stringify(prompt.output);
+    // One long text in a subgraph that is used often, or put into others by its name (`%node.text%`).
+    if (first.length > 64 * 1024 * 1024) throw new Error(`its prompt would have ${first.length} characters`);
     if (!varies) {
       try {
         varies = JSON.stringify((await app.graphToPrompt()).output) !== first;
@@ -124,16 +148,24 @@ async (text) => {
   for (const [id, { class_type: type }] of Object.entries(prompt.output)) {
     if (type == null) {
       const seen = String(typeOf(id) ?? '(no type)');
-      missing.push(...lacking(written.get(seen) ?? seen));
+      missing.push(...lacking(named.get(seen) ?? seen));
     } else if (!served.has(type)) {
       missing.push(type);
     }
   }
   if (missing.length) return JSON.stringify({ missing });
 
+  const places = [source, ...definitions].map((within) => [
+    objects(within.nodes),
+    within === source ? graph : graph.subgraphs?.get(within.id),
+  ]);
+  const written = worker.guard.writtenInto(source, [...places, [parts, undefined]]);
+  const worn = worker.guard.restore() ?? written;
+
+  if (id && prompt.workflow.id === source.id) prompt.workflow.id = id;
   // The view is not restored (that would draw), so the page's own one was saved: put it right.
   const view = source.extra?.ds;
   if (view) prompt.workflow.extra.ds = view;
   else delete prompt.workflow.extra?.ds;
-  return JSON.stringify({ output: prompt.output, workflow: prompt.workflow, varies });
+  return JSON.stringify({ output: prompt.output, workflow: prompt.workflow, varies, worn });
 }

@@ -1,10 +1,10 @@
 //! What goes into the page and what comes out of it; no browser in here.
 
+use contract::text::one_line;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Conversion, ConvertError};
-use crate::text::one_line;
+use super::{Conversion, ConvertError, hostile};
 
 /// Longest word of the frontend that goes into an error.
 const MESSAGE_CHARS: usize = 500;
@@ -17,7 +17,11 @@ pub(super) enum Answer {
         workflow: Value,
         /// The answer as text, when the next conversion of the workflow would give the same.
         lasting: Option<String>,
+        /// What it left behind in the page, which is then of no use any more.
+        worn: Option<String>,
     },
+    /// Not converted: what earlier workflows left behind in the page.
+    Worn(String),
     /// Sorted, each once.
     Missing(Vec<String>),
     Refused(String),
@@ -32,13 +36,14 @@ struct Reply {
     refused: Option<String>,
     #[serde(default)]
     varies: bool,
+    worn: Option<String>,
 }
 
 impl Answer {
     /// Reads what `convert.js` returned.
     ///
     /// # Errors
-    /// The text is none of the three forms.
+    /// The text is none of its forms.
     pub(super) fn parse(text: String) -> Result<Self, String> {
         let reply: Reply = serde_json::from_str(&text).map_err(|error| error.to_string())?;
         match reply {
@@ -51,9 +56,11 @@ impl Answer {
                 Ok(Self::Missing(types))
             }
             Reply { refused: Some(text), .. } => Ok(Self::Refused(one_line(text.trim(), MESSAGE_CHARS))),
-            Reply { output: Some(prompt), workflow, varies, .. } => {
-                Ok(Self::Converted { prompt, workflow, lasting: (!varies).then_some(text) })
+            Reply { output: Some(prompt), workflow, varies, worn, .. } => {
+                let worn = worn.map(|reason| one_line(&reason, 200));
+                Ok(Self::Converted { prompt, workflow, lasting: (!varies).then_some(text), worn })
             }
+            Reply { worn: Some(reason), .. } => Ok(Self::Worn(one_line(&reason, 200))),
             _ => Err("it is empty".into()),
         }
     }
@@ -70,13 +77,14 @@ impl Conversion {
 ///
 /// # Errors
 /// [`ConvertError::Refused`]: for anything but an object the frontend would load its default
-/// workflow, and convert that.
+/// workflow, and convert that; and what is hostile to other workflows.
 pub(super) fn text_of(workflow: &Value) -> Result<String, ConvertError> {
-    match workflow.get("nodes") {
-        Some(Value::Array(_)) => serde_json::to_string(workflow)
-            .map_err(|error| ConvertError::Refused(one_line(&error.to_string(), MESSAGE_CHARS))),
-        _ => Err(ConvertError::Refused("a UI workflow is an object with a list of nodes".into())),
+    if !workflow.get("nodes").is_some_and(Value::is_array) {
+        return Err(ConvertError::Refused("a UI workflow is an object with a list of nodes".into()));
     }
+    hostile::check(workflow).map_err(ConvertError::Refused)?;
+    serde_json::to_string(workflow)
+        .map_err(|error| ConvertError::Refused(one_line(&error.to_string(), MESSAGE_CHARS)))
 }
 
 /// Whether the frontend may make another prompt of this workflow each time: a text offers a choice
@@ -192,6 +200,12 @@ mod tests {
             panic!()
         };
         assert_eq!(text, r"one\ntwo");
+        let Answer::Worn(text) = Answer::parse(r#"{"worn": "node type.SaveImage"}"#.into()).unwrap() else {
+            panic!()
+        };
+        assert_eq!(text, "node type.SaveImage");
+        let last = Answer::parse(r#"{"output": {}, "worn": "a class"}"#.into()).unwrap();
+        assert!(matches!(last, Answer::Converted { worn: Some(_), .. }));
         assert!(Answer::parse(String::new()).is_err());
         assert!(Answer::parse("{}".into()).is_err());
     }

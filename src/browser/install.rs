@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use contract::text::one_line;
 use reqwest::{Client, Response, redirect::Policy};
 use serde_json::Value;
 use tokio::{
@@ -29,7 +30,6 @@ use super::{ConvertError, find, unpack::unpack};
 use crate::{
     checksum,
     config::{BrowserConfig, InstallConfig},
-    text::one_line,
 };
 
 /// The download, or the wait for another worker's.
@@ -124,7 +124,7 @@ async fn lock(path: &Path) -> Result<File, String> {
 fn remove_leftovers(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(".unpack-") {
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = crate::files::remove_folder(&entry.path());
         }
     }
 }
@@ -223,7 +223,7 @@ fn place(folder: &Path, part: &Path, home: &Path) -> Result<(), String> {
     let program = program.ok_or_else(|| format!("it holds none of {}", PROGRAMS.join(", ")))?;
     fs::set_permissions(program, fs::Permissions::from_mode(0o755)).map_err(told)?;
     // One that is no program, or it would have been taken.
-    let _ = fs::remove_dir_all(home);
+    let _ = crate::files::remove_folder(home);
     fs::rename(unpacked.path(), home).map_err(told)
 }
 

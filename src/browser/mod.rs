@@ -9,15 +9,17 @@
 //! ```
 //!
 //! Invariants: a page is either fit for the next conversion or gone (after any error, and when a
-//! conversion was cancelled halfway, its context is closed); a Chromium that does not answer is
-//! killed with its whole group before another one starts; nothing waits for Chromium without a
-//! time limit.
+//! conversion was cancelled halfway, its context is closed); no workflow finds anything of an earlier
+//! one in its page (`guard.js`: what a workflow defines is removed afterwards, and a page in which one
+//! changed anything else is not used again); a Chromium that does not answer is killed with its whole
+//! group before another one starts; nothing waits for Chromium without a time limit.
 
 mod cache;
 mod command;
 mod convert;
 mod early;
 mod find;
+mod hostile;
 mod install;
 mod page;
 mod pipe;
@@ -77,9 +79,22 @@ pub enum ConvertError {
     /// No answer within the limit, after retries in fresh pages.
     #[error("no conversion within {0:?}")]
     TimedOut(Duration),
+    /// It was stopped meanwhile, with the ComfyUI that it belongs to.
+    #[error("the browser was stopped")]
+    Stopped,
     /// Chromium is missing, cannot start, or died and did not come back: the worker's fault.
     #[error("browser: {0}")]
     Browser(String),
+}
+
+/// What became of a conversion, and of its page.
+enum Attempt {
+    /// The page is fit for another one.
+    Fit(Conversion),
+    /// It is not: the workflow, the page's first one, changed it.
+    Last(Conversion),
+    /// Not converted, or not to be trusted: the page was changed by an earlier workflow.
+    Worn,
 }
 
 /// A headless Chromium with a page of ComfyUI's frontend, ready to convert.
@@ -198,30 +213,38 @@ impl Browser {
             // Taken out of the slot: when this future is dropped, so is the page.
             let (error, last) = match shared.page(&mut in_use).await {
                 Err(error) => (error, false),
-                Ok(mut page) => {
-                    let outcome = self.attempt(&mut page, workflow, text).await;
-                    let fresh = page.conversions() == 1;
-                    match outcome {
-                        Ok(conversion) => {
-                            // One that has grown closes in the background, by its drop.
-                            *in_use = Some(page).filter(|page| page.conversions() < CONVERSIONS_PER_PAGE);
-                            if fresh {
-                                self.keep_spare(SPARE_AFTER);
-                            }
-                            return Ok(conversion);
+                Ok(mut page) => match self.attempt(&mut page, workflow, text).await {
+                    Ok(Attempt::Fit(conversion)) => {
+                        let fresh = page.is_fresh();
+                        // One that has grown closes in the background, by its drop.
+                        *in_use = Some(page).filter(|page| page.conversions() < CONVERSIONS_PER_PAGE);
+                        if fresh {
+                            self.keep_spare(SPARE_AFTER);
                         }
-                        Err(error) => {
-                            shared.discard(page).await;
-                            let last = match error {
-                                ConvertError::MissingNodes(_) => true,
-                                // In a used page an earlier workflow may be to blame.
-                                ConvertError::Refused(_) => fresh,
-                                _ => false,
-                            };
-                            (error, last)
-                        }
+                        return Ok(conversion);
                     }
-                }
+                    Ok(Attempt::Last(conversion)) => {
+                        shared.discard(page).await;
+                        self.keep_spare(Duration::ZERO);
+                        return Ok(conversion);
+                    }
+                    // No attempt: at most one more page, and that is a fresh one.
+                    Ok(Attempt::Worn) => {
+                        shared.discard(page).await;
+                        continue;
+                    }
+                    Err(error) => {
+                        let fresh = page.is_fresh();
+                        shared.discard(page).await;
+                        let last = match error {
+                            ConvertError::MissingNodes(_) => true,
+                            // In a used page an earlier workflow may be to blame.
+                            ConvertError::Refused(_) => fresh,
+                            _ => false,
+                        };
+                        (error, last)
+                    }
+                },
             };
             if last || attempt == ATTEMPTS {
                 self.keep_spare(Duration::ZERO);
@@ -232,25 +255,34 @@ impl Browser {
         }
     }
 
-    async fn attempt(
-        &self,
-        page: &mut Page,
-        workflow: &Value,
-        text: &str,
-    ) -> Result<Conversion, ConvertError> {
+    async fn attempt(&self, page: &mut Page, workflow: &Value, text: &str) -> Result<Attempt, ConvertError> {
         let limit = self.0.shared.config.convert_timeout;
-        match page.convert(text, limit).await {
-            Ok(Answer::Converted { prompt, workflow: saved, lasting }) => {
-                if let Some(answer) = lasting {
-                    self.0.known.put(Key::new(text, page.served()), workflow, answer);
-                }
-                Ok(Conversion::new(prompt, saved, workflow))
+        let (prompt, saved, lasting, worn) = match page.convert(text, limit).await {
+            Ok(Answer::Converted { prompt, workflow, lasting, worn }) => (prompt, workflow, lasting, worn),
+            Ok(Answer::Worn(reason)) if !page.is_fresh() => {
+                tracing::warn!(reason, "an earlier workflow left something in ComfyUI's page, replacing it");
+                return Ok(Attempt::Worn);
             }
-            Ok(Answer::Missing(types)) => Err(ConvertError::MissingNodes(types)),
-            Ok(Answer::Refused(message)) => Err(ConvertError::Refused(message)),
-            Err(CallError::Silent { what: page::CONVERSION, .. }) => Err(ConvertError::TimedOut(limit)),
-            Err(error) => Err(ConvertError::Browser(error.to_string())),
+            Ok(Answer::Worn(reason)) => return Err(ConvertError::Browser(format!("a fresh page: {reason}"))),
+            Ok(Answer::Missing(types)) => return Err(ConvertError::MissingNodes(types)),
+            Ok(Answer::Refused(message)) => return Err(ConvertError::Refused(message)),
+            Err(CallError::Silent { what: page::CONVERSION, .. }) => {
+                return Err(ConvertError::TimedOut(limit));
+            }
+            Err(error) => return Err(ConvertError::Browser(error.to_string())),
+        };
+        if let Some(reason) = &worn {
+            tracing::warn!(reason, "a workflow left something in ComfyUI's page, replacing it");
+            // This one, or an earlier one just now.
+            if !page.is_fresh() {
+                return Ok(Attempt::Worn);
+            }
         }
+        if let Some(answer) = lasting {
+            self.0.known.put(Key::new(text, page.served()), workflow, answer);
+        }
+        let conversion = Conversion::new(prompt, saved, workflow);
+        Ok(if worn.is_some() { Attempt::Last(conversion) } else { Attempt::Fit(conversion) })
     }
 
     /// Prepares a spare page in the background, where there is none. Whether one is being prepared

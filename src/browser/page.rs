@@ -16,6 +16,7 @@ use chromiumoxide::{
     },
     error::CdpError,
 };
+use contract::text::one_line;
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::Value;
@@ -26,7 +27,6 @@ use super::{
     convert::Answer,
     process::{ANSWER_LIMIT, CallError, Chromium},
 };
-use crate::text::one_line;
 
 /// From nothing to ready. 4–5 s measured on two cores; thousands of node types take longer.
 const PREPARE_LIMIT: Duration = Duration::from_secs(90);
@@ -34,7 +34,7 @@ const PREPARE_LIMIT: Duration = Duration::from_secs(90);
 const OPEN_LIMIT: Duration = Duration::from_secs(30);
 /// What a call of [`Page::convert`] is called in errors.
 pub(super) const CONVERSION: &str = "the conversion";
-const DOCUMENT: &str = include_str!("document.js");
+const DOCUMENT: &str = concat!(include_str!("document.js"), include_str!("guard.js"));
 const READY: &str = include_str!("ready.js");
 const CONVERT: &str = include_str!("convert.js");
 
@@ -150,6 +150,11 @@ impl Page {
     /// How many conversions were tried here.
     pub(super) fn conversions(&self) -> u32 {
         self.conversions
+    }
+
+    /// Whether it has seen no workflow but the one that was just converted.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.conversions <= 1
     }
 
     /// Whether the page's own process answers.

@@ -17,6 +17,7 @@ use chromiumoxide::{
     error::CdpError,
     handler::HandlerConfig,
 };
+use contract::text::one_line;
 use futures_util::StreamExt;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid};
 use tokio::time::{sleep, timeout};
@@ -27,7 +28,6 @@ use super::{command::command, pipe, profile::Profile};
 use crate::{
     child::{Group, LogTail, Members},
     config::BrowserConfig,
-    text::one_line,
 };
 
 /// From the start to a DevTools connection; 0.3–0.9 s measured, cold disks take longer.

@@ -10,6 +10,8 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::files;
+
 /// Short: sockets in it must stay below 108 bytes.
 const PREFIX: &str = "comfy-worker-chromium-";
 const LOCK: &str = ".owner";
@@ -55,7 +57,7 @@ impl Profile {
     pub(super) fn remove(self) {
         let path = self.folder.keep();
         for _ in 0..20 {
-            match fs::remove_dir_all(&path) {
+            match files::remove_folder(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     std::thread::sleep(Duration::from_millis(25));
                 }
@@ -78,7 +80,7 @@ fn sweep(parent: &Path) {
         if !ours {
             continue;
         }
-        let lock = File::open(path.join(LOCK));
+        let lock = files::open_regular(File::options().read(true), &path.join(LOCK));
         let left = match &lock {
             Ok(owner) => owner.try_lock().is_ok(),
             Err(_) => fs::metadata(&path)
@@ -87,7 +89,7 @@ fn sweep(parent: &Path) {
         };
         if left {
             tracing::info!(path = %path.display(), "removing the browser profile of a worker that was killed");
-            let _ = fs::remove_dir_all(&path);
+            let _ = files::remove_folder(&path);
         }
     }
 }

@@ -52,7 +52,7 @@ async (limit) => {
   const load = app.loadGraphData.bind(app);
   app.loadGraphData = async () => {};
   window.comfyWorkerFrames(false);
-  window.comfyWorker = { load, served: new Set(served) };
+  window.comfyWorker = { load, served: new Set(served), guard: window.comfyWorkerGuard(), fresh: true };
   return {
     ready: true,
     frontend: String(window.__COMFYUI_FRONTEND_VERSION__ ?? 'unknown'),

@@ -201,7 +201,7 @@ impl Shared {
 }
 
 pub(super) fn is_shut_down() -> ConvertError {
-    ConvertError::Browser("it is shut down".into())
+    ConvertError::Stopped
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -17,21 +17,27 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
 
+use super::orphans;
+
 /// The variable that holds the mark. Not `COMFY_WORKER_…`: those are settings.
 pub(super) const VARIABLE: &str = "COMFYWORKER_CHILD";
 
-/// Reads `own GROUP` and `free GROUP`; when the pipe ends, kills the groups and all that is marked.
+/// Reads `own GROUP`, `free GROUP` and `watch PID …`; when the pipe ends, kills the groups, those processes, and all
+/// that is marked.
 /// A process may start another while the table is read: it is read until nothing is found.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 groups=
+strays=
 while read -r verb group; do
   case $verb in
+    watch) strays=$group ;;
     own) groups="$groups $group " ;;
     free) case $groups in *" $group "*) groups="${groups%% $group *} ${groups#* $group }" ;; esac ;;
   esac
 done
 for group in $groups; do kill -s KILL -- "-$group" 2>/dev/null; done
+for stray in $strays; do kill -s KILL "$stray" 2>/dev/null; done
 for round in 1 2 3 4 5; do
   # Its exit status tells of processes that ended meanwhile, too.
   marked=$(grep -lsF -e "$1" /proc/[0-9]*/environ)
@@ -63,8 +69,13 @@ fn start() -> Option<ChildStdin> {
     guard.args(["-c", SCRIPT, "comfy-worker-guard", &format!("{VARIABLE}={}.", nonce())]).process_group(0);
     guard.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").current_dir("/");
     guard.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _starting = orphans::starting();
     match guard.spawn() {
-        Ok(mut guard) => guard.stdin.take(),
+        Ok(mut guard) => {
+            let pid = i32::try_from(guard.id()).ok().and_then(Pid::from_raw);
+            pid.into_iter().for_each(orphans::own);
+            guard.stdin.take()
+        }
         Err(error) => {
             tracing::warn!(%error, "no /bin/sh: what ComfyUI starts may outlive a killed worker");
             None
@@ -74,18 +85,32 @@ fn start() -> Option<ChildStdin> {
 
 /// Has the guard kill this group when this process ends.
 pub(super) fn own(group: Pid) {
-    tell("own", group);
+    tell("own", &group.as_raw_nonzero().to_string());
 }
 
 /// Has the guard forget this group: its number may be given to somebody else.
 pub(super) fn free(group: Pid) {
-    tell("free", group);
+    tell("free", &group.as_raw_nonzero().to_string());
 }
 
-fn tell(verb: &str, group: Pid) {
+/// Has the guard kill these too when this process ends, and none that it was told of before: their numbers may be
+/// others' by now.
+pub(super) fn watch(strays: &[Pid]) {
+    static WATCHED: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+    let mut watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *watched != strays {
+        watched.clear();
+        watched.extend_from_slice(strays);
+        let pids: Vec<_> = strays.iter().map(|pid| pid.as_raw_nonzero().to_string()).collect();
+        tracing::info!(?pids, "what a node has started, without its environment, and left behind");
+        tell("watch", &pids.join(" "));
+    }
+}
+
+fn tell(verb: &str, of: &str) {
     let mut pipe = pipe().lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(guard) = &mut *pipe
-        && let Err(error) = writeln!(guard, "{verb} {}", group.as_raw_nonzero())
+        && let Err(error) = writeln!(guard, "{verb} {of}")
     {
         tracing::warn!(%error, "the guard is gone: what ComfyUI starts may outlive a killed worker");
         *pipe = None;
@@ -108,6 +133,13 @@ pub(super) fn kill_marked(mark: &str) {
 /// Whether that process carries that mark; others' environments cannot be read.
 pub(super) fn is_marked(pid: u32, mark: &str) -> bool {
     carries(Path::new(&format!("/proc/{pid}")), &format!("{VARIABLE}={mark}"))
+}
+
+/// Whether that process carries the mark of any child of ours.
+pub(super) fn is_marked_by_us(pid: Pid) -> bool {
+    let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+    let entry = format!("{VARIABLE}={}.", nonce());
+    environment.split(|byte| *byte == 0).any(|variable| variable.starts_with(entry.as_bytes()))
 }
 
 fn carries(process: &Path, entry: &str) -> bool {

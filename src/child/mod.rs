@@ -10,7 +10,7 @@ mod guard;
 mod orphans;
 
 pub use activity::Activity;
-pub use orphans::reap_orphans;
+pub use orphans::adopt_orphans;
 
 use std::{
     collections::VecDeque,
@@ -26,9 +26,9 @@ use std::{
 };
 
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, WaitOptions, getppid, getrlimit,
-    kill_process_group, set_parent_process_death_signal, setrlimit, test_kill_process_group, waitid,
-    waitpgid,
+    DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, WaitOptions, getppid, getrlimit,
+    kill_process_group, set_dumpable_behavior, set_parent_process_death_signal, setrlimit,
+    test_kill_process_group, waitid, waitpgid,
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
@@ -51,6 +51,28 @@ const LINE_BYTES: u64 = 16 * 1024;
 /// The end of a process that was sent KILL.
 const DEATH_LIMIT: Duration = Duration::from_secs(5);
 
+/// Lets this process have as many open files as it may, up to what the files of a few jobs need: 1,024, a usual limit,
+/// are fewer than one job may make.
+pub fn raise_file_limit() {
+    const ENOUGH: u64 = 65_536;
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.map_or(ENOUGH, |most| most.min(ENOUGH));
+    if limit.current.is_some_and(|current| current < most)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..limit })
+    {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Closes this process's environment, memory and descriptors in /proc, and ptrace, to processes of the same user: nodes
+/// are such processes, and the worker's environment and memory hold credentials. Children are as open as ever. Root with
+/// `CAP_SYS_PTRACE`, which containers lack by default, sees everything all the same.
+pub fn hide_from_others() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "other processes of this user can read this one's memory");
+    }
+}
+
 /// A running child and its whole process group.
 #[derive(Debug)]
 pub struct Group {
@@ -58,6 +80,8 @@ pub struct Group {
     pgid: Pid,
     name: &'static str,
     mark: String,
+    /// Whether orphans without a mark are its own.
+    has_strays: bool,
     /// Nothing of it is left, and its id may be somebody else's by now.
     over: bool,
 }
@@ -75,6 +99,13 @@ impl Group {
         let request = SpawnRequest { command, name, runtime: Handle::current(), reply };
         spawner().send(request).map_err(|_| io::Error::other("the spawning thread ended"))?;
         answer.await.map_err(|_| io::Error::other("the spawning thread ended"))?
+    }
+
+    /// Ends orphans that have emptied their environment with it: of all children only this one starts such.
+    #[must_use]
+    pub fn with_strays(mut self) -> Self {
+        self.has_strays = true;
+        self
     }
 
     /// Process id of the group's leader, which is the group's id too.
@@ -147,6 +178,9 @@ impl Group {
         // ESRCH, when the group is empty already, is what we want.
         let _ = kill_process_group(self.pgid, Signal::KILL);
         guard::kill_marked(&self.mark);
+        if self.has_strays {
+            orphans::kill_strays();
+        }
         guard::free(self.pgid);
     }
 }
@@ -272,14 +306,16 @@ fn spawn_group(mut command: Command, name: &'static str) -> io::Result<Group> {
             if getppid() == Some(worker) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
         });
     }
+    let starting = orphans::starting();
     let child = command.spawn()?;
     let pgid = child
         .id()
         .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
         .ok_or_else(|| io::Error::other("the child ended before its id was read"))?;
-    guard::own(pgid);
     orphans::own(pgid);
-    Ok(Group { child, pgid, name, mark, over: false })
+    drop(starting);
+    guard::own(pgid);
+    Ok(Group { child, pgid, name, mark, has_strays: false, over: false })
 }
 
 /// The last lines that a child wrote, for the error that explains its end.

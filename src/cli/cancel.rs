@@ -1,16 +1,13 @@
 //! `comfy-worker cancel`: end a job, wherever it is.
 
+use contract::{JobId, result::JobResult};
 use serde_json::json;
 use tokio::time::{Duration, Instant};
 
 use super::{Context, Failed, print};
 use crate::{
     app::store_uri,
-    job::{
-        JobId,
-        cancel::{self, Cancelling},
-        result::JobResult,
-    },
+    job::cancel::{self, Cancelling},
     queue::{Broker, Order},
     store::Stores,
 };

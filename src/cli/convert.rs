@@ -2,15 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use contract::{prompt::is_ui_workflow, text::one_line};
 use serde_json::{Value, json};
 
 use super::{Context, Failed, display::Display, print, workflow};
 use crate::{
     connector::ComfyConnector,
-    job::{apply::is_ui_workflow, end::Stops},
-    lifecycle,
+    lifecycle::{self, Stops},
     store::Stores,
-    text::one_line,
 };
 
 #[derive(Debug, clap::Args)]

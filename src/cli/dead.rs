@@ -1,17 +1,21 @@
 //! `comfy-worker dead`: what lies in the dead letters, and what is to become of it.
 
-use std::{collections::BTreeSet, pin::pin, time::SystemTime};
+use std::{
+    collections::BTreeSet,
+    pin::pin,
+    time::{Duration, SystemTime},
+};
 
+use contract::{JobId, ObjectUri, request::identify, text::one_line};
 use serde_json::{Value, json};
 
 use super::{Context, Failed, letter, print};
 use crate::{
     app::store_uri,
     config::Config,
-    job::{JobId, again, request::identify},
+    job::again,
     queue::{Broker, DeadLetter, DeadLetters},
-    store::{ObjectUri, Stores},
-    text::one_line,
+    store::Stores,
 };
 
 const ABOUT: &str = "\
@@ -184,7 +188,7 @@ impl Desk<'_> {
     async fn retry(&self, which: Which, again: bool, base: Option<ObjectUri>) -> Result<(), Failed> {
         let Some(base) = base else { return Ok(()) };
         let stores = Stores::new(&self.config.store).await;
-        let unavailable = |error: crate::job::failure::Failure| Failed::Environment(error.to_string());
+        let unavailable = |error: contract::failure::Failure| Failed::Environment(error.to_string());
         let mut tally = Tally::new(which);
         // Looked up once: the first of several letters of a job may remove what the others would meet.
         let mut ready = BTreeSet::new();
@@ -280,5 +284,21 @@ fn line(id: &JobId, letter: &DeadLetter) -> String {
 
 /// A moment as `2026-01-31T12:00:00Z`.
 pub(super) fn moment(at: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(at).to_string()
+    // A header may say any time, and later ones than this cannot be written so.
+    let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    humantime::format_rfc3339_seconds(at.min(last)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_time_that_a_header_says_can_be_written() {
+        let after = |seconds| moment(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(after(0), "1970-01-01T00:00:00Z");
+        for seconds in [253_402_300_799, 253_402_300_800, i64::MAX as u64] {
+            assert_eq!(after(seconds), "9999-12-31T23:59:59Z");
+        }
+    }
 }

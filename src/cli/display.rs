@@ -6,17 +6,17 @@ use std::{
     time::Duration,
 };
 
+use contract::{
+    event::{EventKind, JobEvent},
+    result::JobResult,
+    text::one_line,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::print;
 use crate::{
-    job::{
-        event::{EventKind, JobEvent},
-        report::{EventSink, Preview},
-        result::JobResult,
-    },
+    events::{EventSink, Preview},
     telemetry::BARS,
-    text::one_line,
 };
 
 /// Where progress is shown.

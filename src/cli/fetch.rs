@@ -6,16 +6,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use contract::{
+    ObjectUri,
+    result::{JobResult, Output, Status},
+    text::one_line,
+};
 use serde_json::{Value, json};
 use tokio::{fs, io::AsyncWriteExt};
 use uuid::Uuid;
 
 use super::{Failed, print};
 use crate::{
-    job::result::{JobResult, Output, Status},
     stage::FileName,
-    store::{ObjectStore, ObjectUri, Stores},
-    text::one_line,
+    store::{ObjectStore, Stores},
 };
 
 /// Fetches every output file into `folder`; where each output is now, by its position.
@@ -40,10 +43,8 @@ pub(super) async fn outputs(
             continue;
         }
         let name = FileName::parse(&file.filename).map_err(|error| Failed::Environment(error.to_string()))?;
-        let uri: ObjectUri = file
-            .uri
-            .parse()
-            .map_err(|error: crate::store::UriError| Failed::Environment(error.to_string()))?;
+        let uri: ObjectUri =
+            file.uri.parse().map_err(|error: contract::UriError| Failed::Environment(error.to_string()))?;
         let object = stores.open(&uri).await.map_err(|error| Failed::Environment(error.to_string()))?;
         let part = folder.join(format!(".{}.part", Uuid::new_v4().simple()));
         let copied = async {
@@ -134,7 +135,7 @@ fn show_text(
     Ok(())
 }
 
-fn failure(error: &crate::job::result::JobError) -> String {
+fn failure(error: &contract::result::JobError) -> String {
     let name = |value: Value| value.as_str().unwrap_or_default().to_owned();
     let code = serde_json::to_value(error.code).map(name).unwrap_or_default();
     format!("job failed: {code}: {}", one_line(&error.message, 2000))

@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeSet, path::PathBuf, str::FromStr};
 
+use contract::{
+    ObjectUri,
+    request::{NodeInput, TIMEOUT_SECONDS, has_file_scheme},
+};
 use serde_json::{Value, json};
 
 use super::Failed;
-use crate::{
-    job::request::{NodeInput, TIMEOUT_SECONDS, has_file_scheme},
-    store::ObjectUri,
-};
 
 /// One `--input`.
 #[derive(Clone, Debug, PartialEq)]

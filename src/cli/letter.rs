@@ -1,10 +1,11 @@
 //! A dead letter for people and programs: nothing in it reaches a terminal as it came.
 
 use base64::Engine;
+use contract::{JobId, text::is_treacherous};
 use serde_json::{Value, json};
 
 use super::dead::moment;
-use crate::{job::JobId, queue::DeadLetter, text::is_treacherous};
+use crate::queue::DeadLetter;
 
 /// Bodies up to here are shown whole.
 const WHOLE_BYTES: usize = 1 << 20;

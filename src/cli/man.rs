@@ -1,4 +1,4 @@
-//! `comfy-worker man`: the manual, made of the same texts as `--help` and the README's table.
+//! `comfy-worker man`: the manual, made of the same texts as `--help` and docs/configuration.md.
 
 use std::{
     fs, io,

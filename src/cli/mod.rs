@@ -27,6 +27,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
+    child,
     config::{
         Config, LogFormat, Mistakes, Sources,
         settings::{PREFIX, SETTINGS},
@@ -225,6 +226,7 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failed> {
         .map_err(|error| Failed::Environment(format!("cannot start: {error}")))?;
     let context = Context { config, json: cli.json };
     let outcome = runtime.block_on(async {
+        let _orphans = child::adopt_orphans();
         match cli.command {
             Command::Serve => Box::pin(serve::serve(context)).await,
             Command::Run(args) => run::run(context, args).await,

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use contract::{ObjectUri, request::JobRequest, result::JobResult};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -15,14 +16,11 @@ use super::{
 use crate::{
     connector::{ComfyConnector, ConnectorError},
     job::{
-        end::Stops,
         incoming::{Ending, Incoming},
-        request::JobRequest,
-        result::JobResult,
         runner::Runner,
     },
-    lifecycle,
-    store::{ObjectUri, Stores},
+    lifecycle::{self, Stops},
+    store::Stores,
 };
 
 #[derive(Debug, clap::Args)]
@@ -47,6 +45,8 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
     let Context { mut config, json } = context;
     inputs::check(&args.workflow, &args.inputs)?;
     config.inputs.allow.push("file://".to_owned());
+    // Who runs it reads what they may read.
+    config.inputs.allow.extend(config.store.uri.iter().map(ToString::to_string));
     let stores = Arc::new(Stores::new(&config.store).await);
     let workflow = workflow::read(&args.workflow, &stores).await?;
     let local = |error: std::io::Error| Failed::Environment(format!("{}: {error}", args.output.display()));

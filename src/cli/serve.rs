@@ -3,14 +3,11 @@
 use super::{Context, Failed};
 use crate::{
     app::{self, ServeError},
-    child,
-    job::end::Stops,
-    lifecycle,
+    lifecycle::{self, Stops},
 };
 
 pub(super) async fn serve(context: Context) -> Result<(), Failed> {
     let stops = Stops::default();
-    let _orphans = child::reap_orphans();
     // Children die with this process (parent-death signal), files are swept by the next boot.
     let at_once = || std::process::exit(3);
     let _signals = lifecycle::on_signals(stops.clone(), context.config.worker.grace, at_once)

@@ -7,6 +7,7 @@ use std::{
 
 use base64::Engine;
 use bytes::Bytes;
+use contract::{JobId, ObjectUri, event::JobEvent, request::JobRequest, result::JobResult};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -20,10 +21,9 @@ use super::{
 };
 use crate::{
     config::Config,
-    job::{JobId, event::JobEvent, request::JobRequest, result::JobResult},
     queue::{Broker, Followed, JobProperties, PublishError},
     stage::FileName,
-    store::{Content, ObjectStore, ObjectUri, StoreError, Stores},
+    store::{Content, ObjectStore, StoreError, Stores},
     telemetry::Traces,
 };
 

@@ -2,13 +2,14 @@
 
 use std::{io::Read, path::Path};
 
+use contract::{
+    ObjectUri,
+    prompt::{is_ui_workflow, prompt_from_value},
+};
 use serde_json::Value;
 
 use super::Failed;
-use crate::{
-    job::apply::{is_ui_workflow, prompt_from_value},
-    store::{ObjectStore, ObjectUri, StoreError, Stores},
-};
+use crate::store::{ObjectStore, StoreError, Stores};
 
 /// Largest workflow read.
 const LARGEST_WORKFLOW: u64 = 64 << 20;
@@ -20,7 +21,7 @@ pub(super) async fn read(argument: &str, stores: &Stores) -> Result<Value, Faile
         read_stdin().await.map_err(|error| problem(error.to_string()))?
     } else if argument.contains("://") {
         let uri: ObjectUri =
-            argument.parse().map_err(|error: crate::store::UriError| Failed::Usage(error.to_string()))?;
+            argument.parse().map_err(|error: contract::UriError| Failed::Usage(error.to_string()))?;
         let read = stores.read(&uri, LARGEST_WORKFLOW).await.map_err(|error| match error {
             StoreError::Unavailable { .. } => Failed::Environment(format!("{error}; see store.endpoint")),
             error => Failed::Usage(error.to_string()),

@@ -2,19 +2,26 @@
 
 use std::time::Duration;
 
+use contract::{prompt::Prompt, text::one_line};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
 use super::{PromptId, history::History, json};
-use crate::{job::apply::Prompt, text::one_line};
 
 /// For calls that ComfyUI answers from memory. A busy interpreter may take seconds.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 /// `/prompt` validates, and waits as every call while a node holds Python's lock. The caller has a
 /// limit of its own: a prompt whose post is given up may run all the same.
 const POST_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Of an answer, in bytes. ComfyUI takes prompts of 100 MB, two at a time; what nodes show, such as texts, has no limit
+/// there.
+const LARGEST_ANSWER: usize = if cfg!(test) { 1 << 20 } else { 256 << 20 };
+
+/// More of a refusal is not read: it names all outputs of a prompt for each of its errors.
+const LARGEST_REFUSAL: usize = if cfg!(test) { 128 << 10 } else { 4 << 20 };
 
 /// A client of one running ComfyUI.
 #[derive(Clone, Debug)]
@@ -31,6 +38,8 @@ pub struct RequestError {
     pub call: String,
     /// What happened.
     pub reason: String,
+    /// Whether there was an answer, of whatever kind: who answers is neither dead nor out of reach.
+    pub answered: bool,
 }
 
 /// One of the devices that `/system_stats` lists.
@@ -95,7 +104,7 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(5))
             .build()
-            .map_err(|error| RequestError { call: "client".into(), reason: describe(&error) })?;
+            .map_err(|error| failed("client", &describe(&error)))?;
         Ok(Self { http, base })
     }
 
@@ -111,18 +120,28 @@ impl Client {
     }
 
     async fn call(&self, path: &str, request: RequestBuilder) -> Result<(StatusCode, String), RequestError> {
-        let answer = request.send().await.map_err(|error| failed(path, &describe(&error)))?;
+        let mut answer = request.send().await.map_err(|error| failed(path, &describe(&error)))?;
         let status = answer.status();
-        let text = answer.text().await.map_err(|error| failed(path, &describe(&error)))?;
-        Ok((status, text))
+        let mut text = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|error| failed(path, &describe(&error)))? {
+            // How it begins says enough.
+            if status.is_client_error() && text.len() > LARGEST_REFUSAL {
+                break;
+            }
+            if text.len() + chunk.len() > LARGEST_ANSWER {
+                return Err(unreadable(path, &format!("an answer of more than {LARGEST_ANSWER} bytes")));
+            }
+            text.extend_from_slice(&chunk);
+        }
+        Ok((status, String::from_utf8_lossy(&text).into_owned()))
     }
 
     async fn get(&self, path: &str) -> Result<Value, RequestError> {
         let (status, text) = self.call(path, self.request(Method::GET, path)?).await?;
         if !status.is_success() {
-            return Err(failed(path, &format!("{status}: {}", one_line(&text, 200))));
+            return Err(unreadable(path, &format!("{status}: {}", one_line(&text, 200))));
         }
-        json::parse(&text).map_err(|error| failed(path, &format!("no JSON: {error}")))
+        json::parse(&text).map_err(|error| unreadable(path, &format!("no JSON: {error}")))
     }
 
     async fn post(&self, path: &str, body: &Value) -> Result<(), RequestError> {
@@ -130,7 +149,7 @@ impl Client {
         if status.is_success() {
             Ok(())
         } else {
-            Err(failed(path, &format!("{status}: {}", one_line(&text, 200))))
+            Err(unreadable(path, &format!("{status}: {}", one_line(&text, 200))))
         }
     }
 
@@ -152,6 +171,16 @@ impl Client {
         Ok(devices.filter_map(|device| Device::deserialize(device).ok()).collect())
     }
 
+    /// What it has under that name among its classes of nodes, by the name; an empty object for none.
+    pub(super) async fn node_class(&self, name: &str) -> Result<Value, RequestError> {
+        // A name is the publisher's: `..` or `/` in it must not lead to another call.
+        let mut url = self.base.clone();
+        let mut segments = url.path_segments_mut().map_err(|()| failed("object_info", "no base URL"))?;
+        segments.pop_if_empty().push("object_info").push(name);
+        drop(segments);
+        self.get(url.path().trim_start_matches('/')).await
+    }
+
     /// Posts a prompt.
     ///
     /// # Errors
@@ -166,6 +195,7 @@ impl Client {
         });
         let request = self.request(Method::POST, "prompt")?.timeout(POST_LIMIT).json(&body);
         let (status, text) = self.call("prompt", request).await?;
+        let text = without_folders(&text);
         let answer = json::parse(&text).unwrap_or(Value::Null);
         let node_errors = answer.get("node_errors").cloned().unwrap_or_else(|| json!({}));
         let has_errors = node_errors.as_object().is_some_and(|errors| !errors.is_empty());
@@ -180,10 +210,15 @@ impl Client {
                 message: "the prompt is larger than ComfyUI's --max-upload-size".to_owned(),
                 node_errors,
             }),
+            // Cut off, or from something before ComfyUI. Not lost: the prompt is refused.
+            _ if status.is_client_error() => Err(PostError::Refused {
+                message: format!("{status}: {}", one_line(&text, 2000)),
+                node_errors: json!({}),
+            }),
             _ if status.is_server_error() => {
-                Err(PostError::Broke(failed("prompt", &format!("{status}: {}", one_line(&text, 300)))))
+                Err(PostError::Broke(unreadable("prompt", &format!("{status}: {}", one_line(&text, 300)))))
             }
-            _ => Err(failed("prompt", &format!("{status}: {}", one_line(&text, 300))).into()),
+            _ => Err(unreadable("prompt", &format!("{status}: {}", one_line(&text, 300))).into()),
         }
     }
 
@@ -263,7 +298,12 @@ pub enum QueuePlace {
 }
 
 fn failed(call: &str, reason: &str) -> RequestError {
-    RequestError { call: format!("/{call}"), reason: reason.to_owned() }
+    RequestError { call: format!("/{call}"), reason: reason.to_owned(), answered: false }
+}
+
+/// For an answer that is of no use.
+fn unreadable(call: &str, reason: &str) -> RequestError {
+    RequestError { answered: true, ..failed(call, reason) }
 }
 
 /// The innermost cause: reqwest's own text says only "error sending request".
@@ -273,6 +313,23 @@ fn describe(error: &reqwest::Error) -> String {
         cause = inner;
     }
     cause.to_string()
+}
+
+/// What ComfyUI refuses it compares with what it would take, other jobs' input folders among that
+/// (`LoadImageSetFromFolderNode`), whose names are theirs to know: without the part that is drawn at random.
+fn without_folders(text: &str) -> String {
+    const RANDOM: usize = 32;
+    let is_drawn = |part: &str| part.bytes().take_while(u8::is_ascii_hexdigit).count() == RANDOM;
+    let mut parts = text.split('-');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push('-');
+        if is_drawn(part) {
+            out.push('…');
+        }
+        out.push_str(part.get(if is_drawn(part) { RANDOM } else { 0 }..).unwrap_or_default());
+    }
+    out
 }
 
 /// ComfyUI's words: the error itself, then each node's.
@@ -297,4 +354,64 @@ fn refusal(answer: &Value, node_errors: &Value) -> String {
 pub(super) fn describe_node_errors(node_errors: &Value) -> String {
     let answer = json!({"error": {"message": "ComfyUI dropped outputs that failed validation"}});
     refusal(&answer, node_errors)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_does_not_name_the_folders_of_other_jobs() {
+        let drawn = "0123456789abcdef0123456789abcdef";
+        let told = format!(
+            "folder: 'nope' not in ['a-job-{drawn}', 'b-{drawn}/x.png', '{drawn}', 'c-{drawn}0', 'd-é']"
+        );
+        let expected =
+            format!("folder: 'nope' not in ['a-job-…', 'b-…/x.png', '{drawn}', 'c-{drawn}0', 'd-é']");
+        assert_eq!(without_folders(&told), expected);
+        assert_eq!((without_folders(""), without_folders("-")), (String::new(), "-".to_owned()));
+    }
+
+    /// A client of a server that answers its first call with this, and `x` as long as somebody reads.
+    async fn endless(head: &'static str) -> (Client, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/", listener.local_addr().unwrap());
+        let answering = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            while stream.write_all(&[b'x'; 64 << 10]).await.is_ok() {}
+        });
+        (Client::new(base.parse().unwrap()).unwrap(), answering)
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_not_read_to_its_end() {
+        let (client, answering) = endless("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n\"").await;
+        let error = client.system_stats().await.unwrap_err();
+        assert!(error.answered && error.reason.contains("more than 1048576 bytes"), "{error}");
+        answering.await.unwrap();
+    }
+
+    /// ComfyUI names all outputs for each error: 265 kB of a prompt were answered with 3 GB.
+    #[tokio::test]
+    async fn a_refusal_without_end_is_a_refusal() {
+        let head = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n{\"error\": \"too many ";
+        let (client, answering) = endless(head).await;
+        let (prompt, prompt_id) = (Prompt::new(), PromptId::random());
+        let post = PromptPost { prompt: &prompt, prompt_id, client_id: "", extra_data: json!({}) };
+        let error = client.post_prompt(&post).await.unwrap_err();
+        let PostError::Refused { message, .. } = error else { panic!("{error}") };
+        assert!(message.starts_with("400 Bad Request: {\"error\": \"too many xx"), "{message}");
+        assert!(message.len() < 3000, "{}", message.len());
+        answering.await.unwrap();
+    }
 }

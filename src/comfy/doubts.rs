@@ -57,18 +57,26 @@ impl Doubts {
             Look::Next => {
                 self.next_since.get_or_insert_with(Instant::now);
             }
-            Look::Over(_) | Look::Running | Look::Pending | Look::Nowhere => self.next_since = None,
+            Look::Over(_) | Look::Unreadable(_) | Look::Running | Look::Pending | Look::Nowhere => {
+                self.next_since = None;
+            }
         }
         let has_idled = self.has_idled();
         match found {
             _ if self.dead >= DEAD_LOOKS => {
                 Err(ExecuteError::Stalled("the thread that ran them has ended".to_owned()))
             }
+            Look::Unreadable(error) => Err(ExecuteError::Unreadable(error.clone())),
             // Its thread is there: it may be at what a custom node does between two prompts.
             _ if has_idled && thread != Fate::Lives => Err(waits_for_nothing()),
             Look::Nowhere if self.missing >= MISSING_LOOKS => Err(ExecuteError::Vanished),
             _ => Ok(()),
         }
+    }
+
+    /// It answered a call, with something that is of no use.
+    pub(super) fn answered(&mut self) {
+        self.answered_at = Instant::now();
     }
 
     /// Something of the prompt was heard.
@@ -92,7 +100,7 @@ impl Doubts {
         let most = limit("unreachable", UNREACHABLE_LIMIT);
         if self.silent_for(heard_at).min(self.pulse.still_for()) > most {
             let reason = format!("no answer for {most:?}, and its processes do nothing");
-            return Err(RequestError { call: "/queue".to_owned(), reason }.into());
+            return Err(RequestError { call: "/queue".to_owned(), reason, answered: false }.into());
         }
         Ok(())
     }

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use contract::failure::NodeFailure;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::json;
-use crate::job::failure::NodeFailure;
 
 /// What ComfyUI says on its websocket.
 #[derive(Clone, Debug, PartialEq)]

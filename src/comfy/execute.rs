@@ -1,11 +1,12 @@
 //! One prompt from POST to history. The websocket says how far it is; the history is the truth.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use contract::{prompt::Prompt, result::NodeTiming};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -21,10 +22,7 @@ use super::{
     tracker::{NodeRun, OutputImage, Progress},
     whereabouts::{ABORT_LIMIT, CANCEL_LIMIT, cancel, post_once},
 };
-use crate::{
-    job::{apply::Prompt, result::NodeTiming},
-    phases::limit,
-};
+use crate::phases::limit;
 
 /// How long a connection may be missing before a prompt is posted without one.
 const SOCKET_LIMIT: Duration = Duration::from_secs(2);
@@ -94,8 +92,9 @@ pub struct Executed {
     pub node_errors: Option<Value>,
     /// Pictures that exist only as websocket frames.
     pub images: Vec<OutputImage>,
-    /// Whether such pictures may have been lost with a connection.
-    pub images_lost: bool,
+    /// The nodes whose pictures are missing: lost with a connection, or not sent again by a node that ComfyUI
+    /// remembers.
+    pub images_lost: BTreeSet<String>,
     /// Each node's time.
     pub nodes: BTreeMap<String, NodeTiming>,
     /// From the post to the start.
@@ -147,6 +146,9 @@ pub enum ExecuteError {
     /// Neither in the queue nor in the history: somebody removed it.
     #[error("ComfyUI forgot the prompt: somebody cleared its queue or history")]
     Vanished,
+    /// It is over, and ComfyUI cannot say how: a node's output that is no JSON, for one.
+    #[error("the prompt is over, and its history cannot be read: {0}")]
+    Unreadable(RequestError),
     /// ComfyUI's process lives and does not answer.
     #[error(transparent)]
     Unreachable(#[from] RequestError),
@@ -246,6 +248,11 @@ pub async fn execute(
                 () = execution.abort.cancelled() => Err(ExecuteError::Cancelled { stuck: true }),
             }
         }
+        Err(error @ ExecuteError::Unreadable(_)) => {
+            // What cannot be read may be large, and ComfyUI would keep it.
+            forget(server, prompt_id, before);
+            Err(error)
+        }
         Err(ExecuteError::Aborted { .. }) => Err(ExecuteError::Aborted { stuck: !let_go(ABORT_LIMIT).await }),
         Err(error) => Err(error),
     }
@@ -257,7 +264,7 @@ async fn post_while_alive(server: &Server, post: &PromptPost<'_>) -> Result<Post
         posted = post_once(server.client(), post) => posted,
         () = server.vitals().standstill(most) => {
             let reason = format!("no answer for {most:?}, and its processes do nothing");
-            Err(RequestError { call: "/prompt".to_owned(), reason }.into())
+            Err(RequestError { call: "/prompt".to_owned(), reason, answered: false }.into())
         }
     }
 }

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use contract::prompt::Prompt;
 use futures_util::future::{Fuse, FusedFuture as _, FutureExt as _};
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout_at};
 
@@ -22,7 +23,7 @@ use super::{
     tracker::{OutputImage, Step, Tracker},
     whereabouts::{Look, POLL_EVERY, look},
 };
-use crate::{job::apply::Prompt, metrics};
+use crate::metrics;
 
 /// Where there is no limit yet.
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -92,10 +93,15 @@ pub(super) async fn follow(
                             return Ok(*history);
                         }
                         Look::Running => run.start(observer),
-                        Look::Pending | Look::Next | Look::Nowhere => {}
+                        Look::Pending | Look::Next | Look::Nowhere | Look::Unreadable(_) => {}
                     }
                 }
-                Err(error) => tracing::debug!(%error, "ComfyUI does not answer"),
+                Err(error) => {
+                    tracing::debug!(%error, "ComfyUI gives no usable answer");
+                    if error.answered {
+                        doubts.answered();
+                    }
+                }
             },
             _ = watch.tick() => {
                 doubts.tick(run.heard_at, server.vitals().are_stopped())?;
@@ -240,9 +246,11 @@ impl Run {
     /// What is left of it.
     pub(super) fn finish(self, prompt_id: PromptId, history: History, posted: Posted) -> Executed {
         let started_at = self.started_at.unwrap_or(self.posted_at);
-        let images_lost = self.images_lost && self.tracker.expects_socket_outputs();
+        let cached: Vec<_> = history.cached_nodes();
+        let is_lost = |node: &&String| self.images_lost || cached.contains(node);
+        let images_lost = self.tracker.socket_outputs().filter(is_lost).cloned().collect();
         let mut nodes = self.tracker.into_timings();
-        for node in history.cached_nodes() {
+        for node in cached {
             nodes.entry(node).or_default().cached = true;
         }
         Executed {

@@ -7,13 +7,12 @@ use std::{
     time::Duration,
 };
 
-use moka::sync::Cache;
-use serde_json::Value;
-
-use crate::job::{
-    apply::{Prompt, is_model_name},
+use contract::{
+    prompt::{Prompt, is_model_name},
     result::NodeTiming,
 };
+use moka::sync::Cache;
+use serde_json::Value;
 
 /// Kinds that are remembered, the least used forgotten.
 const KINDS: u64 = 256;

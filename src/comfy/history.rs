@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use contract::failure::{Failure, NodeFailure};
 use serde_json::{Map, Value};
 
 use super::events::node_failure;
-use crate::job::failure::{Failure, NodeFailure};
 
 /// One prompt's entry of `GET /history/{id}`.
 #[derive(Clone, Debug, PartialEq)]

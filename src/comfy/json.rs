@@ -1,8 +1,11 @@
-//! JSON as Python writes it: bare `NaN`, `Infinity` and lone surrogates, which strict parsers refuse.
+//! JSON as Python writes it: bare `NaN`, `Infinity` and lone surrogates, and nested deeper than strict parsers read.
 
 use serde_json::Value;
 
-/// Reads JSON, taking what only Python writes for `null` and U+FFFD.
+/// Levels of objects and lists that are read. `serde_json` stops at 128, by refusing the whole.
+const DEEPEST: usize = 120;
+
+/// Reads JSON, taking what only Python writes, and what is nested too deep, for `null` and U+FFFD.
 ///
 /// # Errors
 /// When it is no JSON in that wider sense either.
@@ -15,21 +18,46 @@ fn strict(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     let mut in_string = false;
+    let mut depth = 0;
     while let Some(first) = rest.chars().next() {
         if in_string && first == '\\' {
             let (escape, length) = escape(rest);
-            out.push_str(&escape);
+            if depth <= DEEPEST {
+                out.push_str(&escape);
+            }
             rest = rest.get(length..).unwrap_or_default();
             continue;
         }
         if first == '"' {
             in_string = !in_string;
         } else if !in_string && let Some(word) = NOT_JSON.iter().find(|word| rest.starts_with(**word)) {
-            out.push_str("null");
+            if depth <= DEEPEST {
+                out.push_str("null");
+            }
             rest = rest.get(word.len()..).unwrap_or_default();
             continue;
         }
-        out.push(first);
+        if !in_string {
+            match first {
+                '{' | '[' => {
+                    depth += 1;
+                    if depth == DEEPEST + 1 {
+                        out.push_str("null");
+                    }
+                }
+                '}' | ']' => {
+                    depth = depth.saturating_sub(1);
+                    if depth == DEEPEST {
+                        rest = rest.get(1..).unwrap_or_default();
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+        }
+        if depth <= DEEPEST {
+            out.push(first);
+        }
         rest = rest.get(first.len_utf8()..).unwrap_or_default();
     }
     out
@@ -70,6 +98,24 @@ mod tests {
         let text = r#"{"a": NaN, "b": [Infinity, -Infinity], "c": "NaN\"", "d": "x\ud800y\ude00"}"#;
         let expected = json!({"a": null, "b": [null, null], "c": "NaN\"", "d": "x\u{fffd}y\u{fffd}"});
         assert_eq!(parse(text).ok(), Some(expected));
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_is_left_out_and_the_rest_is_read() {
+        let nested = |levels: usize| {
+            (0..levels).fold("1".to_owned(), |inside, level| match level % 3 {
+                0 => format!(r#"{{"a]": {inside}, "b": "}}\\\""}}"#),
+                1 => format!("[NaN, {inside}, []]"),
+                _ => format!("[{inside}]"),
+            })
+        };
+        for levels in [1, super::DEEPEST - 1, super::DEEPEST, 127, 128, 129, 3_000] {
+            let text = format!(r#"{{"deep": {}, "other": [1, "x"]}}"#, nested(levels));
+            let read = parse(&text).unwrap_or_default();
+            assert_eq!(read["other"], json!([1, "x"]), "{levels}");
+            assert!(!read["deep"].is_null(), "{levels}");
+        }
+        assert_eq!(parse(&nested(super::DEEPEST)).ok(), parse(&nested(super::DEEPEST)).ok());
     }
 
     #[test]

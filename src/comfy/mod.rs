@@ -3,6 +3,7 @@
 //! Pure (no tokio, no vendor crate): [`events`], [`tracker`], [`history`] and `json`, so that
 //! recorded transcripts replay through them.
 
+pub mod classes;
 mod client;
 mod doubts;
 mod environment;

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     child::{self, Group, LogTail, Members},
     config::ComfyUiConfig,
+    telemetry::is_credential,
 };
 
 /// How long ComfyUI may take to end on TERM before its group is killed.
@@ -73,7 +74,7 @@ pub enum BootError {
         "cannot start ComfyUI with `{command}` in {workdir}: {reason}; see comfyui.command and comfyui.workdir"
     )]
     Spawn {
-        /// The command line.
+        /// The command line, without keys.
         command: String,
         /// Its folder.
         workdir: String,
@@ -130,7 +131,7 @@ impl Server {
         on_address: impl Fn(&Url),
     ) -> Result<Self, BootError> {
         let spawn_error = |reason: String| BootError::Spawn {
-            command: config.command.join(" "),
+            command: shown(&config.command),
             workdir: config.workdir.display().to_string(),
             reason,
         };
@@ -138,8 +139,8 @@ impl Server {
         let base = base.map_err(|error| spawn_error(error.to_string()))?;
         let client = Client::new(base).map_err(|error| spawn_error(error.to_string()))?;
         let command = command(config, port).ok_or_else(|| spawn_error("the command is empty".into()))?;
-        let mut group =
-            Group::spawn(command, "comfyui").await.map_err(|error| spawn_error(error.to_string()))?;
+        let group = Group::spawn(command, "comfyui").await.map_err(|error| spawn_error(error.to_string()))?;
+        let mut group = group.with_strays();
         tracing::debug!(pid = group.pid(), port, "ComfyUI started");
         on_address(client.base());
 
@@ -356,4 +357,31 @@ fn ending(status: std::io::Result<std::process::ExitStatus>, tail: &LogTail) -> 
     let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
     let lines = tail.last(LINES_IN_ERROR);
     if lines.is_empty() { status } else { format!("{status}; its last lines:\n{lines}") }
+}
+
+/// A command line without what its arguments open: `--api-key X`, `--token=X`.
+fn shown(command: &[String]) -> String {
+    let opens = |flag: &str| is_credential(&flag.replace('-', "_"));
+    let mut hidden = false;
+    let words = command.iter().map(|word| {
+        if std::mem::replace(&mut hidden, opens(word) && !word.contains('=')) {
+            return "***".to_owned();
+        }
+        match word.split_once('=') {
+            Some((flag, _)) if opens(flag) => format!("{flag}=***"),
+            _ => word.clone(),
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_command_line_is_shown_without_its_keys() {
+        let command =
+            ["python3", "main.py", "--api-key", "hunter2", "--token=hunter2", "--listen=x", "--cpu"];
+        let shown = super::shown(&command.map(str::to_owned));
+        assert_eq!(shown, "python3 main.py --api-key *** --token=*** --listen=x --cpu");
+    }
 }

@@ -153,7 +153,7 @@ fn address(base: &Url, client_id: &str) -> String {
 }
 
 async fn open(address: &str) -> Result<Stream, RequestError> {
-    let failed = |reason: String| RequestError { call: "/ws".into(), reason };
+    let failed = |reason: String| RequestError { call: "/ws".into(), reason, answered: false };
     let config =
         WebSocketConfig::default().max_frame_size(Some(LARGEST_FRAME)).max_message_size(Some(LARGEST_FRAME));
     let connecting = connect_async_with_config(address, Some(config), true);

@@ -6,15 +6,15 @@ use std::{
     time::Duration,
 };
 
+use contract::{
+    prompt::{Prompt, node_title},
+    result::NodeTiming,
+};
 use serde_json::Value;
 
 use super::{
     events::{Event, Image, NodeProgress},
     forecast::NodeTimes,
-};
-use crate::job::{
-    apply::{Prompt, node_title},
-    result::NodeTiming,
 };
 
 /// What an event means for the one who waits.
@@ -172,7 +172,12 @@ impl Tracker {
         self.ended
     }
 
-    /// Whether this prompt has nodes whose outputs exist only as websocket frames.
+    /// The nodes whose outputs exist only as websocket frames.
+    pub fn socket_outputs(&self) -> impl Iterator<Item = &String> {
+        self.socket_outputs.iter()
+    }
+
+    /// Whether this prompt has any of those.
     #[must_use]
     pub fn expects_socket_outputs(&self) -> bool {
         !self.socket_outputs.is_empty()

@@ -58,7 +58,9 @@ async fn arrived(client: &Client, prompt_id: PromptId) -> bool {
     while nowhere < 2 {
         match look(client, prompt_id).await {
             Ok(Look::Nowhere) => nowhere += 1,
-            Ok(Look::Over(_) | Look::Running | Look::Pending | Look::Next) => return true,
+            Ok(Look::Over(_) | Look::Unreadable(_) | Look::Running | Look::Pending | Look::Next) => {
+                return true;
+            }
             Err(error) => tracing::debug!(%error, "ComfyUI does not answer"),
         }
         sleep(CANCEL_EVERY).await;
@@ -70,6 +72,8 @@ async fn arrived(client: &Client, prompt_id: PromptId) -> bool {
 pub(super) enum Look {
     /// In the history.
     Over(Box<History>),
+    /// It is over: it has left the queue, and ComfyUI fails to give its history.
+    Unreadable(RequestError),
     /// It runs.
     Running,
     /// It waits behind others.
@@ -82,17 +86,18 @@ pub(super) enum Look {
 
 /// Queue first, then history: a prompt moves that way, each time within one lock of ComfyUI's.
 pub(super) async fn look(client: &Client, prompt_id: PromptId) -> Result<Look, RequestError> {
-    let once = || async {
-        match client.queue_place(prompt_id).await? {
-            Some(QueuePlace::Running) => return Ok(Look::Running),
-            Some(QueuePlace::Pending) => return Ok(Look::Pending),
-            Some(QueuePlace::Next) => return Ok(Look::Next),
-            None => {}
-        }
-        let history = client.history(prompt_id).await?;
-        Ok(history.map_or(Look::Nowhere, |history| Look::Over(Box::new(history))))
-    };
-    once.retry(ConstantBuilder::new().with_delay(POLL_EVERY).with_max_times(3)).await
+    let again = ConstantBuilder::new().with_delay(POLL_EVERY).with_max_times(3);
+    match (|| client.queue_place(prompt_id)).retry(again).await? {
+        Some(QueuePlace::Running) => return Ok(Look::Running),
+        Some(QueuePlace::Pending) => return Ok(Look::Pending),
+        Some(QueuePlace::Next) => return Ok(Look::Next),
+        None => {}
+    }
+    match (|| client.history(prompt_id)).retry(again).await {
+        Ok(history) => Ok(history.map_or(Look::Nowhere, |history| Look::Over(Box::new(history)))),
+        Err(error) if error.answered => Ok(Look::Unreadable(error)),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes the prompt out of the queue or interrupts it, again and again: an interrupt that comes
@@ -107,7 +112,7 @@ pub(super) async fn cancel(client: &Client, prompt_id: PromptId, limit: Duration
             look(client, prompt_id).await
         };
         match timeout_at(until.into(), asked).await {
-            Ok(Ok(Look::Over(_))) => {
+            Ok(Ok(Look::Over(_) | Look::Unreadable(_))) => {
                 // Best effort: it is kept in memory.
                 let _ = timeout_at(until.into(), client.delete_history(prompt_id)).await;
                 return true;

@@ -47,7 +47,7 @@ pub(super) fn translate(file: &Map<String, Value>, name: &str) -> Translated {
                 mistake(format!("must be a positive number ({name}); for example: {example}"));
             }
             (None, _) => {
-                let near = crate::text::nearest(key, KEYS.iter().map(|(known, ..)| (*known).to_owned()));
+                let near = contract::text::nearest(key, KEYS.iter().map(|(known, ..)| (*known).to_owned()));
                 mistake(format!("no such setting ({name}){near}"));
             }
         }

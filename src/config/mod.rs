@@ -1,7 +1,7 @@
 //! Configuration: defaults < file < environment < flags, every mistake reported at once.
 //!
 //! [`settings::SETTINGS`] is the one list of keys; the environment variables, the command line's
-//! flags and the README's table follow from it.
+//! flags and docs/configuration.md follow from it.
 
 mod legacy;
 mod parse;

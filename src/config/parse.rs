@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
+use contract::ObjectUri;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::sections::Variables;
-use crate::store::ObjectUri;
 
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|error| error.to_string())
@@ -56,8 +56,13 @@ pub(super) fn collector(text: &str) -> Result<Url, String> {
 /// `secrets`: where an address's credentials belong.
 fn address(text: &str, secrets: &str) -> Result<Url, String> {
     match Url::parse(text) {
-        // Not repeated: it holds a password.
-        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+        // Not repeated: it holds a password. Without a scheme it is no URL, and may hold one all the same.
+        parsed
+            if text.contains('@')
+                || parsed
+                    .as_ref()
+                    .is_ok_and(|url| !url.username().is_empty() || url.password().is_some()) =>
+        {
             Err(format!("must hold no credentials; they belong into {secrets}"))
         }
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),

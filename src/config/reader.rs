@@ -89,7 +89,7 @@ impl Reader {
     }
 
     fn unknown(&mut self, name: &str, origin: &str, known: impl Iterator<Item = String>) {
-        let near = crate::text::nearest(name, known);
+        let near = contract::text::nearest(name, known);
         self.mistakes.push(Mistake::new(name, format!("no such setting ({origin}){near}")));
     }
 

@@ -3,16 +3,16 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use contract::ObjectUri;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::{parse::*, reader::Reader};
-use crate::store::ObjectUri;
 
 /// `[comfyui]`
 #[derive(Clone, Debug)]
@@ -148,6 +148,10 @@ pub struct InputsConfig {
     pub max_bytes: u64,
     /// Bytes of fetched models to keep; `None`: no limit.
     pub model_cache_bytes: Option<u64>,
+    /// Bytes of the other files that jobs left, in each folder.
+    pub file_cache_bytes: u64,
+    /// Whether jobs may replace files that no job has brought.
+    pub replace_foreign: bool,
     /// Longest staging of one job.
     pub timeout: Duration,
     /// How long inputs that are away are tried, from worker to worker.
@@ -269,7 +273,20 @@ impl ComfyUiConfig {
 impl BrowserConfig {
     /// `state_dir`: where a downloaded Chromium is kept.
     pub(super) fn read(reader: &mut Reader, state_dir: &Path) -> Self {
-        let source = reader.required("browser.download", |text| endpoint(text).map(Some));
+        let source = reader.required("browser.download", |text| {
+            let source = endpoint(text)?;
+            // A program without a checksum is as good as the way that it comes by.
+            let is_here = source.host_str().is_some_and(|host| {
+                host == "localhost"
+                    || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+            });
+            if source.scheme() != "https" && !is_here {
+                return Err(format!(
+                    "{text:?} is no https:// address: a program must not be changed on its way"
+                ));
+            }
+            Ok(Some(source))
+        });
         let install = reader.required("browser.auto_install", boolean);
         Self {
             executable: reader.optional("browser.executable", existing_file),
@@ -325,6 +342,8 @@ impl InputsConfig {
             allow: reader.required("inputs.allow", input_prefixes),
             max_bytes: reader.required("inputs.max_bytes", bytes),
             model_cache_bytes: reader.optional("inputs.model_cache_bytes", bytes),
+            file_cache_bytes: reader.required("inputs.file_cache_bytes", bytes),
+            replace_foreign: reader.required("inputs.replace_foreign", boolean),
             timeout: reader.required("inputs.timeout", duration),
             retry_for: reader.required("inputs.retry_for", duration),
         }
@@ -365,13 +384,22 @@ impl WorkerConfig {
     }
 }
 
+const SHORTEST_TOKEN: usize = 16;
+
 impl AdminConfig {
     pub(super) fn read(reader: &mut Reader) -> Self {
         let listen = reader.required("admin.listen", |text| match text {
             "off" => Ok(None),
             address => address.parse().map(Some).map_err(|_| format!("{address:?} is no ADDRESS:PORT")),
         });
-        let token = reader.optional("admin.token", |text| Ok(SecretString::from(text)));
+        let token = reader.optional("admin.token", |text| {
+            if text.chars().count() < SHORTEST_TOKEN {
+                return Err(format!(
+                    "it has less than {SHORTEST_TOKEN} characters and could be guessed; make one by `openssl rand -hex 16`"
+                ));
+            }
+            Ok(SecretString::from(text))
+        });
         Self { listen, token }
     }
 }

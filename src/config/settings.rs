@@ -1,4 +1,4 @@
-//! Every setting: key, default, example and what it means. The README's table, the environment
+//! Every setting: key, default, example and what it means. The table in docs/configuration.md, the environment
 //! variables and the command line's flags are made from this list.
 
 /// One setting of the configuration.
@@ -65,7 +65,7 @@ const fn setting(
     Setting { key, default, example, help, form: Form::Plain }
 }
 
-/// All settings, in the order of the README's table.
+/// All settings, in the order of that table.
 pub const SETTINGS: &[Setting] = &[
     setting(
         "comfyui.command",
@@ -202,7 +202,7 @@ pub const SETTINGS: &[Setting] = &[
         "inputs.allow",
         "s3://",
         "s3://inputs/,https://host/models/",
-        "URI prefixes that inputs may come from; default: every bucket that the credentials can read, and no web host",
+        "URI prefixes that inputs may come from; other jobs' folders under store.uri only where a prefix lies there; default: every bucket that the credentials can read, and no web host",
     ).holding(Form::List),
     setting("inputs.max_bytes", "2GiB", "512MiB", "largest single input, and all inputs of one job together, with the models that it has to fetch"),
     setting(
@@ -210,6 +210,18 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "200GiB",
         "models that jobs brought and the worker keeps; more of them, and the least recently used go; default: no limit",
+    ),
+    setting(
+        "inputs.file_cache_bytes",
+        "10GiB",
+        "100GiB",
+        "other files that jobs left in `input`, `output` and `temp` for good, in each; more of them, and the least recently used go",
+    ),
+    setting(
+        "inputs.replace_foreign",
+        "false",
+        "true",
+        "whether `files` with `overwrite` may replace what no job has brought, such as your own models and inputs",
     ),
     setting(
         "inputs.timeout",
@@ -276,7 +288,7 @@ pub const SETTINGS: &[Setting] = &[
         "admin.token",
         "",
         "a-long-random-text",
-        "whoever gives it may cancel jobs and drain the worker on the status page; default: the page is read-only",
+        "16 characters or more; who gives it may cancel jobs and drain the worker on the status page; default: the page is read-only",
     ),
     setting(
         "metrics.tenant_key",

@@ -83,6 +83,33 @@ fn web_hosts_are_read_and_not_written() {
 }
 
 #[test]
+fn a_program_comes_by_https_and_an_endpoint_without_a_scheme_is_not_repeated() {
+    let refused =
+        flags(&[("browser.download", "http://mirror.example/builds.json")]).unwrap_err().to_string();
+    assert!(refused.contains("browser.download") && refused.contains("https://"), "{refused}");
+    for source in
+        ["https://mirror.example/x", "http://127.0.0.1:9/x", "http://[::1]:9/x", "http://localhost/x"]
+    {
+        assert!(flags(&[("browser.download", source)]).is_ok(), "{source}");
+    }
+    for endpoint in ["AKIA:hunter2@store.example", "user:hunter2@127.0.0.1:9000", "http://user:hunter2@host"]
+    {
+        let refused = flags(&[("store.endpoint", endpoint)]).unwrap_err().to_string();
+        assert!(refused.contains("must hold no credentials") && !refused.contains("hunter2"), "{refused}");
+    }
+}
+
+#[test]
+fn a_token_that_could_be_guessed_is_refused() {
+    let refused = flags(&[("admin.token", "hunter2")]).unwrap_err().to_string();
+    assert!(
+        refused.contains("admin.token: it has less than 16") && !refused.contains("hunter2"),
+        "{refused}"
+    );
+    assert!(flags(&[("admin.token", "0123456789abcdef")]).is_ok());
+}
+
+#[test]
 fn store_addresses() {
     let store = |pairs: &[(&str, &str)]| flags(pairs).map(|config| config.store);
     let here =

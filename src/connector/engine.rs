@@ -1,6 +1,7 @@
 //! The running parts: ComfyUI's process, its websocket, the browser.
 
 use std::{
+    collections::HashMap,
     fs,
     os::unix::fs::DirBuilderExt,
     pin::pin,
@@ -8,7 +9,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
@@ -27,7 +28,11 @@ use super::{
 };
 use crate::{
     browser::{Browser, ConvertError},
-    comfy::{ExecuteError, Executed, Execution, Observer, Server, Socket, execute, frontend},
+    comfy::{
+        ExecuteError, Executed, Execution, Observer, RequestError, Server, Socket,
+        classes::{NodeClass, NodeClasses},
+        execute, frontend,
+    },
     config::{BrowserConfig, ComfyUiConfig, Config},
     deliver, metrics,
     stage::{Folders, Journal, Owned},
@@ -54,6 +59,7 @@ pub struct Engine {
     server: Server,
     socket: Socket,
     browser: Browser,
+    classes: NodeClasses,
     executing: AtomicUsize,
     /// Prompts begun since the self-test.
     ran: AtomicU64,
@@ -81,6 +87,8 @@ impl Engine {
             comfyui.env.0.insert(TMPDIR.to_owned(), scratch.path().display().to_string());
         }
         let begun_at = Instant::now();
+        // Not the self-test's own begin: file systems tell the time in steps, and its picture can be in the same one.
+        let own = deliver::OwnFolder::none(SystemTime::now());
         let (server, browser) = boot_both(&comfyui, &config.browser, on_line).await?;
         metrics::booted("comfyui", begun_at.elapsed());
         let socket = match Socket::connect(server.client().base()).await {
@@ -94,6 +102,7 @@ impl Engine {
             server,
             socket,
             browser,
+            classes: NodeClasses::default(),
             executing: AtomicUsize::new(0),
             ran: AtomicU64::new(0),
             proven_at: Mutex::default(),
@@ -101,7 +110,7 @@ impl Engine {
             scratch: Mutex::new(scratch),
         };
         let folders = Folders::new(config.comfyui.path.clone());
-        match Box::pin(engine.open_and_test(&test, &folders, begun_at)).await {
+        match Box::pin(engine.open_and_test(&test, &folders, &own, begun_at)).await {
             Ok(()) => {
                 metrics::booted("total", begun_at.elapsed());
                 engine.ran.store(0, Ordering::Relaxed);
@@ -120,13 +129,14 @@ impl Engine {
         &self,
         test: &SelfTest,
         folders: &Folders,
+        own: &deliver::OwnFolder,
         begun_at: Instant,
     ) -> Result<(), ConnectorError> {
         let failed = |error| ConnectorError::SelfTest(Box::new(error));
         let run = async |payload: &Payload| {
             let ran = self.run(payload, SELF_TEST_LIMIT, &mut Silent::default()).await;
             metrics::booted("self_test", begun_at.elapsed());
-            deliver::discard(folders, Arc::new(ran.map_err(failed)?)).await;
+            deliver::discard(folders, own, Arc::new(ran.map_err(failed)?)).await;
             Ok(())
         };
         let opening = async {
@@ -168,6 +178,23 @@ impl Engine {
     #[must_use]
     pub fn browser(&self) -> &Browser {
         &self.browser
+    }
+
+    /// Whether it runs no prompt.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.executing.load(Ordering::Relaxed) == 0
+    }
+
+    /// What ComfyUI says of these classes of nodes, see [`NodeClasses::of`].
+    pub(crate) async fn classes<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Option<HashMap<String, Arc<NodeClass>>>, RequestError> {
+        let known = self.classes.of(self.server.client(), names).await;
+        if known.is_err() {
+            self.doubt();
+        }
+        known
     }
 
     /// Runs a prompt.

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use contract::failure::Failure;
+
 use super::restarts;
 use crate::{
     browser::ConvertError,
     comfy::{BootError, ExecuteError, RequestError},
-    job::failure::Failure,
 };
 
 /// Why the connector could not do what it was asked.

@@ -1,10 +1,9 @@
 //! What a prompt's end says about the ComfyUI that ran it.
 
+use contract::failure::Failure;
+
 use super::restarts::Cause;
-use crate::{
-    comfy::{ExecuteError, Executed},
-    job::failure::Failure,
-};
+use crate::comfy::{ExecuteError, Executed};
 
 /// Why a ComfyUI must go.
 #[derive(Clone, Copy, Debug)]

@@ -126,11 +126,10 @@ impl ComfyConnector {
         if let Some(connector) = Self::live().filter(is_usable) {
             return Ok(connector);
         }
-        deliver::mark_start();
-        let path = config.worker.state_dir.clone();
+        let (path, folders) = (config.worker.state_dir.clone(), Folders::new(config.comfyui.path.clone()));
         // A dead worker may have left gigabytes.
         let journal = spawn_blocking(move || {
-            Journal::open(&path).map_err(|source| ConnectorError::State { path, source })
+            Journal::open(&path, &folders).map_err(|source| ConnectorError::State { path, source })
         });
         let journal = journal.await.map_err(|error| ConnectorError::State {
             path: config.worker.state_dir.clone(),
@@ -153,7 +152,9 @@ impl ComfyConnector {
             config.inputs.max_bytes,
         )
         .with_model_cache(config.inputs.model_cache_bytes)
-        .with_submitted(config.store.uri.clone());
+        .with_file_cache(config.inputs.file_cache_bytes)
+        .replacing_foreign(config.inputs.replace_foreign)
+        .with_results(config.store.uri.clone());
         let connector = Self(Arc::new(Inner {
             config: config.clone(),
             standing: Standing::new(),

@@ -2,6 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use contract::{
+    bounds,
+    failure::Failure,
+    prompt::{is_ui_workflow, prompt_from_value},
+};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -9,7 +14,6 @@ use super::{ComfyConnector, ConnectorError, Engine, State};
 use crate::{
     browser::{Conversion, ConvertError},
     comfy::{Execution, Observer, PromptId, events::Image, history::History, tracker::Progress},
-    job::{apply, failure::Failure},
 };
 
 /// What is to be run.
@@ -33,7 +37,7 @@ pub enum Payload {
 /// Told apart by their shape: a UI workflow has a list `nodes`.
 impl From<Value> for Payload {
     fn from(json: Value) -> Self {
-        if apply::is_ui_workflow(&json) { Self::Workflow(json) } else { Self::Prompt(json) }
+        if is_ui_workflow(&json) { Self::Workflow(json) } else { Self::Prompt(json) }
     }
 }
 
@@ -51,9 +55,10 @@ impl ComfyConnector {
     /// ```
     ///
     /// # Errors
-    /// [`ConnectorError::Convert`]: node types that this server lacks, what the frontend said of the
-    /// workflow, or the browser. As [`ComfyConnector::engine`] when ComfyUI had to be started again.
+    /// [`ConnectorError::Failed`]: more than `job.max_nodes`, or nested too deep. [`ConnectorError::Convert`]: node types
+    /// that this server lacks, what the frontend said of the workflow, or the browser. As [`ComfyConnector::engine`] when ComfyUI had to be started again.
     pub async fn prompt_from_workflow(&self, workflow: &Value) -> Result<Conversion, ConnectorError> {
+        self.check(workflow)?;
         let engine = self.engine().await?;
         match engine.browser().convert(workflow).await {
             Ok(conversion) => Ok(conversion),
@@ -91,6 +96,8 @@ impl ComfyConnector {
     /// ([`ConnectorError::Failed`]) are errors with ComfyUI's own words; so is a conversion's failure
     /// ([`ConnectorError::Convert`]).
     pub async fn run_workflow(&self, payload: Payload) -> Result<History, ConnectorError> {
+        let (Payload::Workflow(workflow) | Payload::Prompt(workflow)) = &payload;
+        self.check(workflow)?;
         let mut again = true;
         loop {
             let engine = self.engine().await?;
@@ -109,6 +116,11 @@ impl ComfyConnector {
             }
             return outcome;
         }
+    }
+
+    /// Before a page or ComfyUI works on it.
+    fn check(&self, workflow: &Value) -> Result<(), ConnectorError> {
+        bounds::check_workflow(workflow, self.0.config.job.max_nodes).map_err(ConnectorError::Failed)
     }
 }
 
@@ -130,7 +142,7 @@ impl Engine {
     ) -> Result<History, ConnectorError> {
         let (prompt, extra_data) = match payload {
             Payload::Prompt(prompt) => {
-                (apply::prompt_from_value(prompt.clone()).map_err(ConnectorError::Failed)?, json!({}))
+                (prompt_from_value(prompt.clone()).map_err(ConnectorError::Failed)?, json!({}))
             }
             Payload::Workflow(workflow) => {
                 let Conversion { prompt, workflow, .. } = self.browser().convert(workflow).await?;

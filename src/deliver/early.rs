@@ -8,21 +8,24 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use contract::{
+    ObjectUri,
+    request::{FolderType, OutputRequest},
+};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::{
-    Found, FoundContent, PARALLEL_UPLOADS, content_type, open, shown,
-    written::{Identity, Written, is_beside},
+    Found, FoundContent, OwnFolder, PARALLEL_UPLOADS, content_type, open, shown,
+    written::{Identity, Written},
 };
 use crate::{
     comfy::history::{OutputContent, OutputItem, outputs_of},
     config::OutputsConfig,
-    job::request::{FolderType, OutputRequest},
     stage::Folders,
-    store::{ObjectStore, ObjectUri, StoreError, Stored},
+    store::{ObjectStore, StoreError, Stored},
 };
 
 /// One execution's early uploads. Dropped, those under way end, and what its nodes wrote beside the job's own
@@ -39,7 +42,7 @@ struct Shared {
     /// The folder `…/<job id>/<attempt>`.
     base: ObjectUri,
     folders: Folders,
-    own_folder: String,
+    own: OwnFolder,
     request: OutputRequest,
     limits: OutputsConfig,
     side_by_side: Arc<Semaphore>,
@@ -63,14 +66,13 @@ impl Early {
         store: Arc<dyn ObjectStore>,
         base: ObjectUri,
         folders: Folders,
-        own_folder: String,
+        own: OwnFolder,
         request: OutputRequest,
         limits: OutputsConfig,
     ) -> Self {
         let (side_by_side, begun) = (Arc::new(Semaphore::new(PARALLEL_UPLOADS)), Mutex::default());
         let written = Written::default();
-        let shared =
-            Shared { store, base, folders, own_folder, request, limits, side_by_side, begun, written };
+        let shared = Shared { store, base, folders, own, request, limits, side_by_side, begun, written };
         Self { shared: Arc::new(shared), looks: Vec::new() }
     }
 
@@ -161,15 +163,15 @@ impl Shared {
     /// Begins one upload, within the limits. What cannot be begun is seen again, and told, in the end.
     fn begin(&self, listed: &Listed) {
         let Listed { folder, subfolder, filename } = listed;
-        let Ok((file, path)) = open(&self.folders, *folder, subfolder, filename) else { return };
+        let Ok((file, path)) = open(&self.folders, &self.own, *folder, subfolder, filename) else { return };
         let Ok(identity) = file.metadata().map(|metadata| Identity::of(&metadata)) else { return };
-        if is_beside(&self.own_folder, *folder, subfolder) {
-            self.written.note(path, identity);
+        if self.own.is_beside(*folder, subfolder) {
+            self.written.note(path, identity, &self.own);
         }
         if *folder == FolderType::Temp && !self.request.include_temp {
             return;
         }
-        let place = shown(&self.own_folder, subfolder, filename);
+        let place = shown(&self.own.name, subfolder, filename);
         let Ok(uri) = self.base.join(&format!("outputs/{place}")) else { return };
         let mut begun = self.begun();
         let bytes = begun.values().map(|begun| begun.identity.size()).sum::<u64>() + identity.size();

@@ -4,18 +4,16 @@
 use std::{
     collections::HashMap,
     fs::{self, Metadata},
+    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{LazyLock, Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use contract::request::FolderType;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
-
-use crate::job::request::FolderType;
-
-static PROCESS_START: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
 
 static REMOVALS: LazyLock<TaskTracker> = LazyLock::new(|| {
     let removals = TaskTracker::new();
@@ -24,9 +22,47 @@ static REMOVALS: LazyLock<TaskTracker> = LazyLock::new(|| {
     removals
 });
 
-/// Fixes the moment from which on files count as made by this worker.
-pub fn mark_start() {
-    LazyLock::force(&PROCESS_START);
+/// Where a job's nodes write: a folder of its own beneath `output`, and since when. What lies elsewhere and is older is not
+/// its: a publisher can have nodes list any file whose name is known.
+#[derive(Clone, Debug)]
+pub struct OwnFolder {
+    pub(super) name: String,
+    since: SystemTime,
+}
+
+impl OwnFolder {
+    /// Makes that folder. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        fs::create_dir_all(path)?;
+        // The file system's clock, which can be another machine's; ours where that one is ahead.
+        let since = fs::metadata(path)?.modified()?.min(SystemTime::now());
+        Ok(Self { name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(), since })
+    }
+
+    /// None: all that was written since then lies elsewhere.
+    #[must_use]
+    pub fn none(since: SystemTime) -> Self {
+        // No folder is called so.
+        Self { name: "/".to_owned(), since }
+    }
+
+    /// Whether a listed file is outside the folder, which goes as a whole.
+    pub(super) fn is_beside(&self, folder: FolderType, subfolder: &str) -> bool {
+        let within = Path::new(subfolder.trim_start_matches('/')).starts_with(&self.name);
+        folder != FolderType::Output || !within
+    }
+
+    /// Whether a file was written since.
+    pub(super) fn is_as_young(&self, file: &Metadata) -> bool {
+        let (seconds, nanoseconds) = (file.ctime(), file.ctime_nsec());
+        let changed = u64::try_from(seconds).ok().zip(u32::try_from(nanoseconds).ok());
+        changed.is_some_and(|(seconds, nanoseconds)| {
+            UNIX_EPOCH + Duration::new(seconds, nanoseconds) >= self.since
+        })
+    }
 }
 
 /// Waits until the removals that have begun are over. A file system may hang: to be waited for within a limit.
@@ -50,19 +86,13 @@ impl Identity {
     }
 }
 
-/// Whether a listed file is outside the job's own folder, which goes as a whole.
-pub(super) fn is_beside(own_folder: &str, folder: FolderType, subfolder: &str) -> bool {
-    let within = Path::new(subfolder.trim_start_matches('/')).starts_with(own_folder);
-    own_folder.is_empty() || folder != FolderType::Output || !within
-}
-
 /// Such files as they were when they were found. With it they are removed.
 #[derive(Debug, Default)]
-pub(super) struct Written(Mutex<HashMap<PathBuf, Identity>>);
+pub(super) struct Written(Mutex<HashMap<PathBuf, (Identity, SystemTime)>>);
 
 impl Written {
-    pub(super) fn note(&self, path: PathBuf, identity: Identity) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(path, identity);
+    pub(super) fn note(&self, path: PathBuf, identity: Identity, own: &OwnFolder) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(path, (identity, own.since));
     }
 
     pub(super) fn paths(&self) -> Vec<PathBuf> {
@@ -76,7 +106,8 @@ impl Drop for Written {
         if files.is_empty() {
             return;
         }
-        let remove = move || files.iter().for_each(|(path, identity)| remove(path, *identity));
+        let remove =
+            move || files.iter().for_each(|(path, (identity, since))| remove(path, *identity, *since));
         match Handle::try_current() {
             Ok(runtime) => drop(REMOVALS.spawn_blocking_on(remove, &runtime)),
             Err(_) => remove(),
@@ -84,11 +115,10 @@ impl Drop for Written {
     }
 }
 
-/// Removes a file unless it was there before the worker, or another job has written it again since.
-fn remove(path: &Path, identity: Identity) {
+/// Removes a file unless it was there before the job, or another one has written it again since.
+fn remove(path: &Path, identity: Identity, since: SystemTime) {
     let ours = path.symlink_metadata().is_ok_and(|found| {
-        // Born within this process's life means: written by one of its jobs.
-        Identity::of(&found) == identity && found.created().is_ok_and(|born| born >= *PROCESS_START)
+        Identity::of(&found) == identity && found.created().is_ok_and(|born| born >= since)
     });
     if !ours {
         return;

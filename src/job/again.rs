@@ -1,7 +1,9 @@
 //! A job that is to be run once more although it was answered: its records are removed first.
 
-use super::{JobId, attempt::Records, failure::Failure};
-use crate::store::{ObjectStore, ObjectUri};
+use contract::{JobId, ObjectUri, failure::Failure};
+
+use super::attempt::Records;
+use crate::store::ObjectStore;
 
 /// Whether the job has a result: run again it would only be answered from it.
 ///

@@ -10,16 +10,17 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use contract::{ObjectUri, bounds::LARGEST_RECORD, failure::Failure};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::{failure::Failure, incoming::Incoming};
-use crate::dependency::Dependency;
-use crate::store::{Creation, ObjectStore, ObjectUri, StoreError};
+use super::incoming::Incoming;
+use crate::{
+    dependency::Dependency,
+    store::{Creation, ObjectStore, StoreError},
+};
 
-/// Largest marker or manifest that is read back.
-const LARGEST_RECORD: u64 = 64 << 20;
 /// More hand-backs than any orderly life has.
 const MOST_MARKERS: u32 = 1000;
 

@@ -3,17 +3,19 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use contract::{
+    JobId, ObjectUri,
+    failure::Failure,
+    result::{JobResult, Stage, Status, Timings},
+};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    JobId,
     answer::{encode, failed},
     attempt::Records,
-    failure::Failure,
     met::Met,
-    result::{JobResult, Stage, Status, Timings},
 };
-use crate::store::{ObjectStore, ObjectUri};
+use crate::store::ObjectStore;
 
 /// What the worker that runs the job may take to end it and to tell: ComfyUI is asked for 10 s to let
 /// go of the prompt, then killed.
@@ -57,7 +59,7 @@ pub async fn cancel(
         }
     }
     let met = Met { stage: Stage::Accept, failure: Failure::Cancelled };
-    let result = encode(&failed(who, id, 1, Timings::default(), None, &met)).await?;
+    let result = encode(&mut failed(who, id, 1, Timings::default(), None, &met)).await?;
     Ok(told(records.settle(result).await?))
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::failure::Failure;
+use contract::failure::Failure;
 
 /// What follows from a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

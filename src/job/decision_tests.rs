@@ -89,7 +89,8 @@ fn the_whole_table() {
     kinds.sort();
     kinds.dedup();
     assert_eq!(kinds.len(), table.len());
-    let variants = include_str!("failure.rs").split("pub enum Failure {").nth(1).unwrap();
+    let variants =
+        include_str!("../../crates/contract/src/failure.rs").split("pub enum Failure {").nth(1).unwrap();
     let variants = variants.split("\n}\n").next().unwrap().matches("#[error(").count();
     assert_eq!(table.len(), variants);
 }

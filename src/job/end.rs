@@ -7,33 +7,9 @@ use std::{
     time::SystemTime,
 };
 
+use contract::{JobId, failure::Failure};
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-
-use super::{JobId, failure::Failure};
-
-/// Stop is not abort: stop ends what has not begun to run, abort ends what runs.
-#[derive(Clone, Debug, Default)]
-pub struct Stops {
-    /// Nothing new starts.
-    pub stop: CancellationToken,
-    /// What runs is interrupted.
-    pub abort: CancellationToken,
-}
-
-impl Stops {
-    /// `work`, given up when what runs must end.
-    pub(super) async fn unless_aborted<T>(
-        &self,
-        work: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, Failure> {
-        tokio::select! {
-            biased;
-            done = work => done,
-            () = self.abort.cancelled() => Err(Failure::Draining),
-        }
-    }
-}
 
 /// One job's end, called at most once.
 #[derive(Clone, Debug, Default)]

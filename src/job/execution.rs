@@ -7,22 +7,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use contract::{
+    ObjectUri,
+    event::EventKind,
+    failure::Failure,
+    prompt::Prompt,
+    records::is_anothers,
+    request::JobRequest,
+    result::{NodeTiming, Output, Stage, Timings},
+};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
 use super::{
-    apply::Prompt,
     attempt::JSON,
     end::End,
-    event::EventKind,
-    failure::Failure,
     lane::{Place, Turn},
     met::{At, Met},
     preparation::Ready,
     report::Reporter,
-    request::JobRequest,
-    result::{NodeTiming, Output, Stage, Timings},
     retries::{InHand, Retries},
     runner::{BOOT_PATIENCE, Runner, ms},
     watched::Watched,
@@ -30,9 +34,8 @@ use super::{
 use crate::{
     comfy::{Behind, ExecuteError, Executed, Execution, history::History},
     connector::{ConnectorError, Engine},
-    deliver::{self, Destination, Early, Findings},
-    stage::Owned,
-    store::{Content, ObjectUri},
+    deliver::{self, Destination, Early, Findings, OwnFolder},
+    store::Content,
     telemetry::{JobSpan, StageName, StageSpan, redact_json},
     text::json_of,
 };
@@ -100,7 +103,7 @@ impl<'a> Executor<'a> {
         let destination = self.destination().at(Stage::Accept)?;
         let ready = Box::pin(self.ready(timings)).await?;
         self.try_place(&destination, &ready.prompt).await.at(Stage::Stage)?;
-        let mut early = self.early(&ready.folder, &destination);
+        let mut early = self.early(&ready.own, &destination);
         let done = self.run_and_deliver(ready, &destination, &mut early, timings).await;
         if done.is_err() {
             self.discard(&mut early).await;
@@ -124,7 +127,7 @@ impl<'a> Executor<'a> {
         early: &mut Early,
         timings: &mut Timings,
     ) -> Result<Done, Met> {
-        let Ready { prompt, extra_data, folder, mut warnings, .. } = ready;
+        let Ready { prompt, extra_data, own, mut warnings, _folder, _staged } = ready;
         let prompt = Arc::new(prompt);
         let wait = self.span.stage(StageName::Wait);
         let place = tokio::select! {
@@ -148,7 +151,7 @@ impl<'a> Executor<'a> {
                 self.runner.connector.kill_engine(&engine).await;
             }
             // Nodes that were done before it: the websocket may have told of none.
-            deliver::discard(self.runner.connector.stager().folders(), Arc::clone(&history)).await;
+            deliver::discard(self.runner.connector.stager().folders(), &own, Arc::clone(&history)).await;
             *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((prompt, history));
             return Err(failure).at(Stage::Run);
         }
@@ -159,7 +162,7 @@ impl<'a> Executor<'a> {
         let Executed { images, nodes, .. } = executed;
         let collecting = async {
             early.settle().await;
-            self.find(&folder, &history, images, executed.images_lost).await
+            self.find(&own, &history, images, executed.images_lost).await
         };
         let findings = self.span.stage(StageName::Collect).run(collecting).await.at(Stage::Collect)?;
         let begun = &*early;
@@ -193,13 +196,22 @@ impl<'a> Executor<'a> {
             None => base.clone(),
             Some(text) => {
                 let uri: ObjectUri =
-                    text.parse().map_err(|error: crate::store::UriError| invalid(error.to_string()))?;
+                    text.parse().map_err(|error: contract::UriError| invalid(error.to_string()))?;
                 if !uri.is_beneath(&[format!("{base}/")]) && !uri.is_beneath(&outputs.allow) {
                     return Err(invalid(format!("outputs may not go to {uri} (outputs.allow)")));
                 }
                 uri
             }
         };
+        let folder = root.join(self.job.id.as_str()).map_err(|error| invalid(error.to_string()))?;
+        let covers = base.within(&folder).is_some();
+        if covers || is_anothers(&folder, base, &self.job.id, &outputs.allow) {
+            let job = if covers { "the worker's records" } else { "the folder of another job" };
+            return Err(invalid(format!(
+                "outputs would go to {folder}, which is {job}; choose a place that is not under store.uri, or one \
+                 there whose name no job can have ({base}/_renders), or name it in outputs.allow"
+            )));
+        }
         let own = root == *base || root.is_beneath(&[format!("{base}/")]);
         let base = root.join(&format!("{}/{}", self.job.id, self.attempt));
         let base = base.map_err(|error| invalid(error.to_string()))?;
@@ -283,6 +295,7 @@ impl<'a> Executor<'a> {
             ExecuteError::Aborted { .. } => Met { stage: Stage::Run, failure: Failure::Draining },
             ExecuteError::Cancelled { .. } => Met { stage: Stage::Run, failure: self.end.why() },
             ExecuteError::NotBegun(_) => Met { stage: Stage::Run, failure: Failure::EngineLost(message) },
+            ExecuteError::Unreadable(_) => Met { stage: Stage::Collect, failure: Failure::Internal(message) },
             ExecuteError::Vanished => Met { stage: Stage::Run, failure: Failure::Interrupted },
             ExecuteError::Died(_) | ExecuteError::Stalled(_) | ExecuteError::Unreachable(_) => {
                 Met { stage: Stage::Run, failure: Failure::EngineCrashed(message) }
@@ -295,25 +308,30 @@ impl<'a> Executor<'a> {
     /// ComfyUI, waited for while it starts, but not for longer than a job is held.
     pub(super) async fn engine(&self) -> Result<Arc<Engine>, Met> {
         let starting = self.runner.connector.engine();
-        if !self.retries.may_give_back() {
-            return starting.await.map_err(engine_failure).at(Stage::Run);
-        }
-        match timeout(BOOT_PATIENCE, starting).await {
-            Ok(started) => started.map_err(engine_failure),
-            Err(_) => {
-                Err(Failure::EngineUnavailable(format!("ComfyUI has not started within {BOOT_PATIENCE:?}")))
-            }
-        }
-        .at(Stage::Run)
+        let started = async { starting.await.map_err(engine_failure).at(Stage::Run) };
+        self.patiently(started, "has not started").await
     }
 
-    fn early(&self, folder: &Owned, destination: &Destination<'_>) -> Early {
+    /// What waits for ComfyUI: for no longer than a job is held when it can be given back.
+    pub(super) async fn patiently<T>(
+        &self,
+        waiting: impl Future<Output = Result<T, Met>>,
+        what: &str,
+    ) -> Result<T, Met> {
+        if !self.retries.may_give_back() {
+            return waiting.await;
+        }
+        let late = |_| Err(Failure::EngineUnavailable(format!("ComfyUI {what} within {BOOT_PATIENCE:?}")));
+        timeout(BOOT_PATIENCE, waiting).await.unwrap_or_else(|elapsed| late(elapsed).at(Stage::Run))
+    }
+
+    fn early(&self, own: &OwnFolder, destination: &Destination<'_>) -> Early {
         let Runner { store, connector, outputs, .. } = self.runner;
         Early::new(
             Arc::clone(store),
             destination.base.clone(),
             connector.stager().folders().clone(),
-            name_of(folder),
+            own.clone(),
             self.job.output.clone(),
             outputs.clone(),
         )
@@ -321,19 +339,21 @@ impl<'a> Executor<'a> {
 
     async fn find(
         &self,
-        folder: &Owned,
+        own: &OwnFolder,
         history: &Arc<History>,
         images: Vec<crate::comfy::tracker::OutputImage>,
-        images_lost: bool,
+        images_lost: BTreeSet<String>,
     ) -> Result<Findings, Failure> {
-        if images_lost {
-            let message = "pictures that ComfyUI sends over the websocket only were lost with it".to_owned();
-            return Err(Failure::OutputMissing { message, nodes: BTreeSet::new() });
+        if !images_lost.is_empty() {
+            let message = "pictures that ComfyUI sends over the websocket only did not come".to_owned();
+            return Err(Failure::OutputMissing { message, nodes: images_lost });
         }
         let folders = self.runner.connector.stager().folders().clone();
-        let own_folder = name_of(folder);
+        let own = own.clone();
         let (request, history) = (self.job.output.clone(), Arc::clone(history));
-        tokio::task::spawn_blocking(move || deliver::find(&folders, &own_folder, &request, &history, images))
+        let most = self.runner.outputs.max_files;
+        let find = move || deliver::find(&folders, &own, &request, &history, images, most);
+        tokio::task::spawn_blocking(find)
             .await
             .map_err(|error| Failure::Internal(error.to_string()))?
             .map_err(|missing| Failure::OutputMissing { message: missing.message, nodes: missing.nodes })?
@@ -383,7 +403,7 @@ impl<'a> Executor<'a> {
         record: impl FnOnce() -> T + Send + 'static,
     ) -> Result<ObjectUri, Failure> {
         let uri = destination.base.join(name).map_err(|error| Failure::Internal(error.to_string()))?;
-        let body = json_of(false, record).await.map_err(|error| Failure::Internal(error.to_string()))?;
+        let body = json_of(record).await.map_err(|error| Failure::Internal(error.to_string()))?;
         let put = destination.store.put(&uri, Content::Bytes(body), JSON).await;
         put.map(|_| uri).map_err(|error| destination.failure(error))
     }
@@ -396,10 +416,6 @@ impl<'a> Executor<'a> {
         let stored = self.retries.persist(InHand::Result, store).await;
         stored.inspect_err(|stopped| tracing::warn!(error = %stopped.failure, "history not stored")).ok()
     }
-}
-
-fn name_of(folder: &Owned) -> String {
-    folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 pub(super) async fn timed<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<(T, Duration), E> {

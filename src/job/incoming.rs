@@ -3,13 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
-
-use super::{
+use contract::{
     JobId,
-    decision::{GiveBack, delay},
     failure::{Cause, Failure},
 };
+use tokio_util::sync::CancellationToken;
+
+use super::decision::{GiveBack, delay};
 use crate::telemetry::{JobSpan, redact};
 
 /// A message to be run.

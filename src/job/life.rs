@@ -5,6 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use contract::{
+    event::EventKind,
+    failure::Failure,
+    request::JobRequest,
+    result::{JobResult, Stage, Status, Timings, WorkerInfo},
+};
 use tokio::time::sleep;
 
 use super::{
@@ -12,20 +18,19 @@ use super::{
     attempt::{OpenAttempt, Opened, Records},
     decision::{Decision, Recovery},
     end::End,
-    event::EventKind,
     execution::{Done, Executor},
-    failure::Failure,
     heartbeat::{close, kept_alive},
     incoming::Incoming,
     lane::Turn,
     met::Met,
-    report::{EventSink, Reporter},
-    request::JobRequest,
-    result::{JobResult, Stage, Status, Timings, WorkerInfo},
+    report::Reporter,
     retries::{InHand, Retries, Stopped},
     runner::{Answer, Runner, ms},
 };
-use crate::telemetry::{JobSpan, StageName, StageSpan};
+use crate::{
+    events::EventSink,
+    telemetry::{JobSpan, StageName, StageSpan},
+};
 
 /// From asking ComfyUI to free memory to the next prompt. It tells nobody when it has.
 const FREE_PAUSE: Duration = Duration::from_secs(1);
@@ -66,20 +71,20 @@ impl Life<'_> {
             }
             Ok(Opened::Conflict) => {
                 // The manifest of this id is another job's: this answer is told and not kept.
-                let result = self.refused(job, 1, Failure::IdConflict(job.id.to_string()));
+                let mut result = self.refused(job, 1, Failure::IdConflict(job.id.to_string()));
                 span.ended(&result);
-                return runner.tell(&result).await;
+                return runner.tell(&mut result).await;
             }
             Ok(Opened::Poison { attempt, crashes }) => {
-                let result = self.refused(job, attempt.number, Failure::Poison { crashes });
+                let mut result = self.refused(job, attempt.number, Failure::Poison { crashes });
                 span.tries(attempt.number, attempt.former.as_deref());
                 span.ended(&result);
-                return runner.record(&records, self.retries, &result).await;
+                return runner.record(&records, self.retries, &mut result).await;
             }
             Err(Stopped { failure, decision: Decision::Answer }) => {
-                let result = self.refused(job, 1, failure);
+                let mut result = self.refused(job, 1, failure);
                 span.ended(&result);
-                return runner.record(&records, self.retries, &result).await;
+                return runner.record(&records, self.retries, &mut result).await;
             }
             Err(stopped) => return Err(stopped),
         };
@@ -89,8 +94,8 @@ impl Life<'_> {
         crate::phases::reached("accepted").await;
         let lost = &self.incoming.lost;
         let work = async {
-            let result = Box::pin(self.attempts(job, &attempt, &reporter)).await?;
-            let recording = runner.record(&records, self.retries, &result);
+            let mut result = Box::pin(self.attempts(job, &attempt, &reporter)).await?;
+            let recording = runner.record(&records, self.retries, &mut result);
             let answer = span.stage(StageName::Record).run(recording).await?;
             Ok::<_, Stopped>((result, answer))
         };

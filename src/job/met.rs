@@ -1,9 +1,10 @@
 //! A failure where it was met, as a job's life hands it on.
 
-use super::{
+use contract::{
     failure::Failure,
     result::{Code, Stage},
 };
+
 use crate::telemetry::Trouble;
 
 /// A failure and where it was met.

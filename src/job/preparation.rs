@@ -1,27 +1,40 @@
 //! What a try needs before its prompt can be posted: files in place, the workflow converted, the job's
 //! inputs applied.
 
-use std::time::Instant;
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use contract::{
+    bounds,
+    event::EventKind,
+    failure::Failure,
+    prompt::{Prompt, is_ui_workflow, models_named, prompt_from_value},
+    request::{FolderType, WorkflowSource},
+    result::{Stage, Timings},
+};
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value};
-use tokio::time::timeout;
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 use uuid::Uuid;
 
 use super::{
-    apply::{self, Prompt, is_ui_workflow},
-    bounds,
-    event::EventKind,
+    apply,
     execution::{Executor, timed},
-    failure::Failure,
+    links,
     met::{At, Met},
-    request::{FolderType, WorkflowSource},
-    result::{Stage, Timings},
     runner::ms,
 };
 use crate::{
     browser::{Conversion, ConvertError},
+    comfy::classes::NodeClass,
     connector::Engine,
+    deliver::OwnFolder,
     metrics,
     stage::{Owned, Staged, show},
     telemetry::StageName,
@@ -30,15 +43,21 @@ use crate::{
 /// Largest workflow that is fetched from an address.
 const LARGEST_WORKFLOW: u64 = 64 << 20;
 
+/// So often an idle ComfyUI that answers other questions is asked what its nodes are.
+const MOST_UNANSWERED: u32 = 3;
+/// Between questions that ComfyUI does not answer.
+const CLASSES_PAUSE: Duration = Duration::from_secs(1);
+
 /// What can be posted.
 pub(super) struct Ready {
     pub(super) prompt: Prompt,
     pub(super) extra_data: Map<String, Value>,
-    /// The job's own beneath `output`.
-    pub(super) folder: Owned,
+    /// Where its nodes write.
+    pub(super) own: OwnFolder,
     pub(super) warnings: Vec<String>,
-    /// Its files, which go when this does.
-    _staged: Staged,
+    /// That folder and its inputs, which go when this does.
+    pub(super) _folder: Owned,
+    pub(super) _staged: Staged,
 }
 
 struct Prepared {
@@ -75,13 +94,51 @@ impl Executor<'_> {
         timings.staged_ms = ms(staged_in);
         timings.models = staged.models;
         timings.converted_ms = ms(converted_in);
-        let Prepared { mut prompt, extra_data, warnings } = prepared;
-        let folder = self.apply(&mut prompt, &staged).await.at(Stage::Convert)?;
+        let Prepared { mut prompt, extra_data, mut warnings } = prepared;
+        let (folder, own) = self.apply(&mut prompt, &staged).await.at(Stage::Convert)?;
+        // Not before: an input can be set to a link.
+        links::check(&mut prompt).at(Stage::Post)?;
+        let known = tokio::select! {
+            biased;
+            () = self.runner.stops.stop.cancelled() => return Err(Failure::Draining).at(Stage::Post),
+            why = self.end.called() => return Err(why).at(Stage::Post),
+            known = self.classes(&prompt) => known?,
+        };
+        // A class that ComfyUI lacks it refuses by name.
+        if let Some(known) = known {
+            warnings.extend(links::check_by_class(&mut prompt, &known).at(Stage::Post)?);
+        }
         self.reporter.tell(EventKind::Converted { nodes: prompt.len() });
         crate::phases::reached("converted").await;
         self.turn.lane().prepared_in(begun.elapsed());
-        self.runner.connector.stager().warm(apply::models_named(&prompt));
-        Ok(Ready { prompt, extra_data, folder, warnings, _staged: staged })
+        self.runner.connector.stager().warm(models_named(&prompt));
+        Ok(Ready { prompt, extra_data, own, warnings, _folder: folder, _staged: staged })
+    }
+
+    /// What ComfyUI says of the classes of a prompt's nodes, asked until it answers: a node of another job can hold up
+    /// every answer, and nothing is posted unchecked.
+    async fn classes(&self, prompt: &Prompt) -> Result<Option<HashMap<String, Arc<NodeClass>>>, Met> {
+        let asking = async {
+            let mut unanswered = 0;
+            loop {
+                let engine = self.engine().await?;
+                match engine.classes(links::classes(prompt)).await {
+                    Ok(known) => return Ok(known),
+                    Err(error) => {
+                        // An idle ComfyUI has answered another question just before: it is a node's description that takes
+                        // too long, one that looks through a share, say.
+                        unanswered += u32::from(engine.is_idle());
+                        if unanswered == MOST_UNANSWERED {
+                            tracing::warn!(%error, "ComfyUI does not describe its nodes in time: the prompt is posted unchecked");
+                            return Ok(None);
+                        }
+                        tracing::debug!(%error, "waiting for what ComfyUI says of its nodes");
+                    }
+                }
+                sleep(CLASSES_PAUSE).await;
+            }
+        };
+        self.patiently(asking, "has not said what its nodes are").await
     }
 
     fn met(&self, engine: &Engine) {
@@ -90,13 +147,8 @@ impl Executor<'_> {
 
     async fn stage(&self) -> Result<Staged, Met> {
         crate::phases::reached("staging").await;
-        let limit = self.runner.staging_limit;
         let staging = self.runner.connector.stager().stage_inputs(self.job);
-        let staged = timeout(limit, staging).await.unwrap_or_else(|_| {
-            let slow = format!("the inputs were not here within {limit:?} (inputs.timeout)");
-            Err(Failure::InputUnavailable(slow))
-        });
-        let staged = staged.at(Stage::Stage)?;
+        let staged = self.in_time("the inputs were", staging).await.at(Stage::Stage)?;
         let models = staged.models.unwrap_or_default().models_cold.bytes;
         metrics::received(models, staged.bytes.saturating_sub(models));
         self.reporter.tell(EventKind::Staged { files: staged.files, bytes: staged.bytes });
@@ -104,41 +156,54 @@ impl Executor<'_> {
         Ok(staged)
     }
 
+    /// What a job fetches, within `inputs.timeout`.
+    async fn in_time<T>(
+        &self,
+        what: &str,
+        fetching: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let limit = self.runner.staging_limit;
+        let slow = || Failure::InputUnavailable(format!("{what} not here within {limit:?} (inputs.timeout)"));
+        timeout(limit, fetching).await.unwrap_or_else(|_| Err(slow()))
+    }
+
     /// The prompt and what goes with it, before the job's inputs are applied.
     async fn prepare(&self, engine: &Engine) -> Result<Prepared, Met> {
         let workflow = match &self.job.workflow {
             WorkflowSource::Inline(workflow) => workflow.clone(),
             WorkflowSource::At(uri) => {
-                let bytes =
-                    self.runner.connector.stager().read(uri, LARGEST_WORKFLOW).await.at(Stage::Stage)?;
+                let reading = self.runner.connector.stager().read(&self.job.id, uri, LARGEST_WORKFLOW);
+                let bytes = self.in_time("workflow_uri was", reading).await.at(Stage::Stage)?;
+                let invalid = |problem| Failure::Invalid(format!("workflow_uri: {}: {problem}", show(uri)));
+                bounds::check_values(&bytes).map_err(invalid).at(Stage::Stage)?;
                 serde_json::from_slice(&bytes)
-                    .map_err(|error| {
-                        Failure::Invalid(format!("workflow_uri: {}: no JSON: {error}", show(uri)))
-                    })
+                    .map_err(|error| invalid(format!("no JSON: {error}")))
                     .at(Stage::Stage)?
             }
         };
         let most = self.runner.limits.max_nodes;
-        bounds::check_nodes(&workflow, most).at(Stage::Convert)?;
+        bounds::check_workflow(&workflow, most).at(Stage::Convert)?;
         let mut extra_data = Map::new();
         if let Some(key) = &self.job.api_key_comfy_org {
             extra_data.insert("api_key_comfy_org".into(), key.expose_secret().into());
         }
         if !is_ui_workflow(&workflow) {
-            let prompt = apply::prompt_from_value(workflow).at(Stage::Convert)?;
+            let prompt = prompt_from_value(workflow).at(Stage::Convert)?;
             return Ok(Prepared { prompt, extra_data, warnings: Vec::new() });
         }
         crate::phases::reached("converting").await;
         let converted = engine.browser().convert(&workflow).await;
         let Conversion { prompt, workflow, warnings } =
             converted.map_err(conversion_failure).at(Stage::Convert)?;
-        bounds::check_node_count(prompt.len(), most).at(Stage::Convert)?;
+        bounds::check_node_count(prompt.len() as u64, most).at(Stage::Convert)?;
+        let depth = prompt.values().try_for_each(|node| bounds::check_depth("workflow: its prompt", node));
+        depth.map_err(Failure::ConversionRefused).at(Stage::Convert)?;
         extra_data.insert("extra_pnginfo".into(), serde_json::json!({"workflow": workflow}));
         Ok(Prepared { prompt, extra_data, warnings })
     }
 
     /// Puts the job's inputs into the prompt, and its outputs into a folder of its own.
-    async fn apply(&self, prompt: &mut Prompt, staged: &Staged) -> Result<Owned, Failure> {
+    async fn apply(&self, prompt: &mut Prompt, staged: &Staged) -> Result<(Owned, OwnFolder), Failure> {
         apply::set_inputs(prompt, &staged.values)?;
         apply::rename_files(prompt, &staged.renamed);
         let stager = self.runner.connector.stager();
@@ -146,8 +211,12 @@ impl Executor<'_> {
         apply::set_output_folder(prompt, &folder)?;
         apply::force_rerun(prompt, self.rerun.iter().map(String::as_str), &folder);
         let path = stager.folders().of(FolderType::Output).join(folder);
-        let owned = stager.journal().own(path.clone()).await;
-        owned.map_err(|error| Failure::local(path.display(), &error))
+        let failed = |error: std::io::Error| Failure::local(path.display(), &error);
+        let owned = stager.journal().own(path.clone()).await.map_err(failed)?;
+        let place = path.clone();
+        let own = spawn_blocking(move || OwnFolder::create(&place)).await;
+        let own = own.map_err(|error| Failure::Internal(error.to_string()))?.map_err(failed)?;
+        Ok((owned, own))
     }
 }
 
@@ -158,5 +227,20 @@ fn conversion_failure(error: ConvertError) -> Failure {
         ConvertError::Refused(_) => Failure::ConversionRefused(message),
         ConvertError::TimedOut(_) => Failure::ConversionTimedOut(message),
         ConvertError::Browser(_) => Failure::BrowserDown(message),
+        // Another job's prompt was the end of ComfyUI.
+        ConvertError::Stopped => Failure::EngineLost(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Another job's prompt was the end of ComfyUI, and so of its page: that says nothing about this job.
+    #[test]
+    fn a_conversion_that_is_stopped_is_a_comfyui_that_is_lost() {
+        assert!(matches!(conversion_failure(ConvertError::Stopped), Failure::EngineLost(_)));
+        let of_the_job = conversion_failure(ConvertError::Refused("x".to_owned()));
+        assert!(matches!(of_the_job, Failure::ConversionRefused(_)));
     }
 }

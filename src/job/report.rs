@@ -8,46 +8,21 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::{
+use contract::{
     JobId,
     event::{EventKind, JobEvent},
     result::JobResult,
 };
-use crate::comfy::{PromptId, events::Image, tracker::Progress};
+
+use crate::{
+    comfy::{PromptId, events::Image, tracker::Progress},
+    events::{EventSink, Preview},
+};
 
 /// Progress is told at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// Previews are shown at most this often.
 const PREVIEW_EVERY: Duration = Duration::from_millis(500);
-
-/// Takes events; must neither block nor fail.
-pub trait EventSink: Send + Sync {
-    /// Something happened.
-    fn event(&self, event: &JobEvent);
-
-    /// A picture of the work in progress.
-    fn preview(&self, preview: &Preview<'_>);
-
-    /// The job has this result, durably.
-    fn ended(&self, result: &JobResult);
-}
-
-/// A preview and where it belongs.
-#[derive(Debug)]
-pub struct Preview<'a> {
-    /// The job.
-    pub id: &'a JobId,
-    /// Its place among the attempt's events.
-    pub seq: u64,
-    /// Unix time in milliseconds.
-    pub at: u64,
-    /// Which attempt.
-    pub attempt: u32,
-    /// Who runs it.
-    pub worker: &'a str,
-    /// The picture.
-    pub image: &'a Image,
-}
 
 /// Tells of one attempt.
 #[derive(Clone)]

@@ -8,14 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use contract::{failure::Failure, result::Code};
 use tokio::time::sleep;
 
 use super::{
     decision::{Circumstances, Decision, GiveBack, Need, Recovery, decide},
     end::End,
-    failure::Failure,
     incoming::Incoming,
-    result::Code,
     runner::Runner,
 };
 use crate::telemetry::Trouble;

@@ -9,21 +9,22 @@ use std::{
 };
 
 use bytes::Bytes;
+use contract::{
+    JobId, ObjectUri,
+    failure::{Cause, Failure},
+    request::{JobRequest, Refused},
+    result::{JobResult, Stage, Timings},
+};
 
 use super::{
-    JobId,
     answer::{encode, failed},
     attempt::{Opened, Records},
     decision::{Decision, GiveBack},
-    end::{InHand as JobsInHand, Stops},
-    failure::{Cause, Failure},
+    end::InHand as JobsInHand,
     incoming::{Ending, Incoming},
     lane::{Lane, Turn},
     life::Life,
     met::Met,
-    report::EventSink,
-    request::{JobRequest, Refused},
-    result::{JobResult, Stage, Timings},
     retries::{InHand, Retries, Stopped},
 };
 use crate::{
@@ -31,8 +32,10 @@ use crate::{
     config::{Config, JobConfig, OutputsConfig},
     connector::ComfyConnector,
     dependency::Dependency,
+    events::EventSink,
+    lifecycle::Stops,
     metrics,
-    store::{ObjectStore, ObjectUri, StoreMonitor},
+    store::{ObjectStore, StoreMonitor},
     telemetry::{StageName, keep_secret},
 };
 
@@ -202,10 +205,10 @@ impl Runner {
             match retries.persist(InHand::Result, opening).await? {
                 Opened::Finished { body, .. } => Ok(Answer { body, stored: true }),
                 Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => {
-                    self.record(&records, &retries, &answer(attempt.number)).await
+                    self.record(&records, &retries, &mut answer(attempt.number)).await
                 }
                 // The manifest of this id is another job's, and not for this publisher's eyes.
-                Opened::Conflict => self.tell(&answer(1)).await,
+                Opened::Conflict => self.tell(&mut answer(1)).await,
             }
         };
         let settled = settled.await;
@@ -217,7 +220,7 @@ impl Runner {
         &self,
         records: &Records<'_>,
         retries: &Retries<'_>,
-        result: &JobResult,
+        result: &mut JobResult,
     ) -> Result<Answer, Stopped> {
         let bytes = encode(result).await.map_err(Stopped::unanswered)?;
         let body = retries.persist(InHand::Result, || records.settle(bytes.clone())).await?;
@@ -226,9 +229,10 @@ impl Runner {
     }
 
     /// A result that is told and not kept.
-    pub(super) async fn tell(&self, result: &JobResult) -> Result<Answer, Stopped> {
+    pub(super) async fn tell(&self, result: &mut JobResult) -> Result<Answer, Stopped> {
+        let body = encode(result).await.map_err(Stopped::unanswered)?;
         self.count(result);
-        Ok(Answer { body: encode(result).await.map_err(Stopped::unanswered)?, stored: false })
+        Ok(Answer { body, stored: false })
     }
 
     fn count(&self, result: &JobResult) {

@@ -2,14 +2,10 @@
 
 use std::time::Instant;
 
+use contract::prompt::{Prompt, node_title};
 use serde_json::Value;
 
-use super::{
-    apply::{self, Prompt},
-    lane::Place,
-    met::Met,
-    report::Reporter,
-};
+use super::{lane::Place, met::Met, report::Reporter};
 use crate::{
     comfy::{
         Executed, Observer, PromptId,
@@ -95,7 +91,7 @@ fn node<'a>(prompt: &'a Prompt, id: &'a str, begin: Instant) -> NodeTime<'a> {
     NodeTime {
         id,
         class: known.and_then(|node| node.get("class_type")?.as_str()),
-        title: known.map(|_| apply::node_title(prompt, id)),
+        title: known.map(|_| node_title(prompt, id)),
         begin,
         took: std::time::Duration::ZERO,
         cached: false,

@@ -19,7 +19,7 @@ pub use self::{
     meter::Kind,
     names::{METRICS, Metric, table},
 };
-use crate::job::{
+use contract::{
     failure::Cause,
     result::{JobResult, Timings},
 };

@@ -90,8 +90,8 @@ impl Broker {
     /// Subscribes to the notices of dead letters: a copy of each message that the broker moved there,
     /// or a worker rejected, with the reason in [`Message::death`](super::Message::death).
     #[must_use]
-    pub fn notices(&self) -> Consumer {
-        Consumer::start(&self.session, Source::Notices, 1)
+    pub fn notices(&self, prefetch: u16) -> Consumer {
+        Consumer::start(&self.session, Source::Notices, prefetch)
     }
 
     /// Begins a pass over the dead letters. One at a time: what it holds another does not see.

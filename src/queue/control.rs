@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use contract::text::quoted;
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -15,7 +16,6 @@ use super::{
     publisher::{Envelope, Persistence, publish},
     session::Session,
 };
-use crate::text::quoted;
 
 /// An order is short; what is longer is none.
 const LARGEST_ORDER: usize = 4096;

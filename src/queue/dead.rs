@@ -30,6 +30,7 @@ use super::{
     session::{Role, Session},
     topology::dead_queue,
 };
+use crate::telemetry::{is_credential, redact_json};
 
 /// Returns after which a letter is published anew instead of being returned once more.
 const RENEWED_AFTER: u64 = 2;
@@ -194,7 +195,14 @@ impl DeadLetter {
 }
 
 fn table(table: &FieldTable) -> Value {
-    Value::Object(table.inner().iter().map(|(name, value)| (name.to_string(), shown(value))).collect())
+    let fields = table.inner().iter().map(|(name, value)| {
+        let plain = name.as_str().replace('-', "_");
+        let secret = is_credential(&plain) || plain.eq_ignore_ascii_case("authorization");
+        (name.to_string(), if secret { json!("(not shown)") } else { shown(value) })
+    });
+    let mut table = Value::Object(fields.collect());
+    redact_json(&mut table);
+    table
 }
 
 fn shown(value: &AMQPValue) -> Value {
@@ -228,5 +236,25 @@ fn refused(error: &PublishError) -> QueueError {
     match error {
         PublishError::Unconfirmed(_) => QueueError::Unavailable(error.to_string()),
         final_one => QueueError::Misconfigured(final_one.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_shown_without_keys_however_deep_they_lie() {
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        let mut inner = FieldTable::default();
+        inner.insert("x-api-key".into(), text("hunter2"));
+        inner.insert("link".into(), text("https://h/x?X-Amz-Signature=hunter2"));
+        let mut outer = FieldTable::default();
+        outer.insert("Authorization".into(), text("Bearer hunter2"));
+        outer.insert("nested".into(), AMQPValue::FieldArray(vec![AMQPValue::FieldTable(inner)].into()));
+        outer.insert("tenant".into(), text("shop"));
+        let shown = table(&outer);
+        assert!(!shown.to_string().contains("hunter2"), "{shown}");
+        assert_eq!((&shown["tenant"], &shown["Authorization"]), (&json!("shop"), &json!("(not shown)")));
     }
 }

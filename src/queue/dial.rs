@@ -22,6 +22,7 @@ use tokio::{
 
 use super::{
     error::{QueueError, Trouble},
+    frames::{self, Guarded},
     refusal,
 };
 use crate::config::AmqpConfig;
@@ -93,22 +94,20 @@ pub(super) async fn dial(config: &AmqpConfig, name: &str) -> Result<(Connection,
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let socket = Socket::default();
     let mut dialling = Dialling(Some(socket.clone()));
-    let runtime = lapin::runtime::default_runtime()
-        .map_err(|error| QueueError::Unavailable(format!("no runtime for the broker: {error}")))?;
+    let tokio = async_rs::Runtime::tokio_current();
     let handshake = {
         let socket = socket.clone();
         Connection::connector(
             uri,
-            runtime,
-            async move |uri: AMQPUri, runtime| {
+            frames::runtime(),
+            async move |uri: AMQPUri, _| {
                 // The caller may have given up already: this runs on lapin's own thread.
                 let deadline = Instant::now() + SOCKET_LIMIT;
                 let place = (uri.authority.host.as_str(), uri.authority.port);
                 let addresses = timeout_at(deadline, lookup_host(place)).await.map_err(timed_out)??;
                 let mut refused = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
                 for address in addresses {
-                    let stream = match timeout_at(deadline, AsyncTcpStream::connect(&runtime, address)).await
-                    {
+                    let stream = match timeout_at(deadline, AsyncTcpStream::connect(&tokio, address)).await {
                         Ok(Ok(stream)) => stream,
                         Ok(Err(error)) => {
                             refused = error;
@@ -121,11 +120,13 @@ pub(super) async fn dial(config: &AmqpConfig, name: &str) -> Result<(Connection,
                         plain.get_ref().set_nodelay(true)?;
                         socket.keep(plain.get_ref())?;
                     }
-                    if uri.scheme == AMQPScheme::AMQP {
-                        return Ok(stream);
-                    }
-                    let secured = stream.into_tls(&uri.authority.host, tls.as_ref());
-                    return Ok(timeout_at(deadline, secured).await.map_err(timed_out)??);
+                    let stream = if uri.scheme == AMQPScheme::AMQP {
+                        stream
+                    } else {
+                        let secured = stream.into_tls(&uri.authority.host, tls.as_ref());
+                        timeout_at(deadline, secured).await.map_err(timed_out)??
+                    };
+                    return Ok(AsyncTcpStream::Plain(Guarded::new(stream)));
                 }
                 Err(refused.into())
             },

@@ -36,6 +36,7 @@ mod error;
 mod events;
 mod findings;
 mod follow;
+mod frames;
 mod link;
 mod management;
 mod message;

@@ -55,7 +55,8 @@ impl Returns {
         Some(Self {
             count: count(headers, COUNT)?.try_into().unwrap_or(u32::MAX),
             cause: text(headers, CAUSE)?,
-            since: time(headers, SINCE)?,
+            // A publisher can say anything: a moment to come would be no time at all, each time again.
+            since: time(headers, SINCE)?.min(SystemTime::now()),
         })
     }
 
@@ -190,7 +191,7 @@ mod tests {
     use super::*;
     use crate::queue::Message;
 
-    const NOW: u64 = 1_800_000_000_000;
+    const NOW: u64 = 1_700_000_000_000;
 
     fn at(millis: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(NOW + millis)
@@ -235,5 +236,18 @@ mod tests {
         assert_eq!(ttl_of(&again), Some("50000"));
         assert_eq!((read(&again).returns, read(&again).expires_at), (Some(sent.returns), Some(at(60_000))));
         assert_eq!(ttl_of(&renewed(&BasicProperties::default(), None, at(0)).unwrap()), None);
+    }
+
+    /// A publisher that says so would have a job tried without end.
+    #[test]
+    fn nothing_was_given_back_in_the_future() {
+        let returns = Returns {
+            since: SystemTime::now() + Duration::from_secs(1 << 30),
+            ..postponement(0, None).returns
+        };
+        let forged = Postponement { returns, ..postponement(0, None) };
+        let copy = postponed(&BasicProperties::default(), &forged, at(0)).unwrap();
+        let read = Message::read(Vec::new(), false, &copy, "jobs").returns.unwrap();
+        assert!(read.since <= SystemTime::now() && read.count == 3);
     }
 }

@@ -48,7 +48,7 @@ pub(super) fn later_queue(queue: &str) -> String {
     format!("{queue}.later")
 }
 
-/// Declares what DESIGN's "Broker objects" lists, or with `declare = false` checks that it is there.
+/// Declares the exchanges and queues, or with `declare = false` checks that they are there.
 pub(super) async fn ensure(link: &Link, config: &AmqpConfig) -> Result<(), QueueError> {
     let channel = link.channel().await.map_err(|error| unavailable(&error))?;
     let topology = Topology { channel: &channel, declare: config.declare };

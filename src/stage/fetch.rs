@@ -10,6 +10,9 @@ use std::{
 
 use base64::Engine;
 use bytes::Bytes;
+use contract::{
+    JobId, ObjectUri, UriError, failure::Failure, records::is_anothers, request::FileSource, text::one_line,
+};
 use futures_util::stream::{self, StreamExt};
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -19,14 +22,15 @@ use super::{
     web::{self, Web},
 };
 use crate::{
-    checksum,
-    job::{failure::Failure, request::FileSource},
-    store::{Object, ObjectStore, ObjectUri, StoreError, UriError},
-    text::one_line,
+    checksum, files,
+    store::{Object, ObjectStore, StoreError},
 };
 
 /// A read that brings nothing for this long has failed.
 const STALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// A `data:` address is its content.
+const DATA_VERSION: &str = "data";
 
 /// Why a source could not be read.
 #[derive(Debug)]
@@ -129,6 +133,8 @@ pub(super) struct Fetcher<'a> {
     pub(super) store: &'a dyn ObjectStore,
     pub(super) web: &'a Web,
     pub(super) allow: &'a [String],
+    /// Where results are, others' among them, and the job that reads.
+    pub(super) results: Option<(&'a ObjectUri, &'a JobId)>,
 }
 
 impl Fetcher<'_> {
@@ -184,10 +190,15 @@ impl Fetcher<'_> {
         let uri: ObjectUri = source
             .parse()
             .map_err(|error: UriError| Failure::UnsupportedUri(one_line(&error.to_string(), 400)))?;
+        let source = show(source);
+        if self.results.is_some_and(|(base, own)| is_anothers(&uri, base, own, self.allow)) {
+            return Err(Failure::InputForbidden(format!(
+                "{source}: it lies among other jobs' results (store.uri), which inputs.allow does not open"
+            )));
+        }
         if uri.is_beneath(self.allow) {
             return Ok(uri);
         }
-        let source = show(source);
         Err(Failure::InputForbidden(format!("{source}: inputs may not come from there (inputs.allow)")))
     }
 
@@ -203,11 +214,13 @@ impl Fetcher<'_> {
         version: Option<&str>,
     ) -> Result<Object, OpenError> {
         if let Some(content) = source.strip_prefix("data:") {
-            let bytes = decode_data(content)
-                .map_err(|problem| Failure::Invalid(format!("{}: {problem}", show(source))))?;
+            let bytes: Bytes = decode_data(content)
+                .map_err(|problem| Failure::Invalid(format!("{}: {problem}", show(source))))?
+                .into();
             let size = Some(bytes.len() as u64);
-            let body = stream::once(async { Ok(bytes.into()) }).boxed();
-            return Ok(Object { size, version: None, body });
+            let bytes = bytes.slice(usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len())..);
+            let body = stream::once(async { Ok(bytes) }).boxed();
+            return Ok(Object { size, version: Some(DATA_VERSION.to_owned()), body });
         }
         if web::is_web(source) {
             return self.web.open(source, self.allow, offset, version).await;
@@ -222,7 +235,7 @@ impl Fetcher<'_> {
     /// The version that a source has now, where it tells.
     pub(super) async fn version(self, source: &str) -> Result<Option<String>, Failure> {
         if source.starts_with("data:") {
-            return Ok(None);
+            return Ok(Some(DATA_VERSION.to_owned()));
         }
         if web::is_web(source) {
             let version = self.web.version(source, self.allow).await;
@@ -309,7 +322,9 @@ pub(super) async fn next(object: &mut Object, source: &str) -> Result<Option<Byt
 pub(super) async fn matches(path: &Path, sha256: Option<&str>) -> bool {
     let Some(expected) = sha256 else { return path.is_file() };
     let path = path.to_owned();
-    let sum = tokio::task::spawn_blocking(move || checksum::of_reader(File::open(path)?));
+    let sum = tokio::task::spawn_blocking(move || {
+        checksum::of_reader(files::open_regular(File::options().read(true), &path)?)
+    });
     matches!(sum.await, Ok(Ok((sum, _))) if sum.eq_ignore_ascii_case(expected))
 }
 

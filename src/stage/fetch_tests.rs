@@ -70,7 +70,7 @@ impl Bed {
         sha256: Option<&str>,
     ) -> Result<String, Failure> {
         let target = self.folder.path().join("to/target");
-        let fetcher = Fetcher { store, web: &Web::default(), allow: &self.allow };
+        let fetcher = Fetcher { store, web: &Web::default(), allow: &self.allow, results: None };
         let fetched = fetcher.fetch(source, sha256, target.clone(), &Budget::new(self.limit)).await;
         let left: Vec<_> = fs::read_dir(self.folder.path().join("to")).unwrap().collect();
         assert_eq!(left.len(), usize::from(fetched.is_ok()), "no part of a file stays: {left:?}");
@@ -153,7 +153,7 @@ async fn only_what_is_allowed_is_read() {
 #[tokio::test]
 async fn reads_into_memory_obey_the_same_rules() {
     let bed = Bed::new();
-    let fetcher = Fetcher { store: &LocalStore, web: &Web::default(), allow: &bed.allow };
+    let fetcher = Fetcher { store: &LocalStore, web: &Web::default(), allow: &bed.allow, results: None };
     assert_eq!(fetcher.read(&bed.from("x"), 10).await.unwrap(), "0123456789");
     assert!(matches!(fetcher.read(&bed.from("x"), 9).await, Err(Failure::InputTooLarge(_))));
     assert!(matches!(fetcher.read("file:///etc/passwd", 9).await, Err(Failure::InputForbidden(_))));
@@ -180,8 +180,10 @@ async fn limits_hold_before_and_while_bytes_are_read() {
 #[tokio::test]
 async fn the_limit_is_the_jobs_and_not_the_files() {
     let bed = Bed::new();
-    let (fetcher, budget) =
-        (Fetcher { store: &LocalStore, web: &Web::default(), allow: &bed.allow }, Budget::new(25));
+    let (fetcher, budget) = (
+        Fetcher { store: &LocalStore, web: &Web::default(), allow: &bed.allow, results: None },
+        Budget::new(25),
+    );
     for number in 0..2 {
         let target = bed.folder.path().join(format!("to/{number}"));
         fetcher.fetch(&bed.from("x"), None, target, &budget).await.unwrap();
@@ -226,7 +228,7 @@ async fn a_file_in_the_way_of_the_target_is_not_written_through() {
     let canary = bed.folder.path().join("from/x");
     let target = bed.folder.path().join("to/target");
     std::os::unix::fs::symlink(&canary, &target).unwrap();
-    let fetcher = Fetcher { store: &LocalStore, web: &Web::default(), allow: &bed.allow };
+    let fetcher = Fetcher { store: &LocalStore, web: &Web::default(), allow: &bed.allow, results: None };
     fetcher.fetch("data:,new", None, target.clone(), &Budget::new(10)).await.unwrap();
     assert_eq!(fs::read_to_string(canary).unwrap(), "0123456789");
     assert!(!target.is_symlink());

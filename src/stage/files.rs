@@ -5,6 +5,12 @@ use std::{
     time::Instant,
 };
 
+use contract::{
+    JobId,
+    failure::Failure,
+    request::{FileRequest, FileSource, FolderType, JobRequest},
+    result::ModelTimings,
+};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use uuid::Uuid;
 
@@ -12,37 +18,39 @@ use super::{
     PARALLEL_FETCHES, PlaceError, Staged, Stager, UploadOptions,
     fetch::{self, Budget},
     journal::Owned,
-    models::{self, Order},
+    models::{self, Order, Placed},
     names::{FileName, Subfolder},
     place,
-};
-use crate::job::{
-    failure::Failure,
-    request::{FileRequest, FileSource, FolderType},
-    result::ModelTimings,
 };
 
 impl Stager {
     /// Brings a job's `files` to where they belong.
     pub(super) async fn stage_files(
         &self,
-        files: &[FileRequest],
+        job: &JobRequest,
         budget: &Budget,
         staged: &mut Staged,
     ) -> Result<(), Failure> {
+        let files = &job.files;
+        let (passing, lasting): (Vec<_>, Vec<_>) = files.iter().partition(|file| file.ephemeral);
         let (models, others): (Vec<_>, Vec<_>) =
-            files.iter().partition(|file| file.folder == FolderType::Models && !file.ephemeral);
+            lasting.into_iter().partition(|file| file.folder == FolderType::Models);
         // Collected: a stream that makes futures of references could not move between threads.
-        let staging: Vec<_> = others.into_iter().map(|file| self.stage_file(file, budget)).collect();
+        let staging: Vec<_> =
+            passing.into_iter().map(|file| self.stage_file(&job.id, file, budget)).collect();
         let placed = stream::iter(staging).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<_>>().await?;
         staged.owned.extend(placed.into_iter().flatten());
-        self.stage_models(&models, budget, staged).await?;
+        for model in self.place_all(&job.id, &others, budget).await? {
+            staged.leases.extend(model.lease);
+        }
+        self.stage_models(&job.id, &models, budget, staged).await?;
         staged.files += files.len();
         Ok(())
     }
 
     async fn stage_models(
         &self,
+        job: &JobId,
         models: &[&FileRequest],
         budget: &Budget,
         staged: &mut Staged,
@@ -51,10 +59,7 @@ impl Stager {
             return Ok(());
         }
         let begun = Instant::now();
-        let orders = models.iter().map(|file| self.order(file)).collect::<Result<Vec<_>, _>>()?;
-        let fetcher = self.fetcher(&self.allow);
-        let placing: Vec<_> = orders.iter().map(|order| self.models.place(order, fetcher, budget)).collect();
-        let placed = stream::iter(placing).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<_>>().await?;
+        let placed = self.place_all(job, models, budget).await?;
         let mut timings = ModelTimings::default();
         for model in placed {
             let count = if model.is_cold { &mut timings.models_cold } else { &mut timings.models_warm };
@@ -67,6 +72,21 @@ impl Stager {
         Ok(())
     }
 
+    /// Has files in their places that stay there when the job is over.
+    async fn place_all(
+        &self,
+        job: &JobId,
+        files: &[&FileRequest],
+        budget: &Budget,
+    ) -> Result<Vec<Placed>, Failure> {
+        let orders = files.iter().map(|file| Ok((self.cache(file.folder), self.order(file)?)));
+        let orders = orders.collect::<Result<Vec<_>, Failure>>()?;
+        let fetcher = self.fetcher(job, &self.allow);
+        let placing: Vec<_> =
+            orders.iter().map(|(cache, order)| cache.place(order, fetcher, budget)).collect();
+        stream::iter(placing).buffer_unordered(PARALLEL_FETCHES).try_collect().await
+    }
+
     fn order(&self, file: &FileRequest) -> Result<Order, Failure> {
         let Target { name, options, path } = self.target(file)?;
         Ok(Order {
@@ -75,6 +95,9 @@ impl Stager {
             source: file.source.clone(),
             sha256: file.sha256.clone(),
             overwrite: file.overwrite,
+            replace_foreign: self.replace_foreign,
+            // Checkpoints are known by their names.
+            by_name: file.folder == FolderType::Models,
         })
     }
 
@@ -86,8 +109,8 @@ impl Stager {
         let subfolder = Subfolder::parse(file.subfolder.as_deref().unwrap_or_default())
             .map_err(|error| invalid(error.to_string()))?;
         let is_ours = subfolder.parts().chain([name.as_str()]).any(models::is_reserved);
-        if is_ours && file.folder == FolderType::Models {
-            return Err(invalid("models: names that start with .comfy-worker are the worker's own".into()));
+        if is_ours {
+            return Err(invalid("names that start with .comfy-worker are the worker's own".into()));
         }
         let options = UploadOptions {
             folder: file.folder,
@@ -96,27 +119,51 @@ impl Stager {
             ephemeral: file.ephemeral,
         };
         let path = options.target(&self.folders, &name).map_err(place_failure)?;
+        if file.folder == FolderType::Models
+            && !self.replace_foreign
+            && let Some(shadowed) = shadowed(&options.subfolder, &name)
+            && self.folders.of(file.folder).join(&shadowed).symlink_metadata().is_ok()
+        {
+            let place = options.subfolder.join(&name);
+            return Err(invalid(format!(
+                "models/{place} would stand in for models/{shadowed}, which is there"
+            )));
+        }
         Ok(Target { name, options, path })
     }
 
     /// One of a job's `files`; what is to be removed afterwards.
-    async fn stage_file(&self, file: &FileRequest, budget: &Budget) -> Result<Option<Owned>, Failure> {
+    async fn stage_file(
+        &self,
+        job: &JobId,
+        file: &FileRequest,
+        budget: &Budget,
+    ) -> Result<Option<Owned>, Failure> {
         let Target { name, options, path: target } = self.target(file)?;
         let existing = async || {
             // The same model is not fetched again, and stays: it was not this job that brought it.
-            if file.folder == FolderType::Models && fetch::matches(&target, file.sha256.as_deref()).await {
+            if file.folder == FolderType::Models
+                && (file.sha256.is_some() || !file.overwrite)
+                && fetch::matches(&target, file.sha256.as_deref()).await
+            {
                 return Ok(None);
             }
-            let (folder, name) = (file.folder.name(), options.subfolder.join(&name));
-            Err(Failure::Invalid(format!("files: {folder}/{name} exists and `overwrite` is false")))
+            Err(models::in_the_way(file.folder.name(), &options.subfolder.join(&name), file.overwrite))
         };
         self.journal.gone(&target).await;
-        if !file.overwrite && target.symlink_metadata().is_ok() {
-            return existing().await;
+        if target.symlink_metadata().is_ok() {
+            let replaceable = file.overwrite
+                && (self.replace_foreign
+                    || self.journal.owns(&target)
+                    || self.cache(file.folder).has_placed(&options.subfolder.join(&name), &target).await);
+            if !replaceable {
+                return existing().await;
+            }
         }
         let scratch = self.scratch_beside(&target).await?;
         let part = scratch.path().join(name.as_str());
-        self.fetcher(&self.allow).fetch(&file.source, file.sha256.as_deref(), part.clone(), budget).await?;
+        let fetcher = self.fetcher(job, &self.allow);
+        fetcher.fetch(&file.source, file.sha256.as_deref(), part.clone(), budget).await?;
         match place::settle(&self.journal, part, target.clone(), options.clone()).await {
             // Another job, or another of this job's files, was faster.
             Err(PlaceError::Exists(_)) => existing().await,
@@ -133,6 +180,20 @@ impl Stager {
             .await
             .map_err(|source| place_failure(PlaceError::io(parent, source)))
     }
+}
+
+/// The place of the same model under the other name of its kind: ComfyUI looks for it in both folders, and takes the one that
+/// it finds first (`folder_paths.py`).
+fn shadowed(subfolder: &Subfolder, name: &FileName) -> Option<String> {
+    const OTHER_NAMES: [(&str, &str); 2] = [("unet", "diffusion_models"), ("clip", "text_encoders")];
+    let place = subfolder.join(name);
+    let (kind, rest) = place.split_once('/')?;
+    let other = OTHER_NAMES.iter().find_map(|&(one, other)| match kind {
+        _ if kind == one => Some(other),
+        _ if kind == other => Some(one),
+        _ => None,
+    })?;
+    Some(format!("{other}/{rest}"))
 }
 
 /// Where a file goes.

@@ -11,6 +11,7 @@
 
 mod book;
 mod remover;
+mod territory;
 
 use std::{
     fs::{self, DirBuilder},
@@ -24,8 +25,10 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
+use super::Folders;
 use book::{Book, Entry, Inode};
 use remover::Remover;
+use territory::Territory;
 
 /// This worker's journal.
 #[derive(Debug)]
@@ -60,16 +63,22 @@ impl Drop for Owned {
 }
 
 impl Journal {
-    /// Sweeps after dead workers, then starts a journal in `state_dir`. Blocks, and gigabytes take their time.
+    /// Sweeps after dead workers within `folders`, then starts a journal in `state_dir`. Blocks, and gigabytes take
+    /// their time.
     ///
     /// # Errors
     /// When the folder cannot be written.
-    pub fn open(state_dir: &Path) -> io::Result<Arc<Self>> {
+    pub fn open(state_dir: &Path, folders: &Folders) -> io::Result<Arc<Self>> {
         let folder = state_dir.join("journal");
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         let placing = Arc::default();
+        let territory = Territory::of(folders);
         book::of_the_dead(&folder, |left| {
             left.iter().fold(true, |all_gone, entry| {
+                if !territory.holds(&entry.path) {
+                    tracing::warn!(path = %entry.path.display(), "a journal lists what no worker makes: left alone");
+                    return all_gone;
+                }
                 tracing::info!(path = %entry.path.display(), "removing what a dead worker left");
                 remover::remove(entry, &placing) && all_gone
             })

@@ -12,6 +12,10 @@ use futures_util::FutureExt;
 
 use super::{book::Line, *};
 
+fn open(state: &Path) -> io::Result<Arc<Journal>> {
+    Journal::open(state, &Folders::new(state.parent().unwrap().to_owned()))
+}
+
 /// A journal as a killed worker leaves it: its lock is gone, its drops never ran.
 async fn killed(journal: Arc<Journal>) -> PathBuf {
     // It had time for what it let go of before.
@@ -52,7 +56,7 @@ fn journals(bed: &Bed) -> usize {
 async fn the_next_start_sweeps_what_a_dead_worker_left_and_nothing_else() {
     let bed = bed();
     fs::write(bed.input.join("theirs.png"), "theirs").unwrap();
-    let journal = Journal::open(&bed.state).unwrap();
+    let journal = open(&bed.state).unwrap();
     let kept = journal.create_folder(&bed.input, "done").await.unwrap();
     drop(kept);
     journal.settled().await;
@@ -66,7 +70,7 @@ async fn the_next_start_sweeps_what_a_dead_worker_left_and_nothing_else() {
     kill_owner(output);
     killed(journal).await;
 
-    let next = Journal::open(&bed.state).unwrap();
+    let next = open(&bed.state).unwrap();
     let left: Vec<_> = fs::read_dir(&bed.input).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["theirs.png"]);
     assert_eq!(journals(&bed), 1, "only the new one");
@@ -77,9 +81,9 @@ async fn the_next_start_sweeps_what_a_dead_worker_left_and_nothing_else() {
 #[tokio::test]
 async fn a_live_owners_files_stay() {
     let bed = bed();
-    let live = Journal::open(&bed.state).unwrap();
+    let live = open(&bed.state).unwrap();
     let folder = live.create_folder(&bed.input, "job-1").await.unwrap();
-    let other = Journal::open(&bed.state).unwrap();
+    let other = open(&bed.state).unwrap();
     assert!(folder.path().is_dir());
     assert_eq!(journals(&bed), 2);
     end(other).await;
@@ -93,7 +97,7 @@ async fn a_live_owners_files_stay() {
 #[tokio::test]
 async fn what_took_the_name_since_is_not_ours() {
     let bed = bed();
-    let journal = Journal::open(&bed.state).unwrap();
+    let journal = open(&bed.state).unwrap();
     let folder = journal.create_folder(&bed.input, "job-1").await.unwrap();
     kill_owner(folder);
     let part = journal.own_now(bed.input.join(".part")).unwrap();
@@ -108,7 +112,7 @@ async fn what_took_the_name_since_is_not_ours() {
     fs::rename(bed.input.join("folder"), bed.input.join("job-1")).unwrap();
     fs::rename(bed.input.join("file"), bed.input.join("cat.png")).unwrap();
 
-    let _next = Journal::open(&bed.state).unwrap();
+    let _next = open(&bed.state).unwrap();
     assert!(bed.input.join("job-1").is_dir());
     assert_eq!(fs::read_to_string(bed.input.join("cat.png")).unwrap(), "theirs");
     assert_eq!(journals(&bed), 1);
@@ -120,7 +124,7 @@ async fn a_name_that_was_never_taken_is_not_swept() {
     let bed = bed();
     let theirs = bed.input.join("job-1");
     fs::write(&theirs, "theirs").unwrap();
-    let journal = Journal::open(&bed.state).unwrap();
+    let journal = open(&bed.state).unwrap();
     assert_eq!(
         journal.create_folder(&bed.input, "job-1").await.unwrap_err().kind(),
         io::ErrorKind::AlreadyExists
@@ -132,7 +136,7 @@ async fn a_name_that_was_never_taken_is_not_swept() {
     kill_owner(part);
     killed(journal).await;
 
-    let _next = Journal::open(&bed.state).unwrap();
+    let _next = open(&bed.state).unwrap();
     assert_eq!(fs::read_to_string(&theirs).unwrap(), "theirs");
     assert_eq!(fs::read_dir(&bed.input).unwrap().count(), 1, "the part is gone");
 }
@@ -140,7 +144,7 @@ async fn a_name_that_was_never_taken_is_not_swept() {
 #[tokio::test]
 async fn a_last_line_that_was_cut_is_passed_by() {
     let bed = bed();
-    let journal = Journal::open(&bed.state).unwrap();
+    let journal = open(&bed.state).unwrap();
     kill_owner(journal.create_folder(&bed.input, "job-1").await.unwrap());
     let path = killed(journal).await;
     // In the middle of a character.
@@ -150,7 +154,7 @@ async fn a_last_line_that_was_cut_is_passed_by() {
     cut.truncate(middle + 1);
     OpenOptions::new().append(true).open(&path).unwrap().write_all(&cut).unwrap();
 
-    let _next = Journal::open(&bed.state).unwrap();
+    let _next = open(&bed.state).unwrap();
     assert_eq!(fs::read_dir(&bed.input).unwrap().count(), 0);
     assert!(!path.exists());
 }
@@ -158,7 +162,7 @@ async fn a_last_line_that_was_cut_is_passed_by() {
 #[test]
 fn what_cannot_be_removed_is_tried_again_by_the_next_start() {
     let bed = bed();
-    let journal = Journal::open(&bed.state).unwrap();
+    let journal = open(&bed.state).unwrap();
     // Nobody, root included, can remove what the kernel shows there.
     let parent = bed.input.join("parent");
     symlink("/proc/self", &parent).unwrap();
@@ -168,7 +172,7 @@ fn what_cannot_be_removed_is_tried_again_by_the_next_start() {
 
     fs::remove_file(&parent).unwrap();
     fs::create_dir_all(parent.join("fdinfo")).unwrap();
-    drop(Journal::open(&bed.state).unwrap());
+    drop(open(&bed.state).unwrap());
     assert!(parent.exists() && !parent.join("fdinfo").exists());
     assert_eq!(journals(&bed), 0);
 }
@@ -178,7 +182,7 @@ fn starts_side_by_side_keep_their_journals() {
     let bed = bed();
     let state = &bed.state;
     let all: Vec<_> = std::thread::scope(|scope| {
-        let starts: Vec<_> = (0..16).map(|_| scope.spawn(|| Journal::open(state).unwrap())).collect();
+        let starts: Vec<_> = (0..16).map(|_| scope.spawn(|| open(state).unwrap())).collect();
         starts.into_iter().map(|start| start.join().unwrap()).collect()
     });
     assert!(all.iter().all(|journal| journal.book().path().exists()));
@@ -211,7 +215,7 @@ fn a_worker_that_is_killed_at_any_moment_leaves_nothing() {
         let longest =
             longest.map(|journal| fs::read_to_string(journal.path()).unwrap().lines().count()).max();
         assert!(longest.is_some_and(|lines| lines < 200), "{longest:?} lines");
-        let next = Journal::open(&bed.state).unwrap();
+        let next = open(&bed.state).unwrap();
         let left: Vec<_> =
             fs::read_dir(&bed.input).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["theirs.png"]);
@@ -230,7 +234,7 @@ fn job_number(path: &Path) -> u32 {
 #[ignore = "a_worker_that_is_killed_… runs it, in a process of its own"]
 async fn files_come_and_go() {
     let place = std::env::temp_dir();
-    let (journal, input) = (Journal::open(&place.join("state")).unwrap(), place.join("input"));
+    let (journal, input) = (open(&place.join("state")).unwrap(), place.join("input"));
     let mut kept = VecDeque::new();
     for job in 0.. {
         let folder = journal.create_folder(&input, &format!("job-{job}")).await.unwrap();
@@ -249,7 +253,7 @@ async fn files_come_and_go() {
 #[tokio::test]
 async fn a_removal_that_takes_long_holds_nobody_up() {
     let bed = bed();
-    let journal = Journal::open(&bed.state).unwrap();
+    let journal = open(&bed.state).unwrap();
     let part = journal.own_now(bed.input.join(".part")).unwrap();
     fs::write(part.path(), "ours").unwrap();
     let path = part.path().to_owned();
@@ -274,7 +278,7 @@ async fn a_removal_that_takes_long_holds_nobody_up() {
 #[test]
 fn without_a_runtime_the_journals_end_waits_for_removals() {
     let bed = bed();
-    let journal = Journal::open(&bed.state).unwrap();
+    let journal = open(&bed.state).unwrap();
     let folder = journal.own_now(bed.input.join("folder")).unwrap();
     for number in 0..2_000 {
         fs::create_dir_all(folder.path().join(number.to_string())).unwrap();

@@ -14,7 +14,7 @@ mod warm;
 mod web;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -22,20 +22,19 @@ use std::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use uuid::Uuid;
 
+use contract::{
+    JobId, ObjectUri, bounds,
+    failure::Failure,
+    request::{FileSource, FolderType, InputValue, JobRequest, NodeInput},
+    result::ModelTimings,
+};
 pub(crate) use fetch::show;
 pub use journal::{Journal, Owned};
 pub use models::Lease;
 pub use names::{FileName, NameError, Subfolder, open_beneath};
 pub use place::{PlaceError, UploadOptions};
 
-use crate::{
-    job::{
-        failure::Failure,
-        request::{FileSource, FolderType, InputValue, JobRequest, NodeInput},
-        result::ModelTimings,
-    },
-    store::{ObjectStore, ObjectUri},
-};
+use crate::store::ObjectStore;
 use fetch::{Budget, Fetcher};
 use models::Models;
 use warm::Warm;
@@ -72,10 +71,15 @@ pub struct Stager {
     store: Arc<dyn ObjectStore>,
     allow: Arc<[String]>,
     max_bytes: u64,
-    submitted: Option<ObjectUri>,
+    results: Option<ObjectUri>,
     warm: Warm,
     web: Web,
+    /// What jobs leave in each of ComfyUI's folders.
+    input: Models,
+    output: Models,
+    temp: Models,
     models: Models,
+    replace_foreign: bool,
 }
 
 /// What a job's inputs became.
@@ -107,10 +111,47 @@ impl Stager {
         allow: Vec<String>,
         max_bytes: u64,
     ) -> Self {
-        let (warm, models) =
-            (Warm::new(folders.of(FolderType::Models)), Models::new(folders.of(FolderType::Models), None));
-        let (allow, web) = (allow.into(), Web::default());
-        Self { folders, journal, store, allow, max_bytes, submitted: None, warm, web, models }
+        let warm = Warm::new(folders.of(FolderType::Models));
+        let cache = |folder| Models::new(folders.of(folder), None);
+        Self {
+            input: cache(FolderType::Input),
+            output: cache(FolderType::Output),
+            temp: cache(FolderType::Temp),
+            models: cache(FolderType::Models),
+            folders,
+            journal,
+            store,
+            allow: allow.into(),
+            max_bytes,
+            results: None,
+            warm,
+            web: Web::default(),
+            replace_foreign: false,
+        }
+    }
+
+    /// Lets `files` with `overwrite` replace what no job has brought, such as an operator's models.
+    #[must_use]
+    pub fn replacing_foreign(self, replace_foreign: bool) -> Self {
+        Self { replace_foreign, ..self }
+    }
+
+    /// Keeps at most so many bytes of the other files that jobs leave, in each folder.
+    #[must_use]
+    pub fn with_file_cache(self, limit: u64) -> Self {
+        let cache = |folder| Models::new(self.folders.of(folder), Some(limit));
+        let (input, output, temp) =
+            (cache(FolderType::Input), cache(FolderType::Output), cache(FolderType::Temp));
+        Self { input, output, temp, ..self }
+    }
+
+    fn cache(&self, folder: FolderType) -> &Models {
+        match folder {
+            FolderType::Input => &self.input,
+            FolderType::Output => &self.output,
+            FolderType::Temp => &self.temp,
+            FolderType::Models => &self.models,
+        }
     }
 
     /// Keeps at most so many bytes of the models that jobs bring; `None`: all of them.
@@ -120,11 +161,11 @@ impl Stager {
         Self { models, ..self }
     }
 
-    /// Opens `<base>/<job id>/inputs/` to the job of that id, whatever else is closed: there `submit`
-    /// puts its local files.
+    /// Closes `base`, where results are, to all jobs, unless it is opened by name; but for
+    /// `<base>/<job id>/inputs/` to the job of that id: there `submit` puts its local files.
     #[must_use]
-    pub fn with_submitted(self, base: Option<ObjectUri>) -> Self {
-        Self { submitted: base, ..self }
+    pub fn with_results(self, base: Option<ObjectUri>) -> Self {
+        Self { results: base, ..self }
     }
 
     /// ComfyUI's folders.
@@ -157,7 +198,12 @@ impl Stager {
         }
         // What it had staged, and what jobs before it left, takes no room any more then.
         self.journal.settled().await;
-        if self.models.free(&self.folders.of(FolderType::Input), self.max_bytes).await == 0 {
+        let input = self.folders.of(FolderType::Input);
+        let mut freed = 0;
+        for cache in [&self.input, &self.output, &self.temp, &self.models] {
+            freed += cache.free(&input, self.max_bytes).await;
+        }
+        if freed == 0 {
             return staged;
         }
         Box::pin(self.stage_once(job)).await
@@ -186,6 +232,8 @@ impl Stager {
             }
         }
         wanted.extend(sources.values().chain(&job.named_files).cloned());
+        // Which web addresses are files is known only here.
+        bounds::check_files(wanted.len() + job.files.len()).map_err(Failure::Invalid)?;
         let names = self.stage_sources(job, wanted, &budget, &mut staged).await?;
         for (address, source) in sources {
             if let Some(name) = names.get(&source) {
@@ -197,7 +245,7 @@ impl Stager {
                 staged.renamed.insert(bare.clone(), name.clone());
             }
         }
-        self.stage_files(&job.files, &budget, &mut staged).await?;
+        self.stage_files(job, &budget, &mut staged).await?;
         staged.bytes = budget.used();
         Ok(staged)
     }
@@ -217,26 +265,21 @@ impl Stager {
         }
         let folder = self.job_folder(job.id.as_str()).await?;
         let folder_name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // Names that differ in case only are one on some file systems.
-        let mut taken = HashSet::new();
-        let mut plan = Vec::new();
-        for source in wanted {
-            let bare = fetch::name_of(&source)?;
-            let mut name = bare.to_string();
-            let mut number = 2;
-            while !taken.insert(name.to_lowercase()) {
-                name = format!("{number}-{bare}");
-                number += 1;
-            }
-            plan.push((source, name));
-        }
+        let place = format!("{folder_name}/{}/in", Uuid::new_v4().simple());
+        let inputs = self.folders.of(FolderType::Input).join(&place);
+        tokio::fs::create_dir_all(&inputs).await.map_err(|error| Failure::local(inputs.display(), &error))?;
+        let mut names = names::Distinct::default();
+        let plan = wanted.into_iter().map(|source| {
+            let name = names.take(&fetch::name_of(&source)?);
+            Ok((source, name))
+        });
+        let plan = plan.collect::<Result<Vec<_>, Failure>>()?;
         let mut allow = self.allow.to_vec();
-        let submitted =
-            self.submitted.as_ref().and_then(|base| base.join(&format!("{}/inputs", job.id)).ok());
+        let submitted = self.results.as_ref().and_then(|base| base.join(&format!("{}/inputs", job.id)).ok());
         allow.extend(submitted.map(|folder| format!("{folder}/")));
-        let fetcher = self.fetcher(&allow);
+        let fetcher = self.fetcher(&job.id, &allow);
         let fetches = plan.iter().map(|(source, name)| {
-            let target = folder.path().join(name);
+            let target = inputs.join(name);
             fetcher.fetch(source.source.as_str(), source.sha256.as_deref(), target, budget)
         });
         // Collected: a stream that makes futures of references could not move between threads.
@@ -244,26 +287,28 @@ impl Stager {
         stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<()>>().await?;
         staged.files += plan.len();
         staged.owned.push(folder);
-        Ok(plan.into_iter().map(|(source, name)| (source, format!("{folder_name}/{name}"))).collect())
+        Ok(plan.into_iter().map(|(source, name)| (source, format!("{place}/{name}"))).collect())
     }
 
     /// Reads a small object that a job names, such as its workflow, from where inputs may come from.
     ///
     /// # Errors
     /// Whose fault it is says the [`Failure`].
-    pub async fn read(&self, uri: &str, limit: u64) -> Result<bytes::Bytes, Failure> {
-        self.fetcher(&self.allow).read(uri, limit).await
+    pub async fn read(&self, job: &JobId, uri: &str, limit: u64) -> Result<bytes::Bytes, Failure> {
+        self.fetcher(job, &self.allow).read(uri, limit).await
     }
 
-    fn fetcher<'a>(&'a self, allow: &'a [String]) -> Fetcher<'a> {
-        Fetcher { store: &*self.store, web: &self.web, allow }
+    fn fetcher<'a>(&'a self, job: &'a JobId, allow: &'a [String]) -> Fetcher<'a> {
+        let results = self.results.as_ref().map(|base| (base, job));
+        Fetcher { store: &*self.store, web: &self.web, allow, results }
     }
 
-    /// `input/<job id>`, or beside it when somebody has that name already.
+    /// `input/<job id>-<at random>`: jobs in ComfyUI side by side must not find one another's files. ComfyUI lists such
+    /// folders to everybody, and has nodes that read a folder and those in it: files lie two levels deeper, behind
+    /// another random name, which nobody is told.
     async fn job_folder(&self, job_id: &str) -> Result<Owned, Failure> {
         let input = self.folders.of(FolderType::Input);
-        let taken = input.join(job_id).symlink_metadata().is_ok();
-        let name = if taken { format!("{job_id}-{}", Uuid::new_v4().simple()) } else { job_id.to_owned() };
+        let name = format!("{job_id}-{}", Uuid::new_v4().simple());
         self.journal
             .create_folder(&input, &name)
             .await

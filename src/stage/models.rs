@@ -1,9 +1,9 @@
-//! Models that jobs bring: fetched once, kept, and shared between jobs, workers and restarts.
+//! Models, and other files, that jobs bring for good: fetched once, kept, and shared between jobs, workers and restarts.
 //!
 //! ```text
 //! models/.comfy-worker/index.json         what was placed here, and what is not whole yet
-//!                      locks/<key>.use    shared by the jobs that use a model
-//!                      locks/<key>.fetch  held while it is fetched
+//!                      locks/<k>.use      shared by the jobs that use a model
+//!                      locks/<k>.fetch    held while it is fetched
 //! models/loras/.comfy-worker-<key>.part   a model that is not whole
 //! models/loras/x.safetensors              a whole one, renamed into place
 //! ```
@@ -23,6 +23,7 @@ use std::{
     sync::Arc,
 };
 
+use contract::failure::Failure;
 use tokio::task::spawn_blocking;
 
 use super::{
@@ -31,7 +32,7 @@ use super::{
     journal::rename_new,
     place::PlaceError,
 };
-use crate::{checksum, job::failure::Failure};
+use crate::checksum;
 use index::{FOLDER, Identity, IndexFile, Model, Origin, Part};
 use part::PartFile;
 use slot::{Slot, Turn};
@@ -59,6 +60,10 @@ pub(super) struct Order {
     pub(super) source: String,
     pub(super) sha256: Option<String>,
     pub(super) overwrite: bool,
+    /// Whether `overwrite` goes for what the cache has not placed, too.
+    pub(super) replace_foreign: bool,
+    /// Whether a file of that name is taken for it where no checksum says more.
+    pub(super) by_name: bool,
 }
 
 /// A model that is there.
@@ -125,8 +130,8 @@ impl Models {
         }
         let found = Identity::at(target).ok().filter(|_| target.is_file());
         let Some(found) = found else {
-            let replaceable = order.overwrite && !target.is_dir();
-            return if replaceable { Ok(None) } else { Err(exists(order)) };
+            let replaceable = order.overwrite && order.replace_foreign && !target.is_dir();
+            return if replaceable { Ok(None) } else { Err(self.exists(order)) };
         };
         let known = self.known(&order.name).await.filter(|model| model.file == found);
         let is_same = match (&order.sha256, &known) {
@@ -138,7 +143,7 @@ impl Models {
                 }
                 is_same
             }
-            (None, _) if !order.overwrite => true,
+            (None, _) if !order.overwrite && order.by_name => true,
             (None, Some(Model { origin: Some(origin), .. })) => {
                 origin.source == digest(&order.source)
                     && fetcher.version(&order.source).await?.as_ref() == Some(&origin.version)
@@ -152,7 +157,8 @@ impl Models {
             }
             return Ok(Some(found.size));
         }
-        if order.overwrite { Ok(None) } else { Err(exists(order)) }
+        let is_ours = known.is_some_and(|model| !model.kept);
+        if order.overwrite && (is_ours || order.replace_foreign) { Ok(None) } else { Err(self.exists(order)) }
     }
 
     async fn known(&self, name: &str) -> Option<Model> {
@@ -282,12 +288,16 @@ impl Models {
         origin: Option<Origin>,
     ) -> Result<u64, Failure> {
         let (name, target, path) = (order.name.clone(), order.target.clone(), path.to_owned());
-        let overwrite = order.overwrite;
+        let (overwrite, replace_foreign) = (order.overwrite, order.replace_foreign);
         let placing = self.change(move |index| {
             let there = fs::symlink_metadata(&target).ok().map(|metadata| Identity::of(&metadata));
             let ours = index.models.get(&name).is_some_and(|model| !model.kept && Some(model.file) == there);
             let kept = there.is_some() && !ours;
             index.parts.remove(&name);
+            if kept && !replace_foreign {
+                let _ = fs::remove_file(&path);
+                return Err(ErrorKind::AlreadyExists.into());
+            }
             let replaced = index.models.insert(name.clone(), Model { origin, sha256, file, used: 0, kept });
             index.touch(&name);
             let renamed = if overwrite { fs::rename(&path, &target) } else { rename_new(&path, &target) };
@@ -300,7 +310,7 @@ impl Models {
         });
         match placing.await.map_err(|error| self.failed(&error))? {
             Ok(()) => Ok(file.size),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(exists(order)),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(self.exists(order)),
             Err(error) => Err(place_failure(PlaceError::io(&order.target, error))),
         }
     }
@@ -319,13 +329,30 @@ impl Models {
         .await;
     }
 
+    /// Whether the cache has put there what has this name now.
+    pub(super) async fn has_placed(&self, name: &str, target: &Path) -> bool {
+        let known = self.known(name).await;
+        known.is_some_and(|known| !known.kept && Identity::at(target).is_ok_and(|found| found == known.file))
+    }
+
     fn failed(&self, error: &io::Error) -> Failure {
         Failure::local(self.root.display(), error)
     }
+
+    fn exists(&self, order: &Order) -> Failure {
+        let folder = self.root.file_name().unwrap_or_default().to_string_lossy();
+        in_the_way(&folder, &order.name, order.overwrite)
+    }
 }
 
-fn exists(order: &Order) -> Failure {
-    Failure::Invalid(format!("files: models/{} exists and `overwrite` is false", order.name))
+/// Of a file that is there and must stay.
+pub(super) fn in_the_way(folder: &str, name: &str, overwrite: bool) -> Failure {
+    let reason = if overwrite {
+        "was not put there by a job, and inputs.replace_foreign is false"
+    } else {
+        "exists and `overwrite` is false"
+    };
+    Failure::Invalid(format!("files: {folder}/{name} {reason}"))
 }
 
 fn digest(source: &str) -> String {

@@ -2,15 +2,15 @@
 //! their root without following links.
 
 use std::{
+    collections::HashMap,
     fmt,
     fs::File,
     io,
     path::{Component, Path},
 };
 
+use contract::text::{is_treacherous, quoted};
 use rustix::fs::{CWD, Mode, OFlags, openat};
-
-use crate::text::{is_treacherous, quoted};
 
 /// Room for our own prefixes and suffixes within a file system's 255 bytes.
 const LONGEST_NAME: usize = 200;
@@ -110,6 +110,28 @@ impl Subfolder {
     pub fn join(&self, name: &FileName) -> String {
         let parts = self.0.iter().chain([name]).map(FileName::as_str);
         parts.collect::<Vec<_>>().join("/")
+    }
+}
+
+/// Gives files of one folder names of their own.
+#[derive(Debug, Default)]
+pub(super) struct Distinct {
+    /// In lower case, with the next number: names that differ in case only are one on some file systems.
+    taken: HashMap<String, u32>,
+}
+
+impl Distinct {
+    /// That name, or `<number>-<name>` from the second one on.
+    pub(super) fn take(&mut self, bare: &FileName) -> String {
+        let key = bare.as_str().to_lowercase();
+        let mut name = bare.to_string();
+        while self.taken.contains_key(&name.to_lowercase()) {
+            let number = self.taken.entry(key.clone()).or_insert(2);
+            name = format!("{number}-{bare}");
+            *number += 1;
+        }
+        self.taken.insert(name.to_lowercase(), 2);
+        name
     }
 }
 

@@ -206,10 +206,10 @@ proptest! {
 
     #[test]
     fn an_address_joined_stays_beneath(base in "(s3://bucket(/[a-c]{1,3}){0,2}|file:///[a-c]{1,3})", relative in "(\\.|/|[a-c]|%2e|\\\\| ){0,16}") {
-        let base: crate::store::ObjectUri = base.parse().unwrap();
+        let base: contract::ObjectUri = base.parse().unwrap();
         if let Ok(joined) = base.join(&relative) {
             prop_assert!(joined.is_beneath(&[format!("{base}/")]), "{joined}");
-            prop_assert_eq!(joined.to_string().parse::<crate::store::ObjectUri>().unwrap(), joined);
+            prop_assert_eq!(joined.to_string().parse::<contract::ObjectUri>().unwrap(), joined);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use contract::request::FolderType;
 use uuid::Uuid;
 
 use super::{
@@ -13,7 +14,6 @@ use super::{
     journal::{Journal, Owned, rename_new},
     names::{FileName, NameError, Subfolder},
 };
-use crate::job::request::FolderType;
 
 /// Where a file goes and how long it stays. By default: into `input`, for good, and not over a file
 /// that is there.

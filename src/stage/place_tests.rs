@@ -19,7 +19,8 @@ impl Bed {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let folders = Folders::new(root.path().join("comfy"));
-        let journal = Journal::open(&root.path().join("state")).unwrap();
+        let journal =
+            Journal::open(&root.path().join("state"), &Folders::new(root.path().join("comfy"))).unwrap();
         fs::create_dir(root.path().join("sources")).unwrap();
         Self { root, folders, journal }
     }

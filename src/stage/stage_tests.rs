@@ -16,7 +16,8 @@ impl Bed {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let folders = Folders::new(root.path().join("comfy"));
-        let journal = Journal::open(&root.path().join("state")).unwrap();
+        let journal =
+            Journal::open(&root.path().join("state"), &Folders::new(root.path().join("comfy"))).unwrap();
         let stager = Stager::new(folders, journal, Arc::new(LocalStore), Vec::new(), 1000);
         Self { root, stager }
     }
@@ -53,9 +54,16 @@ async fn inputs_lie_in_the_jobs_own_folder_until_its_end() {
         .await
         .unwrap();
     let value = |address: &str| staged.values[&address.parse::<NodeInput>().unwrap()].clone();
-    assert_eq!((value("1.image"), value("2.seed")), (json!("job/a.png"), json!(7)));
+    let folder = bed.names("input").concat();
+    // Not to be guessed: another job's `LoadImage` would read what lies there.
+    assert!(folder.strip_prefix("job-").is_some_and(|random| random.len() == 32), "{folder}");
+    // ComfyUI lists that folder to everybody, and has nodes that read a folder and those in it.
+    let inner = bed.names(&format!("input/{folder}")).concat();
+    assert_eq!((inner.len(), bed.names(&format!("input/{folder}/{inner}"))), (32, vec!["in".to_owned()]));
+    let place = format!("{folder}/{inner}/in/a.png");
+    assert_eq!((value("1.image"), value("2.seed")), (json!(place), json!(7)));
     assert_eq!((staged.files, staged.bytes), (1, 1));
-    assert_eq!(bed.read("input/job/a.png"), "a");
+    assert_eq!(bed.read(&format!("input/{place}")), "a");
     drop(staged);
     bed.stager.journal().settled().await;
     assert!(bed.names("input").is_empty());
@@ -77,7 +85,18 @@ async fn sources_never_share_a_name_or_a_part_file() {
         let wanted = names[address.node.parse::<usize>().unwrap()];
         assert_eq!(bed.read(&format!("input/{}", place.as_str().unwrap())), wanted);
     }
-    assert_eq!(bed.names("input/job").len(), names.len());
+    let places: std::collections::HashSet<_> = staged.values.values().collect();
+    assert_eq!(places.len(), names.len());
+}
+
+/// Each name was once tried from the first number on: 20,000 took half a minute, in which nothing ended the job.
+#[test]
+fn many_inputs_of_one_name_are_named_in_no_time() {
+    let bare = FileName::parse("x.png").unwrap();
+    let mut names = names::Distinct::default();
+    let taken: std::collections::HashSet<_> = (0..200_000).map(|_| names.take(&bare)).collect();
+    assert_eq!(taken.len(), 200_000);
+    assert!(taken.contains("x.png") && taken.contains("200000-x.png"));
 }
 
 #[tokio::test]
@@ -132,14 +151,19 @@ async fn files_that_cannot_be_placed_are_the_jobs_fault() {
     fs::create_dir_all(bed.path("models/loras/x")).unwrap();
     fs::create_dir_all(bed.path("input/x")).unwrap();
     fs::write(bed.path("models/put_here"), "").unwrap();
-    let twice = file("a", "input", "sub", json!({}));
+    fs::create_dir_all(bed.path("models/diffusion_models/sub")).unwrap();
+    fs::write(bed.path("models/diffusion_models/sub/x"), "theirs").unwrap();
+    let (first, second) = (file("a", "input", "sub", json!({})), file("b", "input", "sub", json!({})));
     for files in [
         json!([file("a", "models", "put_here", json!({}))]),
         json!([file("a", "models", "loras", json!({}))]),
         json!([file("a", "models", "loras", json!({"overwrite": true}))]),
         json!([file("a", "input", "", json!({}))]),
         json!([file("a", "input", "../x", json!({}))]),
-        json!([twice, twice, twice]),
+        json!([first, second]),
+        // It would stand in for the operator's: ComfyUI looks for a model under both names of its kind.
+        json!([file("theirs", "models", "unet/sub", json!({}))]),
+        json!([file("theirs", "models", "unet/sub", json!({"ephemeral": true}))]),
     ] {
         let outcome = bed.stage(json!({"files": files})).await;
         assert!(
@@ -148,6 +172,75 @@ async fn files_that_cannot_be_placed_are_the_jobs_fault() {
         );
     }
     assert_eq!(bed.names("models/loras"), ["x"]);
+}
+
+/// An operator's models and inputs are not a publisher's to replace.
+#[tokio::test]
+async fn what_no_job_has_brought_is_replaced_only_where_that_is_allowed() {
+    let mut bed = Bed::new();
+    let places = [("models", "loras"), ("input", ""), ("output", "a"), ("temp", "")];
+    let overwriting = |content: &str, ephemeral| {
+        let files = places.map(|(folder, subfolder)| {
+            file(content, folder, subfolder, json!({"overwrite": true, "ephemeral": ephemeral}))
+        });
+        files.map(|file| json!({"files": [file]}))
+    };
+    let path = |(folder, subfolder): (&str, &str)| format!("{folder}/{subfolder}/x").replace("//", "/");
+    for place in places {
+        fs::create_dir_all(bed.path(&path(place)).parent().unwrap()).unwrap();
+        fs::write(bed.path(&path(place)), "theirs").unwrap();
+    }
+    for job in overwriting("a", false).into_iter().chain(overwriting("a", true)) {
+        let outcome = bed.stage(job).await;
+        assert!(
+            matches!(&outcome, Err(Failure::Invalid(why)) if why.contains("inputs.replace_foreign")),
+            "{outcome:?}"
+        );
+    }
+    for place in places {
+        assert_eq!(bed.read(&path(place)), "theirs");
+        fs::remove_file(bed.path(&path(place))).unwrap();
+    }
+    // What jobs have brought they replace.
+    for content in ["a", "b"] {
+        for (job, place) in overwriting(content, false).into_iter().zip(places) {
+            bed.stage(job).await.unwrap();
+            assert_eq!(bed.read(&path(place)), content);
+        }
+    }
+    for place in places {
+        fs::write(bed.path(&path(place)), "theirs, now").unwrap();
+    }
+    bed.stager = bed.stager.clone().replacing_foreign(true);
+    for (job, place) in overwriting("c", false).into_iter().zip(places) {
+        bed.stage(job).await.unwrap();
+        assert_eq!(bed.read(&path(place)), "c");
+    }
+}
+
+/// A job that is tried again brings its files again.
+#[tokio::test]
+async fn a_file_that_the_same_source_has_brought_is_no_obstacle() {
+    let bed = Bed::new();
+    let job = json!({"files": [file("a", "input", "", json!({}))]});
+    for _ in 0..2 {
+        bed.stage(job.clone()).await.unwrap();
+        assert_eq!(bed.read("input/x"), "a");
+    }
+    let other = json!({"files": [file("b", "input", "", json!({}))]});
+    assert!(matches!(bed.stage(other).await, Err(Failure::Invalid(_))));
+}
+
+/// They once stayed forever, whatever jobs brought.
+#[tokio::test]
+async fn files_that_jobs_leave_have_a_limit() {
+    let mut bed = Bed::new();
+    bed.stager = bed.stager.clone().with_file_cache(10);
+    for number in 0..6 {
+        let name = json!({"name": format!("x{number}")});
+        drop(bed.stage(json!({"files": [file("four", "input", "", name)]})).await.unwrap());
+    }
+    assert_eq!(bed.names("input"), [".comfy-worker", "x4", "x5"]);
 }
 
 #[tokio::test]

@@ -13,12 +13,13 @@ use std::{
     time::Duration,
 };
 
+use contract::{failure::Failure, text::one_line};
 use reqwest::{Client, Response, StatusCode, header, redirect::Policy};
 use tokio::time::{sleep, timeout};
 use url::Url;
 
 use super::fetch::OpenError;
-use crate::{job::failure::Failure, store::Object, text::one_line};
+use crate::store::Object;
 use address::{NotPublic, PublicResolver};
 use download::Download;
 use prefixes::Prefixes;

@@ -3,21 +3,21 @@
 use std::{
     fs::{self, File, Permissions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use contract::ObjectUri;
 use futures_util::StreamExt;
-use rustix::fs::OFlags;
 use tempfile::NamedTempFile;
 use tokio_util::{io::ReaderStream, sync::CancellationToken};
 use url::Url;
 
-use super::{Content, Creation, Object, ObjectStore, ObjectUri, StoreError, Stored, probe};
-use crate::checksum::Running;
+use super::{Content, Creation, Object, ObjectStore, StoreError, Stored, probe};
+use crate::{checksum::Running, files};
 
 /// Bytes read at a time, or copied between two looks at whether somebody still waits for the copy.
 const CHUNK: usize = 1 << 20;
@@ -164,15 +164,9 @@ fn version_of(metadata: &fs::Metadata) -> String {
 }
 
 fn open_regular(path: &Path) -> io::Result<(File, fs::Metadata)> {
-    // O_NONBLOCK: opening a FIFO would wait for a writer for ever. Regular files do not know it.
-    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
-    let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
+    let file = files::open_regular(File::options().read(true), path)?;
     let metadata = file.metadata()?;
-    if metadata.is_file() {
-        Ok((file, metadata))
-    } else {
-        Err(io::Error::new(io::ErrorKind::InvalidInput, "is no regular file"))
-    }
+    Ok((file, metadata))
 }
 
 /// A synced temporary file beside `path`; dropped before it is persisted, it is removed.

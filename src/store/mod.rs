@@ -4,11 +4,11 @@ mod local;
 mod monitor;
 mod probe;
 mod s3;
-mod uri;
 
 use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
+use contract::ObjectUri;
 use futures_util::stream::BoxStream;
 use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -18,7 +18,6 @@ use url::Url;
 pub use local::LocalStore;
 pub use monitor::StoreMonitor;
 pub use s3::S3Store;
-pub use uri::{ObjectUri, UriError};
 
 use crate::checksum;
 
@@ -243,6 +242,13 @@ impl Stores {
         secret_key: &SecretString,
     ) -> Self {
         Self { s3: S3Store::new(config, Some((access_key, secret_key))).await, local: LocalStore }
+    }
+
+    /// Writes multipart uploads down in this folder as long as they are not complete, and aborts, while others go on,
+    /// those that dead processes left there. Needs a runtime.
+    #[must_use]
+    pub fn with_upload_notes(self, folder: PathBuf) -> Self {
+        Self { s3: self.s3.with_notes(folder), ..self }
     }
 
     /// Waits until what dropped calls left behind (multipart uploads) is cleared away; each has a time

@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use contract::ObjectUri;
 use tokio::{
     sync::Mutex,
     time::{Instant, sleep, timeout},
 };
 
-use super::{ObjectStore, ObjectUri, StoreError, probe};
+use super::{ObjectStore, StoreError, probe};
 use crate::dependency::Dependency;
 
 /// How often the store is looked at while it is there: with the limit below, one that is gone is noticed in 8 s.

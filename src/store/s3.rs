@@ -6,24 +6,26 @@ mod client;
 mod download;
 mod memory;
 mod multipart;
+mod note;
 mod source;
 mod stretches;
 #[cfg(test)]
 mod tests;
 mod upload;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use aws_sdk_s3::{Client, presigning::PresigningConfig};
 use backon::Retryable;
 use bytes::Bytes;
+use contract::ObjectUri;
 use secrecy::SecretString;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 use self::{classify::Failure, client::Limits, download::Download, stretches::Stretches};
-use super::{Content, Creation, Object, ObjectStore, ObjectUri, StoreError, Stored, probe};
+use super::{Content, Creation, Object, ObjectStore, StoreError, Stored, probe};
 use crate::config::StoreConfig;
 
 /// The longest life that the signature of a link can have (AWS Signature Version 4).
@@ -40,6 +42,10 @@ pub struct S3Store {
     limits: Limits,
     /// Aborts of multipart uploads whose callers are gone.
     cleanup: TaskTracker,
+    /// Cancelled when such aborts are tried a last time.
+    closing: CancellationToken,
+    /// Where uploads that are not complete are written down.
+    notes: Option<Arc<Path>>,
 }
 
 impl fmt::Debug for S3Store {
@@ -56,6 +62,7 @@ impl S3Store {
 
     /// Waits for the aborts of uploads whose callers are gone.
     pub(super) async fn settled(&self) {
+        self.closing.cancel();
         self.cleanup.close();
         self.cleanup.wait().await;
     }
@@ -139,6 +146,16 @@ impl ObjectStore for S3Store {
             removed => outcome.and(removed),
         }
     }
+}
+
+/// How browsers take an object of that type, by the header Content-Disposition: what could run scripts, in the name of
+/// the bucket's host, is saved and not shown. HTML, SVG and XML among it, and what nobody knows.
+fn disposition(content_type: &str) -> Option<String> {
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    let kind = essence.split('/').next().unwrap_or_default();
+    let harmless = matches!(kind, "image" | "video" | "audio") && !essence.ends_with("xml")
+        || matches!(essence, "text/plain" | "application/json" | "application/octet-stream");
+    (!harmless).then(|| "attachment".to_owned())
 }
 
 /// Bucket and key of an object.

@@ -4,6 +4,7 @@
 
 use std::fmt::{self, Write as _};
 
+use contract::text::is_treacherous;
 use serde_json::{Map, Value};
 use tracing::{
     Event, Level, Subscriber,
@@ -17,8 +18,6 @@ use tracing_subscriber::{
     },
     registry::LookupSpan,
 };
-
-use crate::text::is_treacherous;
 
 /// What a value may be long, in bytes; more is cut.
 const LONGEST: usize = 16 << 10;

@@ -13,7 +13,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use super::{line::Lines, secrets};
+use super::{line::Lines, places, secrets};
 use crate::config::{Config, LogFormat};
 
 /// What dependencies say that nobody can act on, and whole requests with what signs them. lapin calls the
@@ -30,6 +30,7 @@ const QUIET: &[&str] = &[
 /// `config` and of the environment are in none of them.
 pub fn init(config: &Config) {
     secrets::keep_those_of(config);
+    places::keep_those_of(config);
     let filter = EnvFilter::try_new(format!("{},{}", QUIET.join(","), config.log.level))
         .unwrap_or_else(|_| EnvFilter::new("info"));
     let terminal = io::stderr().is_terminal();

@@ -6,6 +6,7 @@
 mod collector;
 mod line;
 mod logs;
+mod places;
 mod secrets;
 mod spans;
 mod stages;
@@ -13,6 +14,7 @@ mod traces;
 
 pub(crate) use logs::BARS;
 pub use logs::init;
+pub(crate) use places::name_places;
 pub use secrets::redact;
 pub(crate) use secrets::{is_credential, keep_secret, redact_in_place, redact_json};
 pub(crate) use spans::Trouble;

@@ -269,14 +269,15 @@ mod tests {
         let flags = [
             ("amqp.url", "amqp://worker:plant%2Fed-a@broker/"),
             ("amqp.management_url", "http://worker:planted-m@broker/"),
-            ("admin.token", "planted-t"),
+            ("admin.token", "planted-admin-token"),
             ("comfyui.env", "HF_TOKEN=planted-e,CUDA_VISIBLE_DEVICES=none-at-all"),
         ];
         let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
         let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
         let basic = STANDARD.encode("worker:plant/ed-a");
         let secrets = of_config(&config);
-        for secret in ["plant%2Fed-a", "plant/ed-a", &basic, "planted-m", "planted-t", "planted-e"] {
+        for secret in ["plant%2Fed-a", "plant/ed-a", &basic, "planted-m", "planted-admin-token", "planted-e"]
+        {
             assert!(secrets.iter().any(|known| known == secret), "{secret}: {secrets:?}");
         }
         assert!(!secrets.iter().any(|secret| secret == "none-at-all" || secret == "worker"));

@@ -5,6 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use contract::{
+    JobId,
+    result::{Code, JobResult, Status as JobStatus},
+};
 use opentelemetry::{
     Context, KeyValue,
     trace::{Status, TraceContextExt as _},
@@ -15,10 +19,6 @@ use tracing::{Instrument as _, field::Empty};
 use super::{
     StageName,
     traces::{Trace, named, shown, traceparent, whole},
-};
-use crate::job::{
-    JobId,
-    result::{Code, JobResult, Status as JobStatus},
 };
 
 /// More nodes than these of one execution are counted and not shown: the queue of spans has its limit.

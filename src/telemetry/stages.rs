@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::job::result::Stage;
+use contract::result::Stage;
 
 /// A stage of a job's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use contract::text::one_line;
 use opentelemetry::{
     Context, KeyValue,
     propagation::TextMapPropagator as _,
@@ -23,7 +24,7 @@ use super::{
     secrets::redact,
     spans::JobSpan,
 };
-use crate::{config::Config, text::one_line};
+use crate::config::Config;
 
 /// Longest flush at the end: traces are not worth more of a drain.
 const FLUSH_LIMIT: Duration = Duration::from_millis(1500);

@@ -160,7 +160,7 @@ fn subgraphs() -> Vec<Case> {
 
 /// A subgraph (EmptyImage) → SaveImage, with the color as a widget of the subgraph: by an input of the
 /// subgraph, as `proxied` also by newer frontends' list of promoted widgets.
-fn promoted(proxied: bool) -> Value {
+pub(crate) fn promoted(proxied: bool) -> Value {
     const ID: &str = "0aa8cf42-9e4d-4e2f-8d5a-000000000003";
     let mut inside = node(9, "EmptyImage", &[], &[("IMAGE", "IMAGE", json!([2]))], json!([64, 32, 1, 5]));
     let mut outside = node(2, ID, &[], &[("IMAGE", "IMAGE", json!([1]))], json!([7]));
@@ -190,7 +190,7 @@ fn promoted(proxied: bool) -> Value {
 }
 
 /// EmptyImage and ImageInvert in a group node → SaveImage.
-fn grouped(kind: &str) -> Value {
+pub(crate) fn grouped(kind: &str) -> Value {
     let mut workflow = workflow(
         &[node(2, kind, &[], &[("IMAGE", "IMAGE", json!([1]))], json!([64, 32, 1, 7])), saver(1)],
         json!([[1, 2, 0, 3, 0, "IMAGE"]]),

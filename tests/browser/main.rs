@@ -4,11 +4,14 @@
 
 mod bare;
 mod conversions;
+mod draw;
 mod early;
 mod failures;
 mod frontends;
 mod golden;
+mod hostile;
 mod installed;
+mod isolation;
 mod kinds;
 mod known;
 mod processes;

@@ -48,7 +48,11 @@ impl Started {
     }
 
     pub(crate) async fn on(server: &RunningEngine) -> Self {
-        Self::at(server.url().parse().unwrap(), Duration::from_secs(60)).await
+        Self::limited_on(server, Duration::from_secs(60)).await
+    }
+
+    pub(crate) async fn limited_on(server: &RunningEngine, convert_timeout: Duration) -> Self {
+        Self::at(server.url().parse().unwrap(), convert_timeout).await
     }
 
     async fn at(server: Url, convert_timeout: Duration) -> Self {

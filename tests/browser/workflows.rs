@@ -49,8 +49,8 @@ pub(crate) fn empty_image() -> Value {
     json!({"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 1, "color": 7}})
 }
 
-const OUTER: &str = "0aa8cf42-9e4d-4e2f-8d5a-000000000001";
-const INNER: &str = "0aa8cf42-9e4d-4e2f-8d5a-000000000002";
+pub(crate) const OUTER: &str = "0aa8cf42-9e4d-4e2f-8d5a-000000000001";
+pub(crate) const INNER: &str = "0aa8cf42-9e4d-4e2f-8d5a-000000000002";
 
 /// EmptyImage → outer subgraph (inner subgraph (`kind`)) → SaveImage.
 pub(crate) fn nested(kind: &str) -> Value {

@@ -3,9 +3,9 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use comfy_worker::{
-    ComfyConnector, Config, ConnectorError, browser::ConvertError, comfy::BootError, job::failure::Failure,
-};
+use contract::failure::Failure;
+
+use comfy_worker::{ComfyConnector, Config, ConnectorError, browser::ConvertError, comfy::BootError};
 use serde_json::json;
 use testbed::free_port;
 

@@ -7,11 +7,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use contract::failure::Failure;
+
 use comfy_worker::{
     ComfyConnector, ConnectorError, Ill, Payload, PlaceError, State,
     browser::ConvertError,
     comfy::{ExecuteError, history::History},
-    job::failure::Failure,
 };
 use serde_json::{Value, json};
 use testbed::{wait_for, wait_for_value};
@@ -101,6 +102,15 @@ async fn runs(bed: &Bed, connector: &ComfyConnector) -> Result<()> {
     ensure!(history.entry()["status"]["status_str"] == "success", "{:?}", history.entry());
     let output = history.outputs().first().context("no output")?.content.to_string();
     fs::remove_file(bed.engine.path.join(output))?;
+
+    // Refused before a page works on it.
+    let deep = json!({"nodes": [], "links": [], "extra": (0..70).fold(json!(0), |inner, _| json!([inner]))});
+    for refused in [
+        connector.prompt_from_workflow(&deep).await.err(),
+        connector.run_workflow(deep.clone().into()).await.err(),
+    ] {
+        ensure!(matches!(refused, Some(ConnectorError::Failed(_))), "{refused:?}");
+    }
 
     // Side by side, each gets its own.
     let run = async |rgb: u32| {

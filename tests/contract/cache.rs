@@ -3,7 +3,9 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use comfy_worker::job::apply::{force_rerun, prompt_from_value, set_output_folder};
+use contract::prompt::prompt_from_value;
+
+use comfy_worker::job::apply::{force_rerun, set_output_folder};
 use serde_json::Value;
 
 use super::{

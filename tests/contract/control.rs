@@ -189,7 +189,7 @@ fn our_client_finds_a_prompt_wherever_it_is() -> Result<()> {
         let mut ears = Ears::open(bed).await?;
         let running = start_busy(bed, &mut ears).await?;
         let (client, prompt_id) = (bed.client(), PromptId::random());
-        let prompt = comfy_worker::job::apply::prompt_from_value(saved())?;
+        let prompt = contract::prompt::prompt_from_value(saved())?;
         let post =
             PromptPost { prompt: &prompt, prompt_id, client_id: &ears.client_id, extra_data: json!({}) };
         assert_eq!(client.post_prompt(&post).await?.node_errors, None);

@@ -3,12 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use comfy_worker::{
-    comfy::{
-        ExecuteError, Executed, Execution, Observer, PromptId, Server, Socket, events::Image, execute,
-        history::Outcome, tracker::Progress,
-    },
-    job::apply::{Prompt, prompt_from_value},
+use contract::prompt::{Prompt, prompt_from_value};
+
+use comfy_worker::comfy::{
+    ExecuteError, Executed, Execution, Observer, PromptId, Server, Socket, events::Image, execute,
+    history::Outcome, tracker::Progress,
 };
 use serde_json::{Value, json};
 use testbed::wait_for;
@@ -140,7 +139,9 @@ fn a_run_from_post_to_history() -> Result<()> {
         assert_eq!(progress.collect::<Vec<_>>(), expected);
         assert_eq!(executed.nodes.keys().collect::<Vec<_>>(), ["1", "2", "3"]);
         assert_eq!(executed.history.outputs().len(), 1);
-        assert!(executed.images.is_empty() && !executed.images_lost && executed.node_errors.is_none());
+        assert!(
+            executed.images.is_empty() && executed.images_lost.is_empty() && executed.node_errors.is_none()
+        );
         wait_for("the end of what was read", LIMIT, || async {
             bed.history(&executed.prompt_id.to_string()).await.is_ok_and(|left| left.is_null())
         })
@@ -165,7 +166,7 @@ fn websocket_pictures_are_collected() -> Result<()> {
         let executed = Try::new(prompt)?.run(&bed.server, &socket).await?;
         let found = executed.images.iter().map(|image| (image.node.as_str(), image.index));
         assert_eq!(found.collect::<Vec<_>>(), [("2", 0), ("2", 1), ("2", 2)]);
-        assert!(!executed.images_lost);
+        assert!(executed.images_lost.is_empty());
         Ok(())
     })
 }

@@ -1,10 +1,9 @@
 //! What `/prompt` refuses, with status and words.
 
 use anyhow::{Context as _, Result};
-use comfy_worker::{
-    comfy::{PostError, PromptId, PromptPost},
-    job::apply::prompt_from_value,
-};
+use contract::prompt::prompt_from_value;
+
+use comfy_worker::comfy::{PostError, PromptId, PromptPost};
 use serde_json::{Value, json};
 
 use super::{

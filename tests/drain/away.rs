@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::{
     BOOT, JOB, SOON,
     bed::{Bed, slow_job, staged_job},
-    site::{Site, status, wait_running},
+    site::{Site, end, status, wait_running},
 };
 
 /// Longer than a delivery limit of three lasted by hand-backs of five seconds each.
@@ -157,6 +157,41 @@ async fn a_drain_while_the_store_is_away() -> Result<()> {
     other.finish(worker, other.initial()).await
 }
 
+/// Parts of an upload would be kept, unseen and paid for. A worker that is killed in the middle of one, or
+/// drained while the store forbids to abort it, leaves that to its next start.
+#[tokio::test]
+async fn an_upload_that_a_worker_leaves_open_is_aborted_by_the_next_start() -> Result<()> {
+    let bed = Bed::new("away-upload").await?;
+    let front = Front::start(bed.s3.address()).await?;
+    let site = Site::standin(&bed, "a")?
+        .set("store.endpoint", format!("http://{}", front.address()))
+        .set("worker.grace", "1s");
+    let large = json!({"class_type": "StandinWriteLarge",
+        "inputs": {"megabytes": 20.0, "filename_prefix": "large", "seed": 1}});
+    for (id, signal) in [("killed", Signal::KILL), ("drained", Signal::TERM)] {
+        let mut worker = site.boot().await?;
+        let mut job = slow_job(id, 0.5);
+        job["workflow"]["large"] = large.clone();
+        front.spoil(format!("PUT /results/jobs/{id}/1/outputs/"), Spoil::Refuse(403), usize::MAX);
+        front.spoil(format!("DELETE /results/jobs/{id}/"), Spoil::Refuse(403), usize::MAX);
+        bed.publish(&job).await?;
+        let is_open = || async { bed.s3.open_uploads().is_ok_and(|open| !open.is_empty()) };
+        wait_for("an upload", JOB, is_open).await?;
+        worker.signal(signal)?;
+        end(&mut worker, Duration::from_secs(30)).await?;
+        ensure!(is_open().await, "nothing is left: then this test shows nothing");
+        front.lift();
+        let worker = site.boot().await?;
+        ensure!(bed.answer(id).await?["status"] == "succeeded");
+        let is_noted =
+            || std::fs::read_dir(site.state("uploads")).is_ok_and(|mut notes| notes.next().is_some());
+        let gone = || async { !is_open().await && !is_noted() };
+        wait_for("the abort", SOON, gone).await.with_context(|| worker.log())?;
+        site.finish(worker, site.initial()).await?;
+    }
+    bed.wait_queued(0).await
+}
+
 /// The bucket of `output.uri` is not there, or closed: found before the GPU works, and answered by its name.
 #[tokio::test]
 async fn outputs_that_cannot_go_where_the_job_wants_them_are_told_before_the_work() -> Result<()> {
@@ -242,6 +277,30 @@ async fn inputs_that_are_away_hold_up_nobody() -> Result<()> {
         site.finish(worker, site.initial()).await?;
     }
     bed.wait_queued(0).await
+}
+
+/// A workflow comes within `inputs.timeout` as inputs do, or four jobs whose hosts are slow would hold a worker.
+#[tokio::test]
+async fn a_workflow_that_does_not_come_is_an_input_that_is_away() -> Result<()> {
+    let bed = Bed::new("away-workflow").await?;
+    let front = Front::start(bed.s3.address()).await?;
+    front.spoil("GET /inputs/workflow.json", Spoil::Delay(Duration::from_secs(600)), usize::MAX);
+    bed.s3.put("inputs", "workflow.json", slow_job("x", 0.1)["workflow"].to_string()).await?;
+    let site = Site::light(&bed, "a")?.set("inputs.timeout", "2s").set("inputs.retry_for", "5s");
+    let site = site.set("store.endpoint", format!("http://{}", front.address()));
+    let worker = site.boot().await?;
+    for n in 0..5 {
+        let id = format!("slow-{n}");
+        bed.publish(&json!({"version": 1, "id": id, "workflow_uri": "s3://inputs/workflow.json"})).await?;
+    }
+    bed.publish(&slow_job("honest", 0.1)).await?;
+    let answer = bed.answer("honest").await.with_context(|| worker.log())?;
+    ensure!(answer["status"] == "succeeded", "{answer:#}");
+    let slow = bed.answer("slow-0").await.with_context(|| worker.log())?;
+    ensure!(slow["error"]["code"] == "input_unavailable", "{slow:#}");
+    let said = slow["error"]["message"].to_string();
+    ensure!(said.contains("workflow_uri was not here within 2s (inputs.timeout)"), "{said}");
+    site.finish(worker, site.initial()).await
 }
 
 /// Copies that are published while a job runs wait for its end: one execution, equal answers.

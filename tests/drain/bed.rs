@@ -72,7 +72,7 @@ impl Bed {
         format!("drain-{}.jobs", self.name)
     }
 
-    fn replies(&self) -> String {
+    pub(super) fn replies(&self) -> String {
         format!("drain-{}.replies", self.name)
     }
 
@@ -100,7 +100,7 @@ impl Bed {
         Ok(SocketAddr::from(([127, 0, 0, 1], url.port().context("the broker's port")?)))
     }
 
-    async fn channel(&self) -> Result<Channel> {
+    pub(super) async fn channel(&self) -> Result<Channel> {
         let connection = Connection::connect(&self.broker.url(), ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;

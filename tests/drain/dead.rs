@@ -1,14 +1,15 @@
 //! Jobs that the broker itself gives up: their publisher is told, once.
 
 use anyhow::{Result, ensure};
+use lapin::BasicProperties;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use testbed::{Fault, Gate, wait_for};
 
 use super::{
-    SOON,
+    JOB, SOON,
     bed::{Bed, slow_job},
-    site::{Site, status},
+    site::{Site, status, wait_running},
 };
 
 /// Killed workers, or any that hand back, before one could mark an attempt.
@@ -72,6 +73,32 @@ async fn the_publisher_of_a_job_at_its_delivery_limit_is_told_once() -> Result<(
     bed.wait_queued(0).await?;
     ensure!(bed.ready(".dead.notices").await == Some(0), "a notice came back");
     bed.no_other_answer("j").await
+}
+
+/// Its answer is that of the job that runs, which may take days.
+#[tokio::test]
+async fn the_copy_of_a_job_that_runs_holds_up_no_other_notice() -> Result<()> {
+    let bed = Bed::new("dead-copy").await?;
+    let site = Site::light(&bed, "a")?.set("amqp.lookahead", "0");
+    let worker = site.boot().await?;
+    let running = slow_job("long", 600.0);
+    bed.publish(&running).await?;
+    wait_running(&worker, "long").await?;
+    let brief = || BasicProperties::default().with_expiration("300".into());
+    bed.publish_with(&running, brief()).await?;
+    let copy_waits =
+        || async { worker.log().contains("the publisher of a dead-lettered job is answered later") };
+    wait_for("the copy's notice", SOON, copy_waits).await?;
+    bed.publish_with(&slow_job("honest", 0.1), brief()).await?;
+    let answer = bed.answer("honest").await?;
+    ensure!(answer["error"]["code"] == "timeout", "{answer:#}");
+    let still = status(&worker).await?;
+    ensure!(still["job"]["id"] == "long", "the job has ended, and so its copy's wait: {still:#}");
+    let (code, out, err) = site.command(&["cancel", "long"]).await?;
+    ensure!(code == 0, "{out} {err}");
+    ensure!(bed.answer("long").await?["status"] == "cancelled");
+    wait_for("the notices' end", JOB, || async { bed.ready(".dead.notices").await == Some(0) }).await?;
+    site.finish(worker, site.initial()).await
 }
 
 /// It holds up neither jobs nor the drain, and is not lost.

@@ -86,7 +86,7 @@ async fn an_idle_worker_has_a_killed_ones_job_within_two_seconds() -> Result<()>
 }
 
 /// What a node starts does not get the parent-death signal: neither a child, nor one with a session
-/// of its own, nor an orphan.
+/// of its own, nor an orphan, nor one that has emptied its environment as well.
 #[tokio::test]
 async fn what_nodes_started_dies_with_a_killed_worker_and_with_a_drained_one() -> Result<()> {
     let bed = Bed::new("strays").await?;
@@ -95,7 +95,7 @@ async fn what_nodes_started_dies_with_a_killed_worker_and_with_a_drained_one() -
     for signal in [Signal::KILL, Signal::TERM] {
         let mut worker = site.boot().await?;
         let mut pids = Vec::new();
-        for how in ["child", "session", "orphan"] {
+        for how in ["child", "session", "orphan", "stray"] {
             let id = format!("{how}-{}", signal.as_raw());
             let seed = signal.as_raw();
             bed.publish(&json!({"version": 1, "id": id, "workflow": {
@@ -107,12 +107,15 @@ async fn what_nodes_started_dies_with_a_killed_worker_and_with_a_drained_one() -
         }
         let strays: Vec<_> =
             site.processes().into_iter().filter(|process| pids.contains(&process.pid)).collect();
-        ensure!(strays.len() == 3, "{pids:?} of {:?}", site.processes());
+        ensure!(strays.len() == 4, "{pids:?} of {:?}", site.processes());
         // Until the last answer is acked, a kill brings the job back.
         wait_for("the worker to be idle", SOON, || async {
             status(&worker).await.is_ok_and(|status| status["job"].is_null())
         })
         .await?;
+        // Nothing but its parent tells of the last one: that has to be seen before a kill.
+        wait_for("the stray to be seen", SOON, || async { worker.log().contains("without its environment") })
+            .await?;
         let mut seen = worker.descendants();
         seen.extend(strays);
         worker.signal(signal)?;

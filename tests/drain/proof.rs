@@ -167,9 +167,15 @@ async fn a_node_that_holds_pythons_lock_at_work_is_left_alone() -> Result<()> {
     // One that is left alone is run.
     bed.publish(&hold_lock("again", 15.0, "work", false)).await?;
     wait_running(&worker, "again").await?;
-    bed.publish(&slow_job("next", 0.1)).await?;
-    let results = bed.answers(&["again", "next"]).await.with_context(|| worker.log())?;
-    ensure!(results.values().all(|result| result["status"] == "succeeded"), "{results:#?}\n{}", worker.log());
+    // It would end the thread of prompts, as ComfyUI would have to say: nothing is posted that was not looked at.
+    let mut crooked = slow_job("crooked", 0.1);
+    crooked["workflow"]["7"] = json!({"class_type": "ImageInvert", "inputs": {"image": ["8", 7]}});
+    crooked["workflow"]["8"] = json!({"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}});
+    bed.publish(&crooked).await?;
+    let mut results = bed.answers(&["again", "crooked"]).await.with_context(|| worker.log())?;
+    let refused = results.remove("crooked").unwrap_or_default();
+    ensure!(refused["error"]["code"] == "invalid_prompt", "{refused:#}\n{}", worker.log());
+    ensure!(results["again"]["status"] == "succeeded", "{results:#?}\n{}", worker.log());
     ensure!(child(&worker, "main.py")? == comfyui && alive(comfyui), "ComfyUI was killed\n{}", worker.log());
     // Once more while it runs no job.
     bed.publish(&hold_lock("later", 25.0, "work", true)).await?;

@@ -37,7 +37,7 @@ async fn a_removal_that_hangs_holds_up_neither_jobs_nor_the_drain() -> Result<()
     let result = bed.answer("second").await?;
     ensure!(result["status"] == "succeeded" && result["attempt"] == 1, "{result:#}");
     for id in ["first", "second"] {
-        ensure!(site.folder("input").join(id).is_dir(), "{id} is removed: nothing was held");
+        ensure!(site.inputs_of(id).is_some(), "{id} is removed: nothing was held");
     }
 
     worker.signal(Signal::TERM)?;

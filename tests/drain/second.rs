@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use testbed::{Signal, wait_for};
 
 use super::{
@@ -30,8 +30,8 @@ async fn a_second_signal_ends_at_once_and_the_next_start_sweeps() -> Result<()> 
     site.wait_no_process(&seen, Duration::from_secs(2)).await?;
     bed.wait_queued(1).await?;
 
-    let folder = site.folder("input").join("j");
-    ensure!(folder.is_dir(), "the end at once removes nothing: then this test shows nothing");
+    let folder =
+        site.inputs_of("j").context("the end at once removes nothing: then this test shows nothing")?;
     let inode = fs::metadata(&folder)?;
     let worker = site.boot().await?;
     wait_for("the sweep", SOON, || async {

@@ -66,7 +66,7 @@ async fn sigterm_while_an_input_is_staged() -> Result<()> {
     gate.set(Fault::Hold, "GET /inputs/cat.png");
     bed.publish(&staged_job("j", 0.1)).await?;
     gate.wait_caught(SOON).await?;
-    ensure!(site.folder("input").join("j").is_dir(), "nothing is being staged");
+    ensure!(site.inputs_of("j").is_some(), "nothing is being staged");
     worker.signal(Signal::TERM)?;
     site.wait_drained(&mut worker, &before, Duration::ZERO).await?;
     bed.wait_queued(1).await?;

@@ -221,6 +221,23 @@ impl Site {
         Ok(())
     }
 
+    /// Where the job's inputs lie: a folder of its own, whose name cannot be guessed.
+    #[allow(dead_code, reason = "tests/faults, which includes this file, does not need it")]
+    pub(super) fn inputs_of(&self, id: &str) -> Option<PathBuf> {
+        let entries = fs::read_dir(self.folder("input")).into_iter().flatten().flatten();
+        let drawn =
+            |name: &str| name.strip_prefix(id).is_some_and(|rest| rest.len() == 33 && rest.starts_with('-'));
+        entries
+            .map(|entry| entry.path())
+            .find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(drawn))
+    }
+
+    /// A folder of the worker's state.
+    #[allow(dead_code, reason = "tests/faults, which includes this file, does not need it")]
+    pub(super) fn state(&self, name: &str) -> PathBuf {
+        self.dir.join("state").join(name)
+    }
+
     /// What the worker's journal holds, as text.
     pub(super) fn journal(&self) -> Result<String> {
         let entries = fs::read_dir(self.dir.join("state/journal"))?;

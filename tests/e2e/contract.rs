@@ -1,4 +1,4 @@
-//! What holds for every answer, whatever the job: DESIGN's "The result (version 1)" and "Objects".
+//! What holds for every answer, whatever the job.
 
 use std::collections::BTreeSet;
 

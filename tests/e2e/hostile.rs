@@ -1,4 +1,4 @@
-//! Hostile names, bodies and addresses (FAULTS, "Hostile inputs"), through real AMQP: each is a clear
+//! Hostile names, bodies and addresses, through real AMQP: each is a clear
 //! refusal or a contained success, canaries are untouched, and the worker is ready at once.
 
 use std::{
@@ -300,6 +300,19 @@ pub(crate) async fn bodies(suite: &Suite) -> Result<()> {
     let many: serde_json::Map<_, _> = (0..100_000).map(|id| (id.to_string(), color(id, 1))).collect();
     let mut deep_ui = json!({"nodes": [], "links": []});
     deep_ui["nodes"] = (0..11_000).map(|id| json!({"id": id, "type": "Note"})).collect();
+    // Ten of ten of ten …: 20 kB that are more nodes than there is memory for.
+    let level = |level: usize| format!("0aa8cf42-9e4d-4e2f-8d5a-{level:012}");
+    let tenfold = |levels: usize| {
+        let within = |at: usize| if at == 0 { "Note".into() } else { level(at - 1) };
+        let nodes = |at: usize| (0..10).map(|id| json!({"id": id, "type": within(at)})).collect::<Vec<_>>();
+        let subgraphs: Vec<_> =
+            (0..levels).map(|at| json!({"id": level(at), "nodes": nodes(at), "links": []})).collect();
+        json!({"nodes": [{"id": 1, "type": level(levels - 1)}], "links": [], "definitions": {"subgraphs": subgraphs}})
+    };
+    let mut endless_subgraphs = tenfold(3);
+    endless_subgraphs["definitions"]["subgraphs"][0]["nodes"][0]["type"] = level(2).into();
+    let mut class_as_subgraph = tenfold(1);
+    class_as_subgraph["definitions"]["subgraphs"][0]["id"] = json!("SaveImage");
     let mut bomb = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
     bomb.extend(std::iter::repeat_n(0, 1 << 20));
     let mut zipped = Case::bytes("gzip", bomb).refused("malformed_job");
@@ -323,6 +336,10 @@ pub(crate) async fn bodies(suite: &Suite) -> Result<()> {
         Case::job("a cycle", json!({"workflow": cycle})),
         Case::job("100,000 nodes", json!({"workflow": many})).refused("invalid_job"),
         Case::job("11,000 notes", json!({"workflow": deep_ui})).refused("invalid_job"),
+        Case::job("subgraphs within subgraphs", json!({"workflow": tenfold(40)})).refused("invalid_job"),
+        Case::job("subgraphs of themselves", json!({"workflow": endless_subgraphs})).refused("invalid_job"),
+        Case::job("a subgraph in a class's place", json!({"workflow": class_as_subgraph}))
+            .refused("conversion_failed"),
         Case::job("__proto__", json!({"workflow": {"__proto__": color(1, 1), "constructor": color(2, 1)}})),
         Case::job("__proto__ of a UI workflow", {
             let mut workflow = invert_workflow()?;

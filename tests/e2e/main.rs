@@ -62,9 +62,9 @@ fn main() -> ExitCode {
         repeat: same_prompt_again, linked_prefix_again, one_job_published_twice, a_finished_job_again,
             another_body_under_the_same_id;
         outputs: a_batch_in_a_subfolder, temp_files_when_asked_for, texts, animations, video_and_latent,
-            websocket_pictures, presigned_links, any_key;
+            websocket_pictures, remembered_websocket_pictures, presigned_links, any_key;
         refusals: malformed_bodies, malformed_and_nobody_to_tell, fields, addresses, missing_objects,
-            foreign_places, checksums, sizes, schemes;
+            foreign_places, others_places, checksums, sizes, schemes;
         errors: refused_prompts, dropped_outputs, node_exceptions, unknown_nodes, deadlines;
         faults: out_of_memory, hanging_nodes, nodes_that_ignore_an_interrupt, crashes, lost_devices,
             failures_of_two_kinds;

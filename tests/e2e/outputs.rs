@@ -153,6 +153,20 @@ pub(crate) async fn websocket_pictures(suite: &Suite) -> Result<()> {
     Ok(())
 }
 
+/// A node that ComfyUI remembers sends nothing the second time: it is run again.
+pub(crate) async fn remembered_websocket_pictures(suite: &Suite) -> Result<()> {
+    let bench = suite.standin().await?;
+    let workflow = json!({
+        "1": color(0x12_80_ff, 1), "2": node("StandinWebsocketImage", json!({"image": ["1", 0]})),
+    });
+    for _ in 0..2 {
+        let answer = ask(&bench, json!({"workflow": workflow})).await?.succeeded()?;
+        picture(&bench, answer.only_output()?).await?.ensure_color(0x12_80_ff, bench.tolerance())?;
+        ensure!(answer.result["nodes"]["1"].is_object(), "{:#}", answer.result);
+    }
+    Ok(())
+}
+
 pub(crate) async fn presigned_links(suite: &Suite) -> Result<()> {
     let bench = suite.any().await?;
     let workflow = json!({

@@ -175,6 +175,35 @@ pub(crate) async fn foreign_places(suite: &Suite) -> Result<()> {
     Ok(())
 }
 
+/// A job neither reads nor writes in other jobs' folders under `store.uri`, whatever else is open.
+pub(crate) async fn others_places(suite: &Suite) -> Result<()> {
+    let bench = suite.any().await?;
+    let results = format!("s3://{}/jobs", bench.bucket("results"));
+    let first = ask(&bench, json!({"workflow": save(0x12_34_56, "first")})).await?.succeeded()?;
+    let uri = first.only_output()?["uri"].as_str().context("no uri")?.to_owned();
+    for job in [
+        json!({"workflow": invert("x"), "inputs": {"1.image": {"source": uri}}}),
+        json!({"workflow_uri": format!("{results}/{}/1/prompt.json", first.id)}),
+    ] {
+        says(
+            ask(&bench, job).await?.failed("input_forbidden", "stage")?,
+            &["other jobs' results", "inputs.allow"],
+        )?;
+    }
+    for place in ["anothers", "anothers/result.json", "anothers/1/outputs"] {
+        let job = json!({"workflow": save(1, "x"), "output": {"uri": format!("{results}/{place}")}});
+        says(
+            ask(&bench, job).await?.failed("invalid_job", "accept")?,
+            &["the folder of another job", "/_renders"],
+        )?;
+    }
+    let job = json!({"workflow": save(2, "x"), "output": {"uri": format!("{results}/_renders")}});
+    let answer = ask(&bench, job).await?.succeeded()?;
+    let uri = answer.only_output()?["uri"].as_str().context("no uri")?;
+    ensure!(uri.starts_with(&format!("{results}/_renders/{}/1/outputs/", answer.id)), "{uri}");
+    Ok(())
+}
+
 pub(crate) async fn checksums(suite: &Suite) -> Result<()> {
     let bench = suite.any().await?;
     let source = bench.input("sum.png", &pattern(31)).await?;

@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use super::{
+    SOON,
     bed::{ACCEPTED, Bed},
     evidence, jobs,
     journal::Harm,
@@ -113,8 +114,11 @@ pub(super) async fn soak(size: Size) -> Result<()> {
         last.push(keeper.await??);
     }
     bed.front.lift();
+    places.iter().for_each(|place| place.gate.lift());
+    // Copies may stand in the delay queue yet: what is left of them then is found by the judge.
+    let taken = || async { bed.full_queues(places.len()).await.is_ok_and(|full| full.is_empty()) };
+    let _ = wait_for("all messages to be taken", SOON, taken).await;
     let close = async |(place, worker): (&Arc<Place>, Worker)| {
-        place.gate.lift();
         place.wait_idle(&worker).await?;
         place.close(worker, &bed).await
     };

@@ -1,6 +1,7 @@
 //! Job bodies: a job that is accepted is within the contract, a refusal is one line for people.
 
-use comfy_worker::job::request::JobRequest;
+use contract::request::JobRequest;
+
 use proptest::{collection, prelude::*};
 use serde_json::json;
 

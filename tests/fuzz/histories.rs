@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use comfy_worker::{comfy::history::History, deliver, job::request::OutputRequest, stage::Folders};
+use contract::request::OutputRequest;
+
+use comfy_worker::{comfy::history::History, deliver, stage::Folders};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -71,6 +73,7 @@ fn history_entries() {
             ["execution_error", {"node_id": "1", "exception_message": "m", "traceback": ["t"]}]]},
     });
     let strategy = (json::near(entry, WORDS), any::<bool>());
+    let own = deliver::OwnFolder::none(std::time::UNIX_EPOCH);
     fuzz("history entries", &strategy, |(entry, include_temp)| {
         let Some(history) = History::find(&json!({"p": entry}), "p") else { return Ok(()) };
         let _ = (history.executed_ms(), history.cached_nodes(), history.without_secrets());
@@ -78,7 +81,7 @@ fn history_entries() {
             prop_assert!(!failure.to_string().is_empty());
         }
         let request = OutputRequest { include_temp, ..OutputRequest::default() };
-        match deliver::find(&Folders::new(base.clone()), "own", &request, &history, Vec::new()) {
+        match deliver::find(&Folders::new(base.clone()), &own, &request, &history, Vec::new(), 1_000) {
             Ok(findings) => {
                 for path in findings.written() {
                     let beneath =

@@ -2,10 +2,11 @@
 
 use std::path::{Component, Path};
 
+use contract::ObjectUri;
+
 use comfy_worker::{
     Subfolder,
     stage::{FileName, open_beneath},
-    store::ObjectUri,
 };
 use proptest::{collection, prelude::*, sample};
 

@@ -9,18 +9,18 @@ use std::{
 
 use anyhow::Result;
 use bytes::Bytes;
+use contract::{
+    JobId,
+    event::{EventKind, JobEvent},
+    result::{
+        Code, JobError, JobResult, Kind, NodeTiming, Output, OutputFile, Stage, Status, Timings, WorkerInfo,
+    },
+};
+
 use comfy_worker::{
     admin::{self, Admin, Board, JobPlace, Orders},
     comfy::events::Image,
-    job::{
-        JobId,
-        event::{EventKind, JobEvent},
-        report::{EventSink, Preview},
-        result::{
-            Code, JobError, JobResult, Kind, NodeTiming, Output, OutputFile, Stage, Status, Timings,
-            WorkerInfo,
-        },
-    },
+    events::{EventSink, Preview},
     store::LocalStore,
 };
 use tempfile::TempDir;

@@ -1,13 +1,12 @@
 //! Texts that come with jobs are texts, wherever they stand.
 
 use anyhow::{Result, ensure};
-use comfy_worker::{
-    admin::{Phase, Resources, Usage},
-    job::{
-        event::EventKind,
-        result::{Code, Kind, Output},
-    },
+use contract::{
+    event::EventKind,
+    result::{Code, Kind, Output},
 };
+
+use comfy_worker::admin::{Phase, Resources, Usage};
 use serde_json::json;
 
 use super::{

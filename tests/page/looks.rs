@@ -1,13 +1,12 @@
 //! How the page looks, to eyes, to keys, and to whoever would write into it.
 
 use anyhow::{Result, ensure};
-use comfy_worker::{
-    admin::{Phase, Resources, Usage},
-    job::{
-        event::EventKind,
-        result::{Code, Kind, Output, Stage},
-    },
+use contract::{
+    event::EventKind,
+    result::{Code, Kind, Output, Stage},
 };
+
+use comfy_worker::admin::{Phase, Resources, Usage};
 use serde_json::{Value, json};
 
 use super::{

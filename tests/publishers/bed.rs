@@ -72,9 +72,16 @@ impl Bed {
         format!("amqp://{0}:{0}@{1}/{EMPTY}", permissions::PUBLISHER, gate.address())
     }
 
-    pub(crate) async fn jobs(&self) -> Result<BTreeSet<String>> {
-        let objects = self.s3.list("results", "jobs/").await?;
-        Ok(objects.iter().filter_map(|(key, _)| key.split('/').nth(1).map(str::to_owned)).collect())
+    /// The jobs that have this picture among their outputs.
+    pub(crate) async fn jobs_that_made(&self, picture: &[u8]) -> Result<BTreeSet<String>> {
+        let mut jobs = BTreeSet::new();
+        for (key, _) in self.s3.list("results", "jobs/").await? {
+            let id = key.split('/').nth(1).context("no job's object")?;
+            if key.contains("/outputs/") && self.s3.get("results", &key).await? == picture {
+                jobs.insert(id.to_owned());
+            }
+        }
+        Ok(jobs)
     }
 
     pub(crate) async fn attempts(&self, id: &str) -> Result<usize> {

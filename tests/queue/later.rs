@@ -162,7 +162,7 @@ async fn a_job_that_dies_after_its_return_died_in_its_own_queue() -> Result<()> 
     }
     let both = || async { observer.count("returned.jobs.dead").await == Some((2, 0)) };
     wait_for("the dead letters", SOON, both).await?;
-    let mut notices = broker.notices();
+    let mut notices = broker.notices(1);
     let mut letters = broker.dead_letters().await?;
     for reason in ["rejected", "delivery_limit"] {
         let notice = next(&mut notices).await?;

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{SOON, config, next, observer::Observer, shared, submit};
 
-/// Until a subscription that the broker ended is missed (FAULTS: "noticed within 1 s").
+/// Until it is noticed that the broker ended a subscription.
 pub(super) const NOTICED: Duration = Duration::from_secs(1);
 
 #[tokio::test]

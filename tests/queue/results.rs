@@ -2,12 +2,11 @@
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
-use comfy_worker::{
-    job::result::JobResult,
-    queue::{
-        Broker, Event, Followed, JobProperties, Preview, PublishError, ReplyWarning, ResultMessage, Settled,
-        Settlement,
-    },
+use contract::result::JobResult;
+
+use comfy_worker::queue::{
+    Broker, Event, Followed, JobProperties, Preview, PublishError, ReplyWarning, ResultMessage, Settled,
+    Settlement,
 };
 use serde_json::json;
 use testbed::{RabbitMq, Worker};

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from server import PromptServer
 
 
-KNOWN = {"drop_ws", "silence_ws", "lose_next_prompt_response", "clear_history", "discard_history", "interrupt",
-         "block_http"}
+KNOWN = {"drop_ws", "silence_ws", "lose_next_prompt_response", "clear_history", "discard_history", "break_history",
+         "interrupt", "block_http"}
 
 
 class Faults:
@@ -21,6 +21,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.lose_next_prompt_response = False
+        self.break_history = False
         self.lost_device: Optional[Exception] = None  # set: every node fails with it, as after a CUDA error
 
 
@@ -50,6 +51,7 @@ def routes(server: "PromptServer") -> Callable[[web.RouteTableDef], None]:
             lose_next_prompt_response: true  take the next prompt, then cut the connection instead of answering
             clear_history: true              forget every finished prompt
             discard_history: BOOL            keep none from now on, as if somebody cleared it at once
+            break_history: BOOL              answer 500 to those who ask for one prompt's, from now on
             interrupt: true                  a foreign, global interrupt
             block_http: SECONDS              answer this, then nothing at all for so long (a stuck event loop)
             """
@@ -68,6 +70,8 @@ def routes(server: "PromptServer") -> Callable[[web.RouteTableDef], None]:
                 server.queue.clear_history()
             if "discard_history" in body:
                 server.queue.discard_history = bool(body["discard_history"])
+            if "break_history" in body:
+                server.faults.break_history = bool(body["break_history"])
             if body.get("interrupt"):
                 server.interrupt.set()
             if "block_http" in body:

@@ -167,18 +167,19 @@ class StandinLeak(Node):
         return passed(image)
 
 
-@standin({"seconds": seconds_input(600.0), "how": [["child", "session", "orphan"]]}, OUTPUTS, output_node=True,
+@standin({"seconds": seconds_input(600.0), "how": [["child", "session", "orphan", "stray"]]}, OUTPUTS, output_node=True,
          optional=IMAGE_INPUT)
 class StandinSpawn(Node):
-    """Leaves a sleeping process behind: a plain child, one with a session of its own, or an orphan (double fork).
+    """Leaves a sleeping process behind: a plain child, one with a session of its own, an orphan (double fork), or a
+    stray (an orphan with nothing in its environment).
 
     Shows its pid (key `text`). A plain child becomes a zombie when it ends: nobody waits for it.
     """
 
     def run(self, call: Call, seconds: float, how: str, image: Optional[Batch] = None, seed: int = 0) -> Ui:
-        if how == "orphan":
-            # The shell ends at once; its child, in a new session, is inherited by init.
-            script = f"setsid sleep {seconds} >/dev/null 2>&1 & echo $!"
+        if how in ("orphan", "stray"):
+            # The shell ends at once; its child, in a new session, is inherited by init or the worker.
+            script = f"{'env -i ' if how == 'stray' else ''}setsid sleep {seconds} >/dev/null 2>&1 & echo $!"
             pid = subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
         else:
             child = subprocess.Popen(["sleep", str(seconds)], start_new_session=how == "session")

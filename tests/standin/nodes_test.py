@@ -137,6 +137,27 @@ class StandinNaN(Node):
         return passed(image)
 
 
+@standin({"levels": ["INT", {"default": 1, "min": 0, "max": 1_000_000}]}, ("IMAGE",), output_node=True,
+         optional=IMAGE_INPUT)
+class StandinDeep(Node):
+    """Shows lists within lists. From about a thousand on Python cannot write them as JSON: the history is a 500."""
+
+    def run(self, call: Call, levels: int, image: Optional[Batch] = None, seed: int = 0) -> Ui:
+        value: list = []
+        for _ in range(levels):
+            value = [value]
+        return Ui({"deep": value, "text": ["beside it"]}, passed(image))
+
+
+@standin({}, ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
+class StandinWebsocketImage(Node):
+    """Sends its picture over the websocket only, and once: it is remembered, as nodes are that know no IS_CHANGED."""
+
+    def run(self, call: Call, image: Optional[Batch] = None, seed: int = 0) -> Ui:
+        call.progress(0, 1, ("PNG", passed(image)[0].frames[0]))
+        return Ui({}, passed(image))
+
+
 @standin({"message": text_input("blocked")}, ("IMAGE",), output_node=True, optional=IMAGE_INPUT)
 class StandinBlocked(Node):
     """Sends an execution_error of type ExecutionBlocked, which does not end the prompt."""

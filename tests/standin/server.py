@@ -137,6 +137,9 @@ class PromptServer:
 
     async def _get_history(self, request: web.Request) -> web.Response:
         if "prompt_id" in request.match_info:
+            if self.faults.break_history:
+                # What a node's output does that is no JSON.
+                return web.Response(status=500, text="500 Internal Server Error")
             return web.json_response(self.queue.history(request.match_info["prompt_id"]))
         max_items = request.query.get("max_items")
         return web.json_response(self.queue.history(

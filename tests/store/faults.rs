@@ -210,9 +210,8 @@ async fn creating_asks_again_when_two_writers_meet() {
     assert_eq!(fake.asked().len(), 4);
 }
 
-fn uri_of_object() -> &'static comfy_worker::store::ObjectUri {
-    static URI: std::sync::LazyLock<comfy_worker::store::ObjectUri> =
-        std::sync::LazyLock::new(|| uri(OBJECT));
+fn uri_of_object() -> &'static contract::ObjectUri {
+    static URI: std::sync::LazyLock<contract::ObjectUri> = std::sync::LazyLock::new(|| uri(OBJECT));
     &URI
 }
 
@@ -235,6 +234,12 @@ async fn a_store_that_ignores_if_none_match_is_refused() {
 
 /// Keeps the first object and answers as `other` to any call but its own reading.
 async fn keeping(other: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Fake {
+    keeping_for(usize::MAX, other).await
+}
+
+/// The same, and its own reading as well after so many times.
+async fn keeping_for(reads: usize, other: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Fake {
+    let left = std::sync::Mutex::new(reads);
     let kept = std::sync::Mutex::new(None::<(String, Vec<u8>)>);
     let key = |asked: &Asked| asked.path.split('?').next().unwrap_or_default().to_owned();
     Fake::start(move |asked, _| {
@@ -245,11 +250,18 @@ async fn keeping(other: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Fak
                 *kept = Some((key(asked), asked.body.clone()));
                 Reply::new(200, "")
             }
-            ("GET", Some((path, content))) if key(asked) == *path => whole(content),
+            ("GET", Some((path, content))) if key(asked) == *path && take_one(&left) => whole(content),
             _ => other(asked),
         }
     })
     .await
+}
+
+fn take_one(left: &std::sync::Mutex<usize>) -> bool {
+    let mut left = left.lock().unwrap();
+    let any = *left > 0;
+    *left = left.saturating_sub(1);
+    any
 }
 
 #[tokio::test]
@@ -260,6 +272,14 @@ async fn a_place_that_forbids_deleting_is_fit_for_work() {
     })
     .await;
     reach(&fake).await.probe(&uri("s3://bucket")).await.unwrap();
+}
+
+/// Keys that are exchanged in the middle of the probe: nobody must change a setting for that.
+#[tokio::test]
+async fn a_place_that_forbids_everything_from_then_on_is_not_called_misconfigured() {
+    let fake = keeping_for(1, |_| Reply::error(403, "AccessDenied", "keys are exchanged")).await;
+    let error = reach(&fake).await.probe(&uri("s3://bucket/results")).await.unwrap_err();
+    assert!(matches!(error, StoreError::Forbidden { .. }), "{error}");
 }
 
 /// Without `s3:ListBucket` a redelivered job would go round for ever.

@@ -3,7 +3,9 @@
 use std::{os::unix::fs::PermissionsExt, process::Command, time::Duration};
 
 use bytes::Bytes;
-use comfy_worker::store::{Content, Creation, LocalStore, ObjectStore, ObjectUri, StoreError};
+use contract::ObjectUri;
+
+use comfy_worker::store::{Content, Creation, LocalStore, ObjectStore, StoreError};
 use tempfile::TempDir;
 
 use super::{files_beneath, uri};

@@ -15,10 +15,9 @@ mod suite;
 
 use std::path::Path;
 
-use comfy_worker::{
-    config::StoreConfig,
-    store::{ObjectUri, Stores},
-};
+use contract::ObjectUri;
+
+use comfy_worker::{config::StoreConfig, store::Stores};
 use secrecy::SecretString;
 
 /// The stores of a worker whose S3 endpoint is `endpoint`.

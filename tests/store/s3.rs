@@ -17,6 +17,8 @@ use super::{
     stores, uri,
 };
 
+const SOON: Duration = Duration::from_secs(60);
+
 #[tokio::test]
 async fn a_link_opens_the_object_without_credentials() {
     let folder = TempDir::new().unwrap();
@@ -91,19 +93,73 @@ async fn an_upload_whose_part_fails_is_aborted() {
     assert_eq!(files_beneath(&folder.path().join("bucket")), Vec::<String>::new());
 }
 
+/// A store that is away breaks an upload and its abort alike: once it is back nothing of it may stay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_that_is_cancelled_is_aborted() {
+async fn an_abort_that_fails_is_tried_until_it_does_not() {
     let (folder, sources) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let server = S3Server::with_fault(folder.path(), PartFault::Hang).await;
+    let server = S3Server::with_fault(folder.path(), PartFault::RefuseAborts).await;
     server.create_bucket("bucket");
     let store = stores(&server.endpoint(), server.access_key(), server.secret_key()).await;
     let object = uri("s3://bucket/large.bin");
-    tokio::select! {
-        done = store.put(&object, large_file(&sources), "x/y") => panic!("{done:?}"),
-        () = server.hanging.notified() => {}
-    }
+    store.put(&object, large_file(&sources), "x/y").await.unwrap_err();
+    let gone = || async { server.aborts.load(Ordering::SeqCst) == 5 };
+    testbed::wait_for("the abort", Duration::from_secs(60), gone).await.unwrap();
     store.settled().await;
-    assert_eq!(server.aborts.load(Ordering::SeqCst), 1);
+    assert_eq!(files_beneath(&folder.path().join("bucket")), Vec::<String>::new());
+    let left = std::fs::read_dir(folder.path()).unwrap().flatten();
+    let left: Vec<_> = left.map(|entry| entry.file_name()).filter(|name| name != "bucket").collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// What a process leaves open is aborted by the next one; not what another has in use.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_that_were_left_are_aborted_by_the_next_process() {
+    let (folder, sources, notes) =
+        (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let server = S3Server::with_fault(folder.path(), PartFault::RefuseAborts).await;
+    server.create_bucket("bucket");
+    let open = async || {
+        let store = stores(&server.endpoint(), server.access_key(), server.secret_key()).await;
+        store.with_upload_notes(notes.path().to_owned())
+    };
+    let written = || std::fs::read_dir(notes.path()).unwrap().count();
+    std::fs::write(notes.path().join("upload-torn.json"), "{\"object\": \"s3://b").unwrap();
+    let first = open().await;
+    testbed::wait_for("the sweep", SOON, || async { written() == 0 }).await.unwrap();
+    first.put(&uri("s3://bucket/large.bin"), large_file(&sources), "x/y").await.unwrap_err();
+    let second = open().await;
+    assert_eq!(written(), 1);
+    // Its last abort is refused like the one before it.
+    tokio::join!(first.settled(), second.settled());
+    assert_eq!((written(), server.aborts.load(Ordering::SeqCst)), (1, 2));
+    drop(first);
+    let third = open().await;
+    testbed::wait_for("the abort", SOON, || async { written() == 0 }).await.unwrap();
+    third.settled().await;
+    assert_eq!(server.aborts.load(Ordering::SeqCst), 5);
+    let left = std::fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["bucket"]);
+}
+
+/// Also while it begins, when nobody is left to hear that it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_is_cancelled_is_aborted() {
+    for fault in [PartFault::Hang, PartFault::HangBegin] {
+        let (folder, sources) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let server = S3Server::with_fault(folder.path(), fault).await;
+        server.create_bucket("bucket");
+        let store = stores(&server.endpoint(), server.access_key(), server.secret_key()).await;
+        let object = uri("s3://bucket/large.bin");
+        tokio::select! {
+            done = store.put(&object, large_file(&sources), "x/y") => panic!("{done:?}"),
+            () = server.hanging.notified() => {}
+        }
+        if fault == PartFault::HangBegin {
+            server.released.notify_one();
+        }
+        store.settled().await;
+        assert_eq!(server.aborts.load(Ordering::SeqCst), 1, "{fault:?}");
+    }
 }
 
 /// Runs one ignored test of this binary in a process whose AWS environment is `env` alone.

@@ -29,7 +29,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What goes wrong with the second part of every multipart upload.
+/// What goes wrong with every multipart upload, with its second part most often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PartFault {
     /// Nothing.
@@ -41,6 +41,10 @@ pub enum PartFault {
     Hang,
     /// Its first try is answered `503`.
     Busy,
+    /// It is answered `403`, and so are aborts for a while.
+    RefuseAborts,
+    /// None: the upload is there, and the answer that says so waits to be released.
+    HangBegin,
 }
 
 /// An S3 server on a free loopback port; it ends when this is dropped.
@@ -89,7 +93,9 @@ impl S3Server {
                         if request.method() == Method::PUT && query.contains("partNumber=2") {
                             let tried = tries.fetch_add(1, Ordering::SeqCst);
                             match fault {
-                                PartFault::Refuse => return refused(request, StatusCode::FORBIDDEN).await,
+                                PartFault::Refuse | PartFault::RefuseAborts => {
+                                    return refused(request, StatusCode::FORBIDDEN).await;
+                                }
                                 PartFault::Busy if tried == 0 => {
                                     return refused(request, StatusCode::SERVICE_UNAVAILABLE).await;
                                 }
@@ -99,13 +105,26 @@ impl S3Server {
                                     // Another try of the same part goes on, too.
                                     released.notify_one();
                                 }
-                                PartFault::None | PartFault::Busy => {}
+                                PartFault::None | PartFault::Busy | PartFault::HangBegin => {}
                             }
                         }
                         let abort = request.method() == Method::DELETE && query.contains("uploadId");
+                        // The SDK tries each several times.
+                        if abort
+                            && matches!(fault, PartFault::RefuseAborts)
+                            && aborts.load(Ordering::SeqCst) < 4
+                        {
+                            aborts.fetch_add(1, Ordering::SeqCst);
+                            return refused(request, StatusCode::FORBIDDEN).await;
+                        }
+                        let begins = request.method() == Method::POST && query.starts_with("uploads");
                         let alone = request.headers().contains_key("if-none-match");
                         let _guard = if alone { Some(creating.lock().await) } else { None };
                         let answer = service.call(request.map(Body::from)).await;
+                        if begins && fault == PartFault::HangBegin {
+                            hanging.notify_one();
+                            released.notified().await;
+                        }
                         if abort {
                             aborts.fetch_add(1, Ordering::SeqCst);
                         }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use comfy_worker::store::{Content, Creation, ObjectStore, ObjectUri, StoreError};
+use contract::ObjectUri;
+
+use comfy_worker::store::{Content, Creation, ObjectStore, StoreError};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;

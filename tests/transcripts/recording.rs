@@ -5,16 +5,15 @@ use std::{collections::BTreeMap, fs, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use comfy_worker::{
-    comfy::{
-        events::{Event, Frame, binary_frame, text_frame},
-        history::History,
-        tracker::{Step, Tracker},
-    },
-    job::{
-        apply::{Prompt, prompt_from_value},
-        result::NodeTiming,
-    },
+use contract::{
+    prompt::{Prompt, prompt_from_value},
+    result::NodeTiming,
+};
+
+use comfy_worker::comfy::{
+    events::{Event, Frame, binary_frame, text_frame},
+    history::History,
+    tracker::{Step, Tracker},
 };
 use serde_json::Value;
 

@@ -12,10 +12,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::files;
+
 /// A file of fewer lines is left as it is.
 const FEW_LINES: usize = if cfg!(test) { 16 } else { 1024 };
 /// Compacted when it has so many lines for each entry that still counts.
 const LINES_AN_ENTRY: usize = 4;
+/// More of a dead worker's journal is not read: nodes can write to it as well.
+const LARGEST: u64 = 64 << 20;
 const EXTENSION: &str = "jsonl";
 /// What a compaction writes, until it takes the journal's name.
 const NEW_EXTENSION: &str = "jsonl-new";
@@ -196,7 +200,9 @@ pub(super) fn of_the_dead(folder: &Path, mut each: impl FnMut(Vec<Entry>) -> boo
             Some(NEW_EXTENSION) => false,
             _ => continue,
         };
-        let Ok(mut file) = OpenOptions::new().read(true).append(true).open(&path) else { continue };
+        let Ok(mut file) = files::open_regular(OpenOptions::new().read(true).append(true), &path) else {
+            continue;
+        };
         match file.try_lock() {
             // Swept by another start since it was listed, or compacted.
             Ok(()) if !is_still(&file, &path) => continue,
@@ -234,7 +240,7 @@ fn is_still(file: &File, path: &Path) -> bool {
 /// What a journal lists and does not call gone.
 fn left_in(journal: &mut File) -> io::Result<Vec<Entry>> {
     let mut text = Vec::new();
-    journal.read_to_end(&mut text)?;
+    journal.take(LARGEST).read_to_end(&mut text)?;
     let mut left = HashSet::new();
     // A last line that was cut by the death of its writer, in the middle of a character too,
     // lists nothing that exists.

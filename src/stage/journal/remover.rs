@@ -12,6 +12,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 use super::book::{Book, Entry, Inode};
+use crate::files;
 
 /// Nothing new is made while so much waits for its removal.
 const MOST_DUE: usize = 10_000;
@@ -106,7 +107,7 @@ pub(super) fn remove(entry: &Entry, placing: &Mutex<()>) -> bool {
     if inode.is_some_and(|inode| inode != found) {
         return true;
     }
-    let outcome = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let outcome = if is_folder { files::remove_folder(path) } else { fs::remove_file(path) };
     match outcome {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(%error, path = %path.display(), "an ephemeral file could not be removed");

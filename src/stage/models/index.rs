@@ -6,17 +6,20 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, Metadata},
-    io::{self, Write},
+    io::{self, Read as _, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::stage::names::Subfolder;
+use crate::{files, stage::names::Subfolder};
 
 /// The cache's folder beneath `models`. ComfyUI looks into the folders of kinds only.
 pub(super) const FOLDER: &str = ".comfy-worker";
+
+/// Bytes of an index that are read: some hundred thousand models.
+const LARGEST: u64 = 64 << 20;
 
 /// What is known of each model, by its path beneath the models folder.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -91,6 +94,11 @@ impl Index {
         self.models.values().filter(|model| !model.kept).map(|model| model.file.size).sum()
     }
 
+    /// How many those are.
+    pub(super) fn evictable(&self) -> usize {
+        self.models.values().filter(|model| !model.kept).count()
+    }
+
     /// The models that may be evicted, the least recently used first.
     pub(super) fn by_age(&self) -> Vec<String> {
         let mut names: Vec<_> = self.models.iter().filter(|(_, model)| !model.kept).collect();
@@ -114,7 +122,12 @@ impl IndexFile {
     /// What is known now. Nothing where there is no index, or none that can be read: then nothing is evicted.
     pub(super) fn read(&self) -> Index {
         let path = self.path();
-        let Ok(text) = fs::read(&path) else { return Index::default() };
+        let mut text = Vec::new();
+        let read = files::open_regular(File::options().read(true), &path)
+            .and_then(|file| file.take(LARGEST).read_to_end(&mut text));
+        if read.is_err() {
+            return Index::default();
+        }
         let mut index: Index = serde_json::from_slice(&text).unwrap_or_else(|error| {
             tracing::warn!(%error, index = %path.display(), "the index of models cannot be read: they stay for good");
             Index::default()
@@ -127,8 +140,10 @@ impl IndexFile {
     /// Changes the index, one worker after the other; readers see it before or after.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Index) -> T) -> io::Result<T> {
         fs::create_dir_all(&self.folder)?;
-        let lock =
-            File::options().create(true).truncate(false).write(true).open(self.folder.join("index.lock"))?;
+        let lock = files::open_regular(
+            File::options().create(true).truncate(false).write(true),
+            &self.folder.join("index.lock"),
+        )?;
         lock.lock()?;
         let mut index = self.read();
         let outcome = change(&mut index);

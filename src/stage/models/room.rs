@@ -12,16 +12,28 @@ use super::{
     slot::Slot,
 };
 
+/// Files that a cache with a limit keeps, however small: each is a line of its index, which is written whenever it
+/// changes.
+const MOST_FILES: usize = if cfg!(test) { 20 } else { 4_000 };
+
 impl Models {
     /// Evicts until `incoming` more bytes fit into the limit, as far as nobody uses the rest.
     pub(super) async fn trim(&self, incoming: u64) {
         let Some(limit) = self.limit else { return };
         let models = self.clone();
-        let fits = move |index: &Index| index.bytes().saturating_add(incoming) <= limit;
+        let fits = move |index: &Index| {
+            let bytes = index.bytes().saturating_add(bytes_of_parts(index)).saturating_add(incoming);
+            bytes <= limit && index.evictable() + index.parts.len() <= MOST_FILES
+        };
         if fits(&self.index.read()) {
             return;
         }
-        let trimmed = self.change(move |index| models.evict(index, |_| true, fits)).await;
+        let trim = move |index: &mut Index| {
+            // What a job that has failed began to fetch.
+            models.drop_parts(index, |_| true);
+            models.evict(index, |_| true, fits)
+        };
+        let trimmed = self.change(trim).await;
         if let Err(error) = trimmed {
             tracing::warn!(%error, "models cannot be evicted");
         }
@@ -113,6 +125,11 @@ impl Models {
         let found = fs::symlink_metadata(self.root.join(name));
         found.is_ok_and(|found| Identity::of(&found) == model.file)
     }
+}
+
+/// What is there of files that are not whole.
+fn bytes_of_parts(index: &Index) -> u64 {
+    index.parts.values().filter_map(|part| fs::metadata(&part.path).ok()).map(|part| part.len()).sum()
 }
 
 /// The file system that a folder is on, or will be on.

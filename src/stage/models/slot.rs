@@ -11,10 +11,13 @@ use std::{
 use tokio::time::sleep;
 
 use super::index::FOLDER;
-use crate::checksum;
+use crate::{checksum, files};
 
 /// Between two looks at a lock that somebody holds.
 const POLL: Duration = Duration::from_millis(100);
+
+/// Hexadecimal digits of a key that name its locks: 4,096 of each kind.
+const LOCK_DIGITS: usize = 3;
 
 /// Where the locks of one model are.
 #[derive(Clone, Debug)]
@@ -78,12 +81,20 @@ impl Slot {
         }
     }
 
-    /// A lock's file is never removed: somebody may be about to lock it.
+    /// A lock's file is never removed: somebody may be about to lock it. So there are few: names are a publisher's choice,
+    /// and two that share a lock wait for one another at worst.
     fn open(&self, purpose: &str) -> io::Result<File> {
         let folder = self.folder.join("locks");
         fs::create_dir_all(&folder)?;
-        let path = folder.join(format!("{}.{purpose}", self.key));
-        File::options().create(true).truncate(false).write(true).open(path)
+        let path = folder.join(format!("{}.{purpose}", self.key.get(..LOCK_DIGITS).unwrap_or(&self.key)));
+        let open = || files::open_regular(File::options().create(true).truncate(false).write(true), &path);
+        open().or_else(|_| {
+            // A node's: nobody has locked what is no file.
+            if !path.symlink_metadata()?.is_file() {
+                fs::remove_file(&path)?;
+            }
+            open()
+        })
     }
 }
 
@@ -93,7 +104,25 @@ mod tests {
 
     use futures_util::FutureExt as _;
 
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
+
+    /// What a node put there would stop every worker that shares the models.
+    #[tokio::test]
+    async fn a_fifo_in_a_locks_place_holds_nobody_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let slot = Slot::of(folder.path(), "loras/x");
+        drop(slot.turn().await.unwrap());
+        let locks = folder.path().join(FOLDER).join("locks");
+        for lock in fs::read_dir(&locks).unwrap() {
+            let path = lock.unwrap().path();
+            fs::remove_file(&path).unwrap();
+            mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        }
+        let turn = tokio::task::spawn_blocking(move || slot.open("fetch"));
+        assert!(tokio::time::timeout(Duration::from_secs(20), turn).await.unwrap().unwrap().is_ok());
+    }
 
     #[tokio::test]
     async fn what_is_used_or_fetched_is_not_evicted() {

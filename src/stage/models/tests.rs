@@ -8,13 +8,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use contract::ObjectUri;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::Notify;
 
 use super::*;
 use crate::{
     stage::web::Web,
-    store::{Content, Creation, Object, ObjectStore, ObjectUri, StoreError, Stored},
+    store::{Content, Creation, Object, ObjectStore, StoreError, Stored},
 };
 
 /// Objects in memory, whose transfers break off when that is said.
@@ -127,11 +128,18 @@ impl Bed {
             source: format!("s3://models/{name}"),
             sha256: None,
             overwrite: false,
+            replace_foreign: false,
+            by_name: true,
         }
     }
 
     async fn place(&self, order: &Order) -> Result<Placed, Failure> {
-        let fetcher = Fetcher { store: &self.bucket, web: &Web::default(), allow: &["s3://".to_owned()] };
+        let fetcher = Fetcher {
+            store: &self.bucket,
+            web: &Web::default(),
+            allow: &["s3://".to_owned()],
+            results: None,
+        };
         self.models().place(order, fetcher, &self.budget).await
     }
 
@@ -286,6 +294,27 @@ async fn the_least_recently_used_go_and_never_one_in_use() {
 }
 
 #[tokio::test]
+async fn empty_files_and_half_ones_count_as_well() {
+    let bed = Bed { limit: Some(25), ..Bed::new() };
+    for number in 0..30 {
+        bed.bucket.put(&number.to_string(), "", "1");
+        bed.is_cold(&bed.order(&number.to_string())).await;
+    }
+    assert!(bed.names().len() <= 20, "{:?}", bed.names());
+    let index = bed.models().index.read();
+    assert!(index.models.len() <= 20 && index.models.contains_key("loras/29"), "{:?}", index.models.keys());
+
+    let bed = Bed { limit: Some(25), ..Bed::new() };
+    bed.bucket.put("half", "0123456789012345678901234567890", "1");
+    bed.bucket.put("b", "0123456789", "1");
+    *bed.bucket.breaks.lock().unwrap() = vec![(20, false)];
+    assert!(bed.place(&bed.order("half")).await.is_err());
+    assert_eq!(bed.names().len(), 1, "to go on with");
+    assert!(bed.is_cold(&bed.order("b")).await);
+    assert_eq!(bed.names(), ["b"]);
+}
+
+#[tokio::test]
 async fn what_the_cache_did_not_place_is_never_evicted() {
     let bed = Bed { limit: Some(10), ..Bed::new() };
     fs::create_dir_all(bed.path("")).unwrap();
@@ -299,7 +328,7 @@ async fn what_the_cache_did_not_place_is_never_evicted() {
     assert!(!bed.is_cold(&bed.order("theirs")).await);
     let summed = Order { sha256: Some(sum), ..bed.order("summed") };
     assert!(!bed.is_cold(&summed).await && !bed.is_cold(&summed).await);
-    assert!(bed.is_cold(&Order { overwrite: true, ..bed.order("replaced") }).await);
+    assert!(bed.is_cold(&Order { overwrite: true, replace_foreign: true, ..bed.order("replaced") }).await);
     // Placed by the cache, and written by somebody since.
     assert!(bed.is_cold(&bed.order("rewritten")).await);
     let file = fs::File::options().write(true).open(bed.path("rewritten")).unwrap();
@@ -320,7 +349,10 @@ async fn another_files_checksum_is_not_believed() {
     assert!(bed.is_cold(&order).await);
     fs::write(bed.path("x"), "other").unwrap();
     assert!(matches!(bed.place(&order).await, Err(Failure::Invalid(_))));
-    assert!(bed.is_cold(&Order { overwrite: true, ..order }).await);
+    // By now it is somebody's.
+    let overwriting = Order { overwrite: true, ..order };
+    assert!(matches!(bed.place(&overwriting).await, Err(Failure::Invalid(_))));
+    assert!(bed.is_cold(&Order { replace_foreign: true, ..overwriting }).await);
     assert_eq!(bed.read("x"), "model");
 }
 

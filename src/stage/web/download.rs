@@ -3,19 +3,23 @@
 use std::{io, time::Duration};
 
 use bytes::Bytes;
+use contract::failure::Failure;
 use futures_util::stream::{self, StreamExt};
 use reqwest::{Response, header};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Asked, BACKOFF, broken, is_partial, version_of};
 use crate::{
-    job::failure::Failure,
     stage::fetch::OpenError,
     store::{Object, StoreError},
 };
 
 /// A server that sends nothing for this long is asked again.
 const STALL_LIMIT: Duration = Duration::from_secs(20);
+/// One that sends less than this much in a while is as good as silent: it would hold a worker for the whole of
+/// `inputs.timeout`.
+const SLOWEST: u64 = if cfg!(test) { 1 << 10 } else { 64 << 10 };
+const SLOW_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 60 });
 /// Breaks in a row, with too little between them to call it progress.
 const BREAKS: u32 = 5;
 /// Bytes after which earlier breaks are forgotten.
@@ -32,6 +36,8 @@ pub(super) struct Download {
     skip: u64,
     breaks: u32,
     last_break: u64,
+    /// Bytes that have come since this moment.
+    lately: (Instant, u64),
 }
 
 impl Download {
@@ -39,7 +45,8 @@ impl Download {
         let (answer, skip) = rest(&asked, offset, version).await?;
         let (found, size) = (version_of(&answer), size_of(&answer));
         let version = found.or_else(|| version.map(str::to_owned));
-        Ok(Self { asked, answer, version, size, offset, skip, breaks: 0, last_break: offset })
+        let lately = (Instant::now(), 0);
+        Ok(Self { asked, answer, version, size, offset, skip, breaks: 0, last_break: offset, lately })
     }
 
     pub(super) fn into_object(self) -> Object {
@@ -55,11 +62,15 @@ impl Download {
         loop {
             match timeout(STALL_LIMIT, self.answer.chunk()).await {
                 Ok(Ok(Some(mut chunk))) => {
+                    self.lately.1 += chunk.len() as u64;
                     let passed = self.skip.min(chunk.len() as u64);
                     self.skip -= passed;
                     bytes::Buf::advance(&mut chunk, usize::try_from(passed).unwrap_or_default());
+                    self.offset += chunk.len() as u64;
+                    if self.is_slow() {
+                        self.resume("it comes too slowly").await?;
+                    }
                     if !chunk.is_empty() {
-                        self.offset += chunk.len() as u64;
                         return Ok(Some(chunk));
                     }
                 }
@@ -71,6 +82,16 @@ impl Download {
                 Err(_) => self.resume("nothing came any more").await?,
             }
         }
+    }
+
+    /// Whether too little came for too long.
+    fn is_slow(&mut self) -> bool {
+        let (since, bytes) = self.lately;
+        if since.elapsed() < SLOW_LIMIT {
+            return false;
+        }
+        self.lately = (Instant::now(), 0);
+        bytes < SLOWEST
     }
 
     /// Asks for the rest, after a pause. From the address that the job gave: where it redirected to may
@@ -92,6 +113,7 @@ impl Download {
             "a download goes on after a break"
         );
         let rest = rest(&self.asked, self.offset, self.version.as_deref()).await;
+        self.lately = (Instant::now(), 0);
         (self.answer, self.skip) = rest.map_err(|error| match error {
             OpenError::Changed => StoreError::Changed { uri: self.asked.shown() }.into(),
             OpenError::Failed(failure) => io::Error::other(failure),

@@ -294,6 +294,29 @@ async fn a_download_goes_on_where_it_broke_off() {
     }
 }
 
+/// A byte now and then is no silence, and once held a worker for `inputs.timeout`, again and again.
+#[tokio::test]
+async fn a_download_that_drips_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let _dripping = AbortOnDropHandle::new(tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut head = [0; 16];
+        socket.read_exact(&mut head).await.unwrap();
+        socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n").await.unwrap();
+        let mut drops = tokio::time::interval(Duration::from_millis(100));
+        while socket.write_all(b"x").await.is_ok() {
+            drops.tick().await;
+        }
+    }));
+    let (url, allow) = (format!("http://{address}/x"), [format!("http://{address}/")]);
+    let given_up = timeout(Duration::from_secs(30), read(&url, &allow)).await.unwrap();
+    assert!(
+        matches!(&given_up, Err(OpenError::Failed(Failure::InputUnavailable(told))) if told.contains("too slowly")),
+        "{given_up:?}"
+    );
+}
+
 #[tokio::test]
 async fn a_download_never_goes_on_with_something_else() {
     let changed =

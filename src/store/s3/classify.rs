@@ -6,12 +6,10 @@ use aws_sdk_s3::{
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
 };
+use contract::{ObjectUri, text::one_line};
 
 use super::S3Store;
-use crate::{
-    store::{ObjectUri, StoreError},
-    text::one_line,
-};
+use crate::store::StoreError;
 
 /// Longest text of the store's that a message repeats, in characters.
 const WORDS: usize = 300;

@@ -12,7 +12,7 @@ use aws_sdk_s3::{
     config::{Credentials, RequestChecksumCalculation},
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 use super::S3Store;
@@ -104,7 +104,15 @@ impl S3Store {
         };
         let checksums =
             !matches!(shared.request_checksum_calculation(), Some(RequestChecksumCalculation::WhenRequired));
-        Self { client, place: place.into(), checksums, limits, cleanup: TaskTracker::new() }
+        Self {
+            client,
+            place: place.into(),
+            checksums,
+            limits,
+            cleanup: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            notes: None,
+        }
     }
 }
 

@@ -8,11 +8,12 @@ use aws_sdk_s3::{
     primitives::ByteStream,
 };
 use bytes::Bytes;
+use contract::ObjectUri;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::time::{Instant, timeout};
 
 use super::{S3Store, claim::Claim, object_of};
-use crate::store::{ObjectUri, StoreError};
+use crate::store::StoreError;
 
 /// Broken connections in a row, with too little between them to call it progress.
 const BREAKS: u32 = 5;

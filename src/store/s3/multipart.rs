@@ -3,19 +3,25 @@
 use std::{path::Path, pin::pin, sync::Arc, time::Duration};
 
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
+use contract::ObjectUri;
 use futures_util::{StreamExt, stream::FuturesOrdered};
-use tokio::time::sleep;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
 use super::{
     S3Store,
     classify::Failure,
+    disposition,
+    note::Note,
     object_of,
     source::{Source, SummedBytes},
     upload::time_for,
 };
-use crate::store::{ObjectUri, StoreError, Stored};
+use crate::store::{StoreError, Stored};
 
 /// Bytes of a part, the fewest that S3 takes; more where the file would need more parts than it takes.
 const PART: u64 = 5 << 20;
@@ -30,6 +36,14 @@ const COMPLETION: u64 = 16 << 20;
 /// kept (S3's documentation of AbortMultipartUpload).
 const LAST_PARTS: Duration = Duration::from_secs(3);
 
+/// How long those of a dead worker are waited for: nobody knows how far they are, and a proxy may hold them.
+pub(super) const LOST_PARTS: Duration = Duration::from_secs(10);
+
+/// Before an abort that failed is tried again; the pauses double up to the longest, for as long as it is worth.
+const ABORT_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_ABORT_PAUSE: Duration = Duration::from_secs(60);
+const ABORT_PATIENCE: Duration = Duration::from_secs(3600);
+
 /// A multipart upload that is not complete. Dropped, it is aborted: its parts would be kept, unseen and paid for.
 struct OpenUpload {
     target: Arc<Target>,
@@ -40,12 +54,13 @@ struct OpenUpload {
 }
 
 /// Where parts go.
-struct Target {
+pub(super) struct Target {
     store: S3Store,
     uri: ObjectUri,
     bucket: String,
     key: String,
     id: String,
+    note: Option<Note>,
 }
 
 /// Sends the file from its start; a call that follows a failed one reads it anew.
@@ -56,19 +71,14 @@ pub(super) async fn put(
     size: u64,
     content_type: &str,
 ) -> Result<Stored, Failure> {
-    let (bucket, key) = object_of(uri).map_err(Failure::last)?;
     let mut source = Source::open(uri, path, size).await.map_err(Failure::last)?;
-    let created = store.client.create_multipart_upload().bucket(bucket).key(key).content_type(content_type);
-    let created = created.set_checksum_algorithm(store.checksums.then_some(ChecksumAlgorithm::Crc32)).send();
-    let created = Box::pin(created).await.map_err(|error| store.failure(uri, error))?;
-    let id = created.upload_id.ok_or_else(|| {
-        let reason = format!("{} began a multipart upload without an id", store.place);
-        Failure::last(StoreError::Misconfigured { uri: uri.to_string(), reason })
-    })?;
-    let (bucket, key) = (bucket.to_owned(), key.to_owned());
-    let target = Arc::new(Target { store: store.clone(), uri: uri.clone(), bucket, key, id });
-    let (parts, given_up) = (TaskTracker::new(), CancellationToken::new());
-    let mut upload = OpenUpload { target, parts, given_up, open: true };
+    let begun = OpenUpload::begin(store.clone(), uri.clone(), content_type.to_owned()).in_current_span();
+    let (told, tell) = oneshot::channel();
+    // A task of its own: given up while the request is on its way, the upload would be there and nobody would know it.
+    // What nobody hears of is dropped there, before the task ends.
+    store.cleanup.spawn(async { drop(told.send(begun.await)) });
+    let upload = tell.await.map_err(|_| Failure::last(store.unavailable(uri, "given up".to_owned())));
+    let mut upload = upload??;
     let outcome = match upload.send_parts(&mut source).await {
         Ok(parts) => upload.target.complete(parts).await,
         Err(error) => Err(Failure::last(error)),
@@ -81,6 +91,29 @@ pub(super) async fn put(
 }
 
 impl OpenUpload {
+    async fn begin(store: S3Store, uri: ObjectUri, content_type: String) -> Result<Self, Failure> {
+        let (bucket, key) = object_of(&uri).map_err(Failure::last)?;
+        let (bucket, key) = (bucket.to_owned(), key.to_owned());
+        let created = store
+            .client
+            .create_multipart_upload()
+            .bucket(&bucket)
+            .key(&key)
+            .set_content_disposition(disposition(&content_type))
+            .content_type(content_type);
+        let created =
+            created.set_checksum_algorithm(store.checksums.then_some(ChecksumAlgorithm::Crc32)).send();
+        let created = Box::pin(created).await.map_err(|error| store.failure(&uri, error))?;
+        let id = created.upload_id.ok_or_else(|| {
+            let reason = format!("{} began a multipart upload without an id", store.place);
+            Failure::last(StoreError::Misconfigured { uri: uri.to_string(), reason })
+        })?;
+        let mut target = Target { store, uri, bucket, key, id, note: None };
+        target.write_down().await;
+        let (target, parts, given_up) = (Arc::new(target), TaskTracker::new(), CancellationToken::new());
+        Ok(Self { target, parts, given_up, open: true })
+    }
+
     async fn send_parts(&self, source: &mut Source) -> Result<Vec<CompletedPart>, StoreError> {
         let part_size = PART.max(source.size().div_ceil(MOST_PARTS));
         let mut sending = FuturesOrdered::new();
@@ -127,7 +160,11 @@ impl OpenUpload {
         let (target, parts) = (Arc::clone(&self.target), self.parts.clone());
         async move {
             parts.wait().await;
-            target.abort().await;
+            if let Err(error) = target.abort().await {
+                tracing::debug!(%error, "an unfinished multipart upload is not aborted yet");
+                let cleanup = target.store.cleanup.clone();
+                cleanup.spawn(target.abort_once_it_can(ABORT_PAUSE));
+            }
         }
     }
 }
@@ -140,6 +177,22 @@ fn whole(
 }
 
 impl Target {
+    /// An upload that a dead worker began.
+    pub(super) fn left(store: &S3Store, uri: ObjectUri, id: String, note: Note) -> Option<Arc<Self>> {
+        let (bucket, key) = object_of(&uri).ok()?;
+        let (bucket, key) = (bucket.to_owned(), key.to_owned());
+        Some(Arc::new(Self { store: store.clone(), uri, bucket, key, id, note: Some(note) }))
+    }
+
+    async fn write_down(&mut self) {
+        let Some(folder) = &self.store.notes else { return };
+        match Note::write(folder, &self.uri, &self.id).await {
+            Ok(note) => self.note = Some(note),
+            // A full disk must not keep outputs from the store.
+            Err(error) => tracing::debug!(%error, "a multipart upload is not written down"),
+        }
+    }
+
     async fn send_part(&self, number: i32, part: &SummedBytes) -> Result<CompletedPart, Failure> {
         let store = &self.store;
         let length = part.len();
@@ -163,17 +216,46 @@ impl Target {
         let request = self.store.client.complete_multipart_upload().bucket(&self.bucket).key(&self.key);
         let request = request.upload_id(&self.id).multipart_upload(parts);
         let request = request.customize().config_override(time_for(&self.store, COMPLETION));
-        let completed = Box::pin(request.send()).await;
-        completed.map(drop).map_err(|error| self.store.failure(&self.uri, error))
+        Box::pin(request.send()).await.map_err(|error| self.store.failure(&self.uri, error))?;
+        self.over().await;
+        Ok(())
     }
 
-    async fn abort(&self) {
+    /// Nothing of it is left to abort.
+    async fn over(&self) {
+        if let Some(note) = &self.note {
+            note.strike().await;
+        }
+    }
+
+    async fn abort(&self) -> Result<(), StoreError> {
         let request = self.store.client.abort_multipart_upload().bucket(&self.bucket).key(&self.key);
-        let Err(error) = Box::pin(request.upload_id(&self.id).send()).await else { return };
-        let failure = self.store.failure(&self.uri, error);
-        if failure.status() != Some(404) {
-            let error = failure.into_error();
-            tracing::warn!(%error, "an unfinished multipart upload stays: a lifecycle rule can remove it");
+        if let Err(error) = Box::pin(request.upload_id(&self.id).send()).await {
+            let failure = self.store.failure(&self.uri, error);
+            // Completed, or aborted: an answer was lost.
+            if failure.status() != Some(404) {
+                return Err(failure.into_error());
+            }
+        }
+        self.over().await;
+        Ok(())
+    }
+
+    /// Nobody waits for this: what broke the upload, a store that is away, is there for as long as it likes. Once the
+    /// worker ends it is tried a last time, then it is left to the next start.
+    pub(super) async fn abort_once_it_can(self: Arc<Self>, first_pause: Duration) {
+        let (since, mut pause, mut next_pause) = (Instant::now(), first_pause, ABORT_PAUSE);
+        loop {
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.store.closing.cancelled() => {}
+            }
+            let Err(error) = self.abort().await else { return };
+            if self.store.closing.is_cancelled() || since.elapsed() > ABORT_PATIENCE {
+                tracing::warn!(%error, "an unfinished multipart upload stays until the next start, or until a lifecycle rule removes it");
+                return;
+            }
+            (pause, next_pause) = (next_pause, (next_pause * 2).min(LONGEST_ABORT_PAUSE));
         }
     }
 }

@@ -12,6 +12,7 @@ use std::{
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
+use contract::ObjectUri;
 use crc_fast::CrcAlgorithm;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::SemaphorePermit;
@@ -19,7 +20,7 @@ use tokio::sync::SemaphorePermit;
 use super::memory::UPLOADS;
 use crate::{
     checksum::Running,
-    store::{ObjectUri, StoreError, Stored},
+    store::{StoreError, Stored},
 };
 
 /// Bytes handed to a connection at a time: the SDK's watch for stalled uploads counts them.

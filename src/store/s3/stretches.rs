@@ -7,12 +7,13 @@
 use std::{collections::VecDeque, io};
 
 use bytes::Bytes;
+use contract::ObjectUri;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::{S3Store, claim::Claim, download::Download, memory::DOWNLOADS};
-use crate::store::{ObjectUri, StoreError};
+use crate::store::StoreError;
 
 /// Objects with more than this to read are read in stretches.
 const SPLIT_FROM: u64 = 16 << 20;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use contract::ObjectUri;
 use secrecy::SecretString;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::{
     config::StoreConfig,
-    store::{ObjectStore, ObjectUri, StoreError},
+    store::{ObjectStore, StoreError},
 };
 
 fn answer(status: u16, code: &str) -> Facts {
@@ -81,6 +82,32 @@ fn every_answer_has_its_meaning() {
     }
     let unsent = Facts { unsent: true, ..unanswered("failed to construct request") };
     assert_eq!(kind(&unsent), "misconfigured");
+}
+
+/// A signed link to HTML or SVG would run its script in the name of the bucket's host.
+#[test]
+fn what_could_run_scripts_is_saved_and_not_shown() {
+    for shown in [
+        "image/png",
+        "image/jpeg",
+        "video/mp4",
+        "audio/flac",
+        "application/json",
+        "text/plain; charset=utf-8",
+    ] {
+        assert_eq!(super::disposition(shown), None, "{shown}");
+    }
+    for saved in [
+        "text/html",
+        "image/svg+xml",
+        "application/xhtml+xml",
+        "text/xml",
+        "text/javascript",
+        "model/gltf+json",
+        "",
+    ] {
+        assert_eq!(super::disposition(saved).as_deref(), Some("attachment"), "{saved}");
+    }
 }
 
 #[test]

@@ -7,14 +7,15 @@ use aws_sdk_s3::{
     operation::put_object::builders::PutObjectFluentBuilder,
 };
 use bytes::Bytes;
+use contract::ObjectUri;
 
 use super::{
     S3Store,
     classify::Failure,
-    multipart, object_of,
+    disposition, multipart, object_of,
     source::{Source, SummedBytes},
 };
-use crate::store::{Content, Creation, ObjectUri, StoreError, Stored};
+use crate::store::{Content, Creation, StoreError, Stored};
 
 /// Larger files go up in parts, so that a break costs one part, and memory for a few of them is enough.
 const MULTIPART_FROM: u64 = 8 << 20;
@@ -46,7 +47,13 @@ pub(super) async fn put(
         }
     };
     let attempt = || {
-        let request = store.client.put_object().bucket(bucket).key(key).content_type(content_type);
+        let request = store
+            .client
+            .put_object()
+            .bucket(bucket)
+            .key(key)
+            .content_type(content_type)
+            .set_content_disposition(disposition(content_type));
         let request = request.set_checksum_crc32(store.checksums.then(|| body.crc32()));
         send(store, uri, request.body(body.stream()), stored.size)
     };

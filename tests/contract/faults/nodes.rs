@@ -1,10 +1,9 @@
 //! Nodes that fail, report or list what others do not.
 
 use anyhow::Result;
-use comfy_worker::{
-    comfy::history::{Outcome, OutputContent},
-    job::failure::Failure,
-};
+use contract::failure::Failure;
+
+use comfy_worker::comfy::history::{Outcome, OutputContent};
 use serde_json::json;
 
 use super::{Rig, alone};

@@ -36,7 +36,7 @@ pub use ports::free_port;
 pub use processes::{
     ProcessInfo, alive, cpu_seconds, descendants, processes_with_env_or_cwd_beneath, zombies,
 };
-pub use rabbitmq::{Extras, RabbitMq};
+pub use rabbitmq::{Extras, RabbitMq, RawMessage};
 pub use rustix::process::Signal;
 pub use s3::S3Server;
 pub use scratch::{build_folder, checkout, folder_of_process, scratch_root};

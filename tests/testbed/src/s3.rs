@@ -142,7 +142,8 @@ impl S3Server {
         self.root.join(bucket).join(key)
     }
 
-    /// Multipart uploads that were begun and neither completed nor aborted: their files.
+    /// Multipart uploads that were begun and neither completed nor aborted: their records. Parts without one are what
+    /// s3s-fs leaves when its client goes away in the middle of a completion, which S3 does whole or not at all.
     ///
     /// # Errors
     /// When its folder cannot be read.
@@ -150,7 +151,7 @@ impl S3Server {
         let names =
             fs::read_dir(&self.root)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
         let names: Vec<String> = names.collect::<Result<_>>()?;
-        Ok(names.into_iter().filter(|name| name.starts_with(".upload")).collect())
+        Ok(names.into_iter().filter(|name| name.starts_with(".upload-")).collect())
     }
 
     /// A client with this server's address and credentials, made new for the caller's runtime.

@@ -13,6 +13,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
+use contract::{
+    event::{EventKind, JobEvent},
+    request::JobRequest,
+    result::{JobResult, Status},
+};
 use futures_util::StreamExt as _;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind,
@@ -102,19 +107,21 @@ async fn publish(args: Args) -> Result<u8> {
     });
     let s3 = s3_client().await;
     let letter = make_job(&s3, &args).await?;
-    let result: Value = serde_json::from_slice(&run(&args, &s3, letter, &cancel).await?)?;
-    match result["status"].as_str() {
-        Some("succeeded") => {
+    let result: JobResult = serde_json::from_slice(&run(&args, &s3, letter, &cancel).await?)?;
+    match result.status {
+        Status::Succeeded => {
             fetch(&s3, &result, &args.out).await?;
             Ok(0)
         }
-        Some("cancelled") => {
+        Status::Cancelled => {
             eprintln!("cancelled");
             Ok(130)
         }
-        _ => {
-            let word = |key: &str| result["error"][key].as_str().unwrap_or_default();
-            eprintln!("failed: {} in {}: {}", word("code"), word("stage"), word("message"));
+        Status::Failed => {
+            let error = result.error.context("a failed job without an error")?;
+            let [code, stage] = [serde_json::to_value(error.code)?, serde_json::to_value(error.stage)?];
+            let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            eprintln!("failed: {} in {}: {}", word(&code), word(&stage), error.message);
             Ok(1)
         }
     }
@@ -146,6 +153,13 @@ async fn make_job(s3: &aws_sdk_s3::Client, args: &Args) -> Result<Letter> {
     // Named by its content: it can be uploaded again, and never changes under a job.
     let ending = args.picture.extension().map(|ending| format!(".{}", ending.display())).unwrap_or_default();
     let source = format!("{}/{}{ending}", args.inputs.trim_end_matches('/'), sha256(&picture));
+    let mut job = json!({"version": 1, "workflow": workflow, "inputs": {&args.input: source}});
+    let id =
+        args.id.clone().unwrap_or_else(|| format!("picture-{}", &sha256(job.to_string().as_bytes())[..32]));
+    job["id"] = json!(id);
+    let body = job.to_string().into_bytes();
+    // What is no job is told here and now, by the rules that the worker has.
+    JobRequest::parse(&body, None)?;
     let (bucket, key) = split(&source)?;
     s3.put_object()
         .bucket(bucket)
@@ -154,13 +168,9 @@ async fn make_job(s3: &aws_sdk_s3::Client, args: &Args) -> Result<Letter> {
         .send()
         .await
         .context("the picture's upload")?;
-    let mut job = json!({"version": 1, "workflow": workflow, "inputs": {&args.input: source}});
-    let id =
-        args.id.clone().unwrap_or_else(|| format!("picture-{}", &sha256(job.to_string().as_bytes())[..32]));
-    job["id"] = json!(id);
     Ok(Letter {
         id,
-        body: job.to_string().into(),
+        body,
         replies: format!("replies.{}", Uuid::new_v4().simple()),
         correlation_id: Uuid::new_v4().to_string(),
         confirmed: false,
@@ -315,35 +325,30 @@ fn show(message: &Delivery) -> Result<()> {
     if message.routing_key.as_str().ends_with(".preview") {
         return Ok(());
     }
-    let event: Value = serde_json::from_slice(&message.data)?;
-    let name = event["event"].as_str().unwrap_or_default();
-    match (event["fraction"].as_f64(), event["title"].as_str()) {
-        (Some(fraction), Some(title)) => eprintln!("  {name} {:.0}% {title}", fraction * 100.0),
+    let event: JobEvent = serde_json::from_slice(&message.data)?;
+    let name = event.kind.name();
+    match event.kind {
+        EventKind::Progress { fraction, title, .. } => eprintln!("  {name} {:.0}% {title}", fraction * 100.0),
         _ => eprintln!("  {name}"),
     }
     Ok(())
 }
 
 /// Stores each output as a file and prints its name.
-async fn fetch(s3: &aws_sdk_s3::Client, result: &Value, folder: &Path) -> Result<()> {
+async fn fetch(s3: &aws_sdk_s3::Client, result: &JobResult, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).await?;
-    for output in result["outputs"].as_array().context("no outputs")? {
-        let word = |key: &str| output[key].as_str();
+    for output in &result.outputs {
         // Nodes may use the same name; a text has none.
-        let name = Path::new(word("filename").unwrap_or("text.txt")).file_name().unwrap_or_default();
-        let path = folder.join(format!(
-            "{}-{}-{}",
-            word("node").unwrap_or_default(),
-            output["index"],
-            name.display()
-        ));
-        match word("uri") {
-            None => fs::write(&path, word("text").unwrap_or_default()).await?,
-            Some(uri) => {
-                let (bucket, key) = split(uri)?;
+        let name = output.file.as_ref().map_or("text.txt", |file| &file.filename);
+        let name = Path::new(name).file_name().unwrap_or_default();
+        let path = folder.join(format!("{}-{}-{}", output.node, output.index, name.display()));
+        match &output.file {
+            None => fs::write(&path, output.text.as_deref().unwrap_or_default()).await?,
+            Some(file) => {
+                let (bucket, key) = split(&file.uri)?;
                 let object = s3.get_object().bucket(bucket).key(key).send().await.context("an output")?;
                 let bytes = object.body.collect().await?.to_vec();
-                ensure!(word("sha256") == Some(sha256(&bytes).as_str()), "{uri} is not what the result says");
+                ensure!(file.sha256 == sha256(&bytes), "{} is not what the result says", file.uri);
                 fs::write(&path, bytes).await?;
             }
         }

@@ -6,6 +6,7 @@
 
 mod extras;
 mod install;
+mod raw;
 
 use std::{
     fs::{self, File},
@@ -33,6 +34,7 @@ use crate::{
 };
 pub use extras::Extras;
 use install::Installation;
+pub use raw::RawMessage;
 
 /// Not `rabbit`, so that nobody takes it for a system's own node.
 const NODE: &str = "comfy-testbed@localhost";

@@ -30,7 +30,7 @@ fn must_hold(file: &str, name: &str, expected: &str) {
 
 #[test]
 fn the_table_of_settings_is_up_to_date() {
-    must_hold("README.md", "settings", &settings());
+    must_hold("docs/configuration.md", "settings", &settings());
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn a_job_is_a_workflow_and_nothing_more() {
     assert_eq!((job.timeout, job.allow_partial, job.metadata), (None, false, None));
     assert!(job.inputs.is_empty() && job.files.is_empty() && job.named_files.is_empty());
     assert_eq!(job.output, OutputRequest::default());
-    assert_eq!(job.digest, checksum::of_bytes(body));
+    assert_eq!(job.digest, digest_of(body));
     assert_eq!(job.id.as_str(), job.digest);
 }
 
@@ -300,8 +300,6 @@ fn large_bodies_are_read_and_their_refusals_are_short() {
     let nodes: Map<String, Value> =
         (0..100_000).map(|id| (id.to_string(), json!({"class_type": "X", "inputs": {}}))).collect();
     assert!(with(json!({"workflow": nodes})).is_ok());
-    let list = vec![json!(1); 200_000];
-    assert!(with(json!({"metadata": list})).is_ok());
     let long = "x".repeat(1_000_000);
     for fields in [
         json!({"workflow": long}),

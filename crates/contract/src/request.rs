@@ -8,10 +8,13 @@ use std::{collections::BTreeMap, time::Duration};
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 
-use super::{JobId, failure::Failure, runpod};
 use crate::{
-    checksum,
+    JobId,
+    bounds::{MOST_INPUTS, check_depth, check_files, check_metadata, check_values},
+    failure::Failure,
+    runpod,
     text::{one_line, quoted},
 };
 
@@ -184,7 +187,7 @@ pub struct OutputRequest {
     schemars(rename = "Job", transform = super::schema::one_workflow)
 )]
 #[serde(deny_unknown_fields)]
-pub(super) struct Body {
+pub(crate) struct Body {
     /// The version of this contract.
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1)))]
     version: Option<u64>,
@@ -219,7 +222,7 @@ pub(super) struct Body {
 }
 
 /// The deadlines a job may ask for: up to a week. More is a mistake of units.
-pub(crate) const TIMEOUT_SECONDS: std::ops::RangeInclusive<f64> = 0.001..=7.0 * 24.0 * 3600.0;
+pub const TIMEOUT_SECONDS: std::ops::RangeInclusive<f64> = 0.001..=7.0 * 24.0 * 3600.0;
 /// S3 signs links for at most a week.
 const LONGEST_PRESIGN_SECONDS: u64 = 7 * 24 * 3600;
 
@@ -233,7 +236,7 @@ impl JobRequest {
         if size <= max_bytes {
             return Self::parse(body, message_id);
         }
-        let digest = checksum::of_bytes(body);
+        let digest = digest_of(body);
         let id = fallback_id(message_id, &digest);
         let problem = format!("the message has {size} bytes, more than {max_bytes} (job.max_message_bytes)");
         Err(Box::new(Refused { id, digest, metadata: None, failure: Failure::Malformed(problem) }))
@@ -245,11 +248,12 @@ impl JobRequest {
     /// [`Refused`]: what is wrong, beside as much of the job's identity as could be read, so that
     /// the publisher can be told.
     pub fn parse(body: &[u8], message_id: Option<&str>) -> Result<Self, Box<Refused>> {
-        let digest = checksum::of_bytes(body);
+        let digest = digest_of(body);
         let fallback_id = fallback_id(message_id, &digest);
         let refuse = |failure, id: Option<JobId>, metadata| {
             Box::new(Refused { id: id.or(fallback_id.clone()), digest: digest.clone(), metadata, failure })
         };
+        check_values(body).map_err(|problem| refuse(Failure::Malformed(problem), None, None))?;
         let value: Value = serde_json::from_slice(body).map_err(|error| {
             refuse(Failure::Malformed(format!("the body is no JSON: {error}")), None, None)
         })?;
@@ -257,7 +261,8 @@ impl JobRequest {
             return Err(refuse(Failure::Malformed("the body is no JSON object".into()), None, None));
         };
         let own_id = object.get("id").and_then(Value::as_str).and_then(|id| id.parse::<JobId>().ok());
-        let metadata = object.get("metadata").cloned();
+        // What is refused for its metadata is answered without it.
+        let metadata = object.get("metadata").filter(|metadata| check_metadata(metadata).is_ok()).cloned();
         // Serde repeats what it did not expect, however long that is.
         let invalid = |problem: String| {
             refuse(Failure::Invalid(one_line(&problem, 600)), own_id.clone(), metadata.clone())
@@ -267,6 +272,11 @@ impl JobRequest {
         let body: Body = typed(Value::Object(object)).map_err(&invalid)?;
         body.check(digest.clone(), fallback_id.clone(), named_files).map_err(&invalid)
     }
+}
+
+/// SHA-256 in hexadecimal digits.
+fn digest_of(body: &[u8]) -> String {
+    Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The id of a body that names none.
@@ -309,16 +319,28 @@ impl Body {
                 return Err("workflow: give either workflow or workflow_uri, not both".into());
             }
         };
-        let inputs = self
+        if let WorkflowSource::Inline(workflow) = &workflow {
+            check_depth("workflow", workflow)?;
+        }
+        self.metadata.as_ref().map_or(Ok(()), check_metadata)?;
+        let given = self.inputs.len();
+        if given > MOST_INPUTS {
+            return Err(format!("inputs: {given} are given, more than {MOST_INPUTS}"));
+        }
+        let inputs: BTreeMap<NodeInput, InputValue> = self
             .inputs
             .into_iter()
             .map(|(address, value)| {
+                check_depth(&format!("inputs.{address}"), &value)?;
                 let address: NodeInput = address.parse().map_err(|problem| format!("inputs: {problem}"))?;
                 let value =
                     InputValue::parse(value).map_err(|problem| format!("inputs.{address}: {problem}"))?;
                 Ok((address, value))
             })
             .collect::<Result<_, String>>()?;
+        let staged = inputs.values().filter(|value| matches!(value, InputValue::File(_))).count();
+        let files = staged + self.files.len() + named_files.len();
+        check_files(files)?;
         for (index, file) in self.files.iter().enumerate() {
             check_sha256(file.sha256.as_deref())
                 .map_err(|problem| format!("files[{index}].sha256: {problem}"))?;
@@ -402,7 +424,8 @@ fn check_sha256(sum: Option<&str>) -> Result<(), String> {
 }
 
 /// A body that is no job, with what could be read of it.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{failure}")]
 pub struct Refused {
     /// The id it gave, or its fallback.
     pub id: Option<JobId>,

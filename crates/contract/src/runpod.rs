@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::request::FileSource;
+use crate::request::FileSource;
 
 /// Rewrites `body` in place when it has RunPod's form; answers the images, which the workflow
 /// mentions by their bare names.
-pub(super) fn translate(body: &mut Map<String, Value>) -> Result<Vec<FileSource>, String> {
+pub(crate) fn translate(body: &mut Map<String, Value>) -> Result<Vec<FileSource>, String> {
     if body.contains_key("workflow") || body.contains_key("workflow_uri") || !body.contains_key("input") {
         return Ok(Vec::new());
     }

@@ -83,6 +83,23 @@ impl ObjectUri {
         })
     }
 
+    /// The way from `folder` to here; `None` outside of it.
+    #[must_use]
+    pub fn within(&self, folder: &Self) -> Option<String> {
+        if !self.lies_in(folder) {
+            return None;
+        }
+        match (self, folder) {
+            (Self::S3 { key, .. }, Self::S3 { key: above, .. }) => {
+                key.strip_prefix(above.as_str()).map(|rest| rest.trim_start_matches('/').to_owned())
+            }
+            (Self::File(path), Self::File(above)) => {
+                path.strip_prefix(above).ok().map(|rest| rest.to_string_lossy().into_owned())
+            }
+            _ => None,
+        }
+    }
+
     fn lies_in(&self, folder: &Self) -> bool {
         match (self, folder) {
             (Self::S3 { bucket, key }, Self::S3 { bucket: same, key: above }) => {

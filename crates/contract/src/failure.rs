@@ -1,14 +1,14 @@
 //! Everything that can go wrong with a job. A variant says what happened; whose fault that is and
-//! what follows is decided in [`super::decision`], the contract's code and stage stand here.
+//! what follows is the worker's to decide, the contract's code and stage stand here.
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{
+use crate::{
     bounds,
     result::{Code, JobError, Stage, Status},
+    text::one_line,
 };
-use crate::text::one_line;
 
 /// What ended an attempt.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{JobId, result::Status};
+use crate::{JobId, result::Status};
 
 /// One event of one job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::JobId;
+use crate::JobId;
 
 /// How a job ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -263,7 +263,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::job::failure::{Failure, NodeFailure};
+    use crate::failure::{Failure, NodeFailure};
 
     /// The contract's example, with every field present.
     fn example() -> (JobResult, Value) {

@@ -11,7 +11,7 @@ use schemars::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{
+use crate::{
     JobId,
     event::JobEvent,
     request::{Body, FileSource},
@@ -133,7 +133,7 @@ impl JsonSchema for JobId {
 }
 
 /// `inputs` of a job: an address of the prompt to what is put there.
-pub(super) fn inputs(generator: &mut SchemaGenerator) -> Schema {
+pub(crate) fn inputs(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "propertyNames": {"pattern": r"^[^.]+\.[\s\S]+$"},
@@ -155,7 +155,7 @@ pub(super) fn inputs(generator: &mut SchemaGenerator) -> Schema {
 }
 
 /// Exactly one of the two; null is as good as absent.
-pub(super) fn one_workflow(job: &mut Schema) {
+pub(crate) fn one_workflow(job: &mut Schema) {
     job.insert(
         "oneOf".to_owned(),
         json!([
@@ -168,7 +168,7 @@ pub(super) fn one_workflow(job: &mut Schema) {
 }
 
 /// Models need a subfolder.
-pub(super) fn models_lie_deeper(file: &mut Schema) {
+pub(crate) fn models_lie_deeper(file: &mut Schema) {
     file.insert(
         "if".to_owned(),
         json!({"properties": {"folder": {"const": "models"}}, "required": ["folder"]}),
@@ -180,7 +180,7 @@ pub(super) fn models_lie_deeper(file: &mut Schema) {
 }
 
 /// An output is one or the other.
-pub(super) fn a_text_or_a_whole_file(output: &mut Schema) {
+pub(crate) fn a_text_or_a_whole_file(output: &mut Schema) {
     let file = ["filename", "uri", "content_type", "size", "sha256", "temp"];
     output.insert("anyOf".to_owned(), json!([{"required": ["text"]}, {"required": file}]));
 }

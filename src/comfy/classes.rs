@@ -1,0 +1,192 @@
+//! What ComfyUI says of its nodes' classes, by `GET /object_info/{class}`: asked once each.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde_json::Value;
+
+use super::{Client, RequestError};
+
+/// Bytes of a class's name. aiohttp takes request lines of 8190, in which each byte can take three.
+const LONGEST_NAME: usize = 1000;
+
+/// A class of nodes.
+#[derive(Debug, Default)]
+pub struct NodeClass {
+    /// The inputs that it names, required and optional, each with the names that it can be chosen from, if it is chosen.
+    inputs: HashMap<String, Option<HashSet<String>>>,
+    outputs: usize,
+    /// Whether it makes outputs of a prompt.
+    pub is_output: bool,
+    /// Custom nodes take inputs that they do not name,
+    is_custom: bool,
+    /// and those that name an output for any type give as many as they like.
+    is_open: bool,
+}
+
+impl NodeClass {
+    /// By its entry.
+    #[must_use]
+    pub fn read(entry: &Value) -> Self {
+        let groups = ["required", "optional"].map(|group| entry["input"][group].as_object());
+        let inputs = groups.into_iter().flatten().flatten();
+        let outputs = entry["output"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let is_custom =
+            entry["python_module"].as_str().is_none_or(|module| module.starts_with("custom_nodes"));
+        Self {
+            inputs: inputs.map(|(name, described)| (name.clone(), choices(described))).collect(),
+            outputs: outputs.len(),
+            is_output: entry["output_node"] == true,
+            is_custom,
+            is_open: is_custom && outputs.iter().any(|kind| kind == "*"),
+        }
+    }
+
+    /// Whether an input can be linked. Those that grow are named after the one that they grow from: `images.image0`.
+    #[must_use]
+    pub fn takes(&self, input: &str) -> bool {
+        let grown_from = input.split('.').next().unwrap_or_default();
+        self.is_custom || self.inputs.contains_key(input) || self.inputs.contains_key(grown_from)
+    }
+
+    /// Whether it has this output. Python counts from the end as well, and by whole numbers only.
+    #[must_use]
+    pub fn gives(&self, output: &Value) -> bool {
+        let outputs = i64::try_from(self.outputs).unwrap_or(i64::MAX);
+        let output = output.as_i64().or_else(|| output.as_bool().map(i64::from));
+        output.is_some_and(|output| self.is_open || (-outputs..outputs).contains(&output))
+    }
+
+    /// Whether an input's value is among those that it can be chosen from; `None` if it is not chosen.
+    #[must_use]
+    pub fn chooses(&self, input: &str, value: &str) -> Option<bool> {
+        self.inputs.get(input)?.as_ref().map(|choices| choices.contains(value))
+    }
+}
+
+fn choices(described: &Value) -> Option<HashSet<String>> {
+    // 0.3.64 lists them in the type's place, newer ones among the options.
+    let listed = match &described[0] {
+        Value::Array(listed) => listed,
+        Value::String(kind) if kind == "COMBO" => described[1]["options"].as_array()?,
+        _ => return None,
+    };
+    Some(listed.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+/// The classes that were asked for.
+#[derive(Debug, Default)]
+pub struct NodeClasses(Mutex<HashMap<String, Arc<NodeClass>>>);
+
+impl NodeClasses {
+    /// Those of these names that ComfyUI describes; `None` when it lacks one of them, and so refuses the prompt.
+    ///
+    /// # Errors
+    /// When it does not answer: a node can hold Python's lock for minutes.
+    pub async fn of<'a>(
+        &self,
+        client: &Client,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Option<HashMap<String, Arc<NodeClass>>>, RequestError> {
+        let mut found = HashMap::new();
+        for name in names {
+            // Not names of classes: they would be left out of the address, or be too long for it, which ComfyUI answers by
+            // closing the connection.
+            if matches!(name, "" | "." | "..") || name.len() > LONGEST_NAME {
+                return Ok(None);
+            }
+            let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+            let class = match known {
+                Some(class) => class,
+                None => match client.node_class(name).await {
+                    Ok(answer) => match answer.get(name) {
+                        Some(entry) => self.keep(name, entry),
+                        None => return Ok(None),
+                    },
+                    Err(error) if !error.answered => return Err(error),
+                    // A class whose description breaks runs all the same.
+                    Err(error) => {
+                        tracing::debug!(%error, class = name, "ComfyUI does not describe a class");
+                        continue;
+                    }
+                },
+            };
+            found.insert(name.to_owned(), class);
+        }
+        Ok(Some(found))
+    }
+
+    fn keep(&self, name: &str, entry: &Value) -> Arc<NodeClass> {
+        let class = Arc::new(NodeClass::read(entry));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Arc::clone(&class));
+        class
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use axum::{Json, Router, extract::Path, http::StatusCode, routing::get};
+    use serde_json::json;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_comfyui_says_of_its_classes_is_asked_once() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&asked);
+        let describe = move |Path(name): Path<String>| async move {
+            log.lock().unwrap().push(name.clone());
+            match name.as_str() {
+                // As ComfyUI answers when `INPUT_TYPES` of a custom node raises.
+                "Broken" => Err(StatusCode::INTERNAL_SERVER_ERROR),
+                "Absent" => Ok(Json(json!({}))),
+                _ => Ok(Json(json!({name: {"input": {}, "output": ["IMAGE"]}}))),
+            }
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/", listener.local_addr().unwrap());
+        let server = axum::serve(listener, Router::new().route("/object_info/{name}", get(describe)));
+        let server = tokio::spawn(server.into_future());
+        let (client, classes) = (Client::new(base.parse().unwrap()).unwrap(), NodeClasses::default());
+        let of = |names: [&'static str; 2]| classes.of(&client, names);
+        let known = of(["A", "Broken"]).await.unwrap().unwrap();
+        assert_eq!(known.keys().collect::<Vec<_>>(), ["A"]);
+        assert!(of(["a/../B & C", "Absent"]).await.unwrap().is_none());
+        for none in ["", ".", "..", "x".repeat(LONGEST_NAME + 1).leak()] {
+            assert!(of(["A", none]).await.unwrap().is_none());
+        }
+        assert_eq!(*asked.lock().unwrap(), ["A", "Broken", "a/../B & C", "Absent"]);
+        server.abort();
+        let _ = server.await;
+        assert!(of(["A", "a/../B & C"]).await.unwrap().is_some(), "those are known");
+        assert!(of(["A", "D"]).await.is_err());
+    }
+
+    #[test]
+    fn a_class_is_read_as_servers_of_different_ages_describe_it() {
+        let entry = |module: &str, outputs: &[&str]| {
+            NodeClass::read(&json!({
+                "input": {
+                    "required": {"a": [["x", "y"], {"image_upload": true}], "b": ["COMBO", {"options": ["x"]}]},
+                    "optional": {"c": ["INT", {}]}, "hidden": {"d": "PROMPT"}},
+                "output": outputs, "output_node": true, "python_module": module}))
+        };
+        let core = entry("nodes", &["IMAGE"]);
+        assert!(["a", "b", "c", "c.1"].iter().all(|input| core.takes(input)) && !core.takes("d"));
+        assert!(
+            core.is_output && core.gives(&json!(0)) && core.gives(&json!(-1)) && core.gives(&json!(false))
+        );
+        assert!(![json!(1), json!(-2), json!(0.0), json!(true)].iter().any(|output| core.gives(output)));
+        let chosen = ["a", "b", "c"].map(|input| core.chooses(input, "y"));
+        assert_eq!(chosen, [Some(true), Some(false), None]);
+        let custom = entry("custom_nodes.impact", &["*"]);
+        assert!(custom.takes("any_7") && custom.gives(&json!(7)) && !custom.gives(&json!(0.5)));
+        assert!(!entry("custom_nodes.impact", &["IMAGE"]).gives(&json!(7)));
+        assert!(!entry("comfy_extras.nodes_logic", &["*"]).gives(&json!(7)));
+    }
+}

@@ -1,0 +1,371 @@
+//! What ComfyUI does not refuse in a prompt and what ends its thread that runs prompts, and so everybody's jobs, over a
+//! few bytes (tried with 0.3.64 and 0.33.0): inputs that are none, in a node that no output needs; links to nodes, outputs
+//! or inputs that are not there; a long row of nodes. And what it checks in no node that an undeclared input leads to, or
+//! checks by a list only that a link gets around: which files a node opens.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use contract::{
+    failure::Failure,
+    prompt::Prompt,
+    text::{one_line, quoted},
+};
+use serde_json::{Map, Value, json};
+
+use crate::comfy::classes::NodeClass;
+
+/// Nodes in a row, each of which takes what the one before gives. ComfyUI follows them by recursion, also those that no
+/// output needs, and Python ends that after some 980.
+const LONGEST_ROW: usize = 800;
+
+/// Characters of a node's id. Its errors name all outputs of a prompt, each for each.
+const LONGEST_ID: usize = 200;
+/// Nodes that make outputs: for the same reason.
+const MOST_OUTPUT_NODES: usize = 1000;
+/// Warnings of links that were left out.
+const MOST_WARNINGS: usize = 20;
+/// What a node consists of. ComfyUI reads more there, what it was cached by (`is_changed`) among it.
+const FIELDS: [&str; 3] = ["class_type", "inputs", "_meta"];
+
+/// Gives nodes without `inputs` empty ones, takes what is no part of a node away, and looks for the rest of it.
+///
+/// # Errors
+/// [`Failure::PromptRefused`], naming the node as ComfyUI does.
+pub(super) fn check(prompt: &mut Prompt) -> Result<(), Failure> {
+    for (id, node) in prompt.iter_mut() {
+        if id.chars().nth(LONGEST_ID).is_some() {
+            return Err(refused(id, node, &format!("its id is longer than {LONGEST_ID} characters"), ""));
+        }
+        if let Some(node) = node.as_object_mut() {
+            node.retain(|field, _| FIELDS.contains(&field.as_str()));
+        }
+        let inputs = node.as_object_mut().map(|node| node.entry("inputs").or_insert_with(|| json!({})));
+        if !inputs.is_some_and(|inputs| inputs.is_object()) {
+            return Err(refused(id, node, "its `inputs` must be an object, {} for none", ""));
+        }
+    }
+    let places: HashMap<&str, usize> = prompt.keys().enumerate().map(|(at, id)| (id.as_str(), at)).collect();
+    let mut users = vec![Vec::new(); prompt.len()];
+    let mut open = vec![0_usize; prompt.len()];
+    for (user, (id, node)) in prompt.iter().enumerate() {
+        for (name, value) in node.get("inputs").and_then(Value::as_object).into_iter().flatten() {
+            let Some((from, _)) = linked(value) else { continue };
+            let Some(at) = places.get(from) else {
+                let problem = format!("it is linked to node {}, which is not there", quoted(from, 40));
+                return Err(refused(id, node, &problem, name));
+            };
+            users[*at].push(user);
+            open[user] += 1;
+        }
+    }
+    let row = longest_row(&mut users, open);
+    if row <= LONGEST_ROW {
+        return Ok(());
+    }
+    Err(Failure::Invalid(format!("workflow: {row} nodes follow one another, more than {LONGEST_ROW}")))
+}
+
+/// The classes of a prompt's nodes.
+pub(super) fn classes(prompt: &Prompt) -> BTreeSet<&str> {
+    prompt.values().filter_map(class_of).collect()
+}
+
+/// Takes links away that lead to inputs which are not there: their nodes would fail for them, or never be checked. Then looks
+/// for links to outputs that are not there, and for files out of ComfyUI's folders. `known` has what ComfyUI says of
+/// [`classes`]; the answer is what the publisher should know.
+///
+/// # Errors
+/// [`Failure::PromptRefused`], naming the node as ComfyUI does.
+pub(super) fn check_by_class(
+    prompt: &mut Prompt,
+    known: &HashMap<String, Arc<NodeClass>>,
+) -> Result<Vec<String>, Failure> {
+    let mut warnings = Vec::new();
+    for (id, node) in prompt.iter_mut() {
+        let Some(class) = known_class(known, node) else { continue };
+        let title = title_of(id, node);
+        let Some(inputs) = node.get_mut("inputs").and_then(Value::as_object_mut) else { continue };
+        inputs.retain(|name, value| {
+            let stays = linked(value).is_none() || class.takes(name);
+            if !stays && warnings.len() < MOST_WARNINGS {
+                let name = quoted(name, 40);
+                warnings.push(format!("{title} has no input {name} in this ComfyUI: its link was left out"));
+            }
+            stays
+        });
+    }
+    let prompt = &*prompt;
+    for Link { id, user, input, from, source, output } in links(prompt) {
+        if known_class(known, source).is_some_and(|class| !class.gives(output)) {
+            let from = quoted(from, 40);
+            let problem = format!("it is linked to output {output} of node {from}, which is not there");
+            return Err(refused(id, user, &problem, input));
+        }
+    }
+    for (id, node) in prompt {
+        for (name, value) in node.get("inputs").and_then(Value::as_object).into_iter().flatten() {
+            if let Some(text) = unwrapped(value).as_str()
+                && known_class(known, node).is_some_and(|class| class.chooses(name, text) == Some(false))
+                && leads_out(text)
+            {
+                return Err(refused(id, node, "it must name something in its folder", name));
+            }
+        }
+    }
+    let outputs =
+        prompt.values().filter(|node| known_class(known, node).is_some_and(|class| class.is_output)).count();
+    if outputs > MOST_OUTPUT_NODES {
+        let problem = format!("workflow: {outputs} nodes make outputs, more than {MOST_OUTPUT_NODES}");
+        return Err(Failure::Invalid(problem));
+    }
+    Ok(warnings)
+}
+
+fn known_class<'a>(known: &'a HashMap<String, Arc<NodeClass>>, node: &Value) -> Option<&'a NodeClass> {
+    known.get(class_of(node)?).map(Arc::as_ref)
+}
+
+/// Whether a path leaves the folder that it is looked for in.
+fn leads_out(path: &str) -> bool {
+    path.starts_with(['/', '~']) || path.split(['/', '\\']).any(|part| part == "..")
+}
+
+/// An input that is linked to a node that is there.
+struct Link<'a> {
+    id: &'a str,
+    user: &'a Value,
+    input: &'a str,
+    from: &'a str,
+    source: &'a Value,
+    output: &'a Value,
+}
+
+fn links(prompt: &Prompt) -> impl Iterator<Item = Link<'_>> {
+    prompt.iter().flat_map(move |(id, user)| {
+        let inputs = user.get("inputs").and_then(Value::as_object).into_iter().flatten();
+        inputs.filter_map(move |(input, value)| {
+            let (from, output) = linked(value)?;
+            let source = prompt.get(from)?;
+            Some(Link { id, user, input, from, source, output })
+        })
+    })
+}
+
+fn class_of(node: &Value) -> Option<&str> {
+    node.get("class_type")?.as_str()
+}
+
+/// Of nodes with these `users`, each of which waits for so many; of a ring, and what takes from it, each could follow all
+/// others.
+fn longest_row(users: &mut [Vec<usize>], mut open: Vec<usize>) -> usize {
+    let count = users.len();
+    let mut rows = vec![1_usize; count];
+    let mut known: Vec<_> = (0..count).filter(|at| open[*at] == 0).collect();
+    let mut done = 0;
+    while let Some(from) = known.pop() {
+        done += 1;
+        for user in std::mem::take(&mut users[from]) {
+            rows[user] = rows[user].max(rows[from] + 1);
+            open[user] -= 1;
+            if open[user] == 0 {
+                known.push(user);
+            }
+        }
+    }
+    rows.iter().max().copied().unwrap_or_default() + count - done
+}
+
+/// The node that an input comes from, and which of its outputs, by ComfyUI's rule: for Python `true` is 1.
+fn linked(value: &Value) -> Option<(&str, &Value)> {
+    match unwrapped(value).as_array()?.as_slice() {
+        [Value::String(node), output @ (Value::Number(_) | Value::Bool(_))] => Some((node, output)),
+        _ => None,
+    }
+}
+
+/// What ComfyUI takes for an input's value: a list that is none of links is given as `{"__value__": […]}`.
+fn unwrapped(value: &Value) -> &Value {
+    value.get("__value__").unwrap_or(value)
+}
+
+fn title_of(id: &str, node: &Value) -> String {
+    format!("node {} ({})", one_line(id, 40), one_line(class_of(node).unwrap_or_default(), 80))
+}
+
+fn refused(id: &str, node: &Value, problem: &str, input: &str) -> Failure {
+    let place = if input.is_empty() { String::new() } else { format!(", input {}", quoted(input, 40)) };
+    let told = format!("{}{place}: {problem}", title_of(id, node));
+    let class = node.get("class_type").cloned().unwrap_or_default();
+    let error =
+        json!({"type": "bad_link", "message": problem, "details": one_line(input, 80), "extra_info": {}});
+    let entry = json!({"errors": [error], "dependent_outputs": [], "class_type": class});
+    let node_errors = Map::from_iter([(one_line(id, 80), entry)]);
+    Failure::PromptRefused { message: told, node_errors: Some(Value::Object(node_errors)) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn refusal(prompt: Value) -> Option<String> {
+        let Value::Object(mut prompt) = prompt else { panic!("no prompt") };
+        check(&mut prompt).err().map(|error| error.to_string())
+    }
+
+    fn image() -> Value {
+        json!({"class_type": "EmptyImage", "inputs": {"width": 8, "size": [8, 8], "names": ["a", "b"]}})
+    }
+
+    #[test]
+    fn what_would_end_the_thread_of_prompts_is_refused() {
+        let save = json!({"class_type": "SaveImage", "inputs": {"images": ["9", 0], "filename_prefix": "x"}});
+        assert_eq!(refusal(json!({"1": save, "9": image()})), None);
+        for inputs in [json!(null), json!([]), json!("x")] {
+            let told = refusal(
+                json!({"1": save, "9": image(), "2": {"class_type": "EmptyImage", "inputs": inputs}}),
+            );
+            assert!(told.unwrap().starts_with("node 2 (EmptyImage): its `inputs` must be"), "{inputs}");
+        }
+        for link in [json!(["99", 0]), json!(["99", 0.0])] {
+            let mut dangling = save.clone();
+            dangling["inputs"]["nobody_has_it"] = link;
+            let told = refusal(json!({"1": dangling, "9": image()})).unwrap();
+            let expected =
+                r#"node 1 (SaveImage), input "nobody_has_it": it is linked to node "99", which is not there"#;
+            assert_eq!(told, expected);
+        }
+    }
+
+    #[test]
+    fn links_lead_from_inputs_and_to_outputs_that_are_there() {
+        let known = |name: &str, entry: Value| (name.to_owned(), Arc::new(NodeClass::read(&entry)));
+        let known = HashMap::from([
+            known(
+                "EmptyImage",
+                json!({"input": {"required": {"width": ["INT", {}]}}, "output": ["IMAGE"], "python_module": "nodes"}),
+            ),
+            known(
+                "SaveImage",
+                json!({"input": {"required": {"images": ["IMAGE"]}}, "output": [], "python_module": "nodes"}),
+            ),
+            known(
+                "Batch",
+                json!({"input": {"required": {"images": ["COMFY_AUTOGROW_V3", {}]}}, "output": ["IMAGE"], "python_module": "comfy_extras.x"}),
+            ),
+            known("Switch", json!({"input": {}, "output": ["*"], "python_module": "custom_nodes.x"})),
+        ]);
+        let refusal = |class: &str, input: &str, link: Value| {
+            let prompt = json!({
+                "1": {"class_type": class, "inputs": {input: link}}, "9": image(), "2": {"class_type": "SaveImage"},
+                "s": {"class_type": "Switch", "inputs": {}}, "x": {"class_type": "X", "inputs": {}}});
+            check_by_class(&mut prompt.as_object().unwrap().clone(), &known)
+                .err()
+                .map(|error| error.to_string())
+        };
+        for (class, input, link) in [
+            ("SaveImage", "images", json!(["9", 0])),
+            ("SaveImage", "images", json!(["9", -1])),
+            ("SaveImage", "images", json!({"__value__": ["9", 0]})),
+            // A custom node may give and take what it likes, and of an unknown class ComfyUI tells.
+            ("SaveImage", "images", json!(["s", 7])),
+            ("SaveImage", "images", json!(["x", 7])),
+            ("Switch", "any_7", json!(["9", 0])),
+            ("X", "any", json!(["9", 0])),
+            ("Batch", "images.image3", json!(["9", 0])),
+        ] {
+            assert_eq!(refusal(class, input, link.clone()), None, "{class} {input} {link}");
+        }
+        for output in [json!(1), json!(77), json!(-2), json!(0.0), json!(1e300), json!(u64::MAX), json!(true)]
+        {
+            for link in [json!(["9", output]), json!({"__value__": ["9", output]})] {
+                let told = refusal("SaveImage", "images", link).unwrap();
+                let problem = format!(r#"it is linked to output {output} of node "9", which is not there"#);
+                assert_eq!(told, format!(r#"node 1 (SaveImage), input "images": {problem}"#));
+            }
+        }
+        assert!(refusal("Switch", "any", json!(["9", 7])).is_some());
+        assert!(refusal("SaveImage", "images", json!(["s", 0.0])).is_some());
+        assert!(refusal("SaveImage", "images", json!(["2", 0])).is_some(), "it has no output at all");
+        // Left out, with a word.
+        for link in [json!(["9", 0]), json!(["9", 77]), json!(["9", false])] {
+            let user = json!({"class_type": "SaveImage", "inputs": {"images": ["9", 0], "nobody_has_it": link, "x": 7}});
+            let mut prompt = json!({"1": user, "9": image()}).as_object().unwrap().clone();
+            let warnings = check_by_class(&mut prompt, &known).unwrap();
+            let said =
+                r#"node 1 (SaveImage) has no input "nobody_has_it" in this ComfyUI: its link was left out"#;
+            assert_eq!(warnings, [said]);
+            assert_eq!(prompt["1"]["inputs"], json!({"images": ["9", 0], "x": 7}));
+        }
+    }
+
+    #[test]
+    fn files_are_in_comfyuis_folders() {
+        let known = |inputs: Value| {
+            let entry = json!({"input": {"required": inputs}, "output": [], "python_module": "nodes"});
+            HashMap::from([("Load".to_owned(), Arc::new(NodeClass::read(&entry)))])
+        };
+        let refused = |known: &HashMap<String, Arc<NodeClass>>, input: &str, text: &str| {
+            let prompt = json!({"1": {"class_type": "Load", "inputs": {input: text}}});
+            check_by_class(&mut prompt.as_object().unwrap().clone(), known).is_err()
+        };
+        let known = known(json!({
+            "image": [["a.png", "/models/there"], {"image_upload": true}], "file": ["COMBO", {"options": ["x"]}],
+            "text": ["STRING", {}], "steps": ["INT", {}]}));
+        for out in ["/etc/passwd", "../x", "a/../../x [output]", "~/x", "a\\..\\x"] {
+            assert!(refused(&known, "image", out) && refused(&known, "file", out), "{out}");
+            assert!(!refused(&known, "text", out), "{out}");
+        }
+        for within in ["a.png", "job/cat.png [temp]", "/models/there", "a..b/x", "..."] {
+            assert!(!refused(&known, "image", within), "{within}");
+        }
+    }
+
+    #[test]
+    fn ids_outputs_and_fields_are_bounded() {
+        let node =
+            json!({"class_type": "Save", "inputs": {}, "is_changed": ["sum"], "_meta": {"title": "x"}});
+        let mut prompt = json!({"1": node}).as_object().unwrap().clone();
+        check(&mut prompt).unwrap();
+        assert_eq!(prompt["1"], json!({"class_type": "Save", "inputs": {}, "_meta": {"title": "x"}}));
+        assert!(refusal(json!({"1".repeat(LONGEST_ID): node})).is_none());
+        assert!(refusal(json!({"1".repeat(LONGEST_ID + 1): node})).is_some());
+        let entry = json!({"input": {}, "output": [], "output_node": true, "python_module": "nodes"});
+        let known = HashMap::from([("Save".to_owned(), Arc::new(NodeClass::read(&entry)))]);
+        let many = |count: usize| (0..count).map(|at| (at.to_string(), node.clone())).collect::<Prompt>();
+        assert!(check_by_class(&mut many(MOST_OUTPUT_NODES), &known).is_ok());
+        assert!(check_by_class(&mut many(MOST_OUTPUT_NODES + 1), &known).is_err());
+    }
+
+    #[test]
+    fn a_node_without_inputs_has_empty_ones() {
+        let mut prompt = json!({"1": {"class_type": "X"}}).as_object().unwrap().clone();
+        check(&mut prompt).unwrap();
+        assert_eq!(prompt["1"]["inputs"], json!({}));
+    }
+
+    #[test]
+    fn rows_have_a_limit() {
+        let row = |count: usize, last: &Value| {
+            let node = |at: usize| json!({"class_type": "ImageInvert", "inputs": {"image": [(at + 1).to_string(), 0]}});
+            let mut prompt: Prompt = (0..count - 1).map(|at| (at.to_string(), node(at))).collect();
+            prompt.insert((count - 1).to_string(), last.clone());
+            Value::Object(prompt)
+        };
+        assert_eq!(refusal(row(LONGEST_ROW, &image())), None);
+        assert!(refusal(row(LONGEST_ROW + 1, &image())).is_some());
+        let ring = json!({"class_type": "ImageInvert", "inputs": {"image": ["0", 0]}});
+        assert!(refusal(row(3, &ring)).is_none() && refusal(row(LONGEST_ROW + 1, &ring)).is_some());
+        // Many ways between few nodes are no long row.
+        let all = |at: usize| {
+            (0..at).map(|from| (from.to_string(), json!([from.to_string(), 0]))).collect::<Prompt>()
+        };
+        let dense: Prompt =
+            (0..400).map(|at| (at.to_string(), json!({"class_type": "X", "inputs": all(at)}))).collect();
+        assert_eq!(refusal(Value::Object(dense)), None);
+    }
+}
