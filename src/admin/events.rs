@@ -3,9 +3,16 @@
 //! There is no queue: a listener asks the board for what has changed since it was last told, when its
 //! connection takes more. One that reads slowly misses steps and costs nothing.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use axum::{
+    Extension,
     extract::State,
     http::{HeaderName, StatusCode, header::RETRY_AFTER},
     response::{
@@ -16,17 +23,20 @@ use axum::{
 use futures_util::stream;
 use serde::Serialize;
 use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
+    sync::watch,
     time::{Instant, sleep, sleep_until},
 };
 
 use super::{
     Site,
+    listener::Peer,
     told::{News, WorkerView},
 };
 
 /// Pages that listen at a time.
-pub(super) const MOST_LISTENERS: usize = 32;
+const MOST_LISTENERS: usize = 32;
+/// Of one address: nobody alone keeps all others out.
+pub(super) const MOST_OF_ONE: usize = MOST_LISTENERS / 2;
 /// What happens within this is told together.
 const PAUSE: Duration = Duration::from_millis(150);
 /// How often the broker's health is looked at: it changes beside the board.
@@ -43,7 +53,7 @@ struct Listener {
     seen: Option<(u64, WorkerView)>,
     told: Instant,
     until: Instant,
-    _place: OwnedSemaphorePermit,
+    _permit: Permit,
 }
 
 /// One message.
@@ -60,9 +70,53 @@ struct Message<'a> {
     news: &'a News,
 }
 
-pub(super) async fn events(State(site): State<Arc<Site>>) -> Response {
-    let Ok(place) = Arc::clone(&site.listeners).try_acquire_owned() else {
-        let told = format!("{MOST_LISTENERS} pages are open already\n");
+/// How many pages listen, by their addresses.
+#[derive(Debug, Default)]
+pub(super) struct Listeners(Mutex<HashMap<IpAddr, usize>>);
+
+/// The right of a page to listen.
+struct Permit {
+    listeners: Arc<Listeners>,
+    peer: IpAddr,
+}
+
+impl Listeners {
+    fn by_peer(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.by_peer().values().sum()
+    }
+
+    fn permit(self: &Arc<Self>, peer: IpAddr) -> Option<Permit> {
+        let mut by_peer = self.by_peer();
+        if by_peer.values().sum::<usize>() >= MOST_LISTENERS
+            || by_peer.get(&peer).is_some_and(|its| *its >= MOST_OF_ONE)
+        {
+            return None;
+        }
+        *by_peer.entry(peer).or_default() += 1;
+        Some(Permit { listeners: Arc::clone(self), peer })
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut by_peer = self.listeners.by_peer();
+        let left = by_peer.remove(&self.peer).unwrap_or_default().saturating_sub(1);
+        if left > 0 {
+            by_peer.insert(self.peer, left);
+        }
+    }
+}
+
+pub(super) async fn events(State(site): State<Arc<Site>>, Extension(peer): Extension<Peer>) -> Response {
+    let Some(permit) = site.listeners.permit(peer.0.ip()) else {
+        let told = format!(
+            "too many pages listen already: at most {MOST_OF_ONE} of an address, {MOST_LISTENERS} in all\n"
+        );
         return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "10")], told).into_response();
     };
     let changes = site.board.changes();
@@ -72,7 +126,7 @@ pub(super) async fn events(State(site): State<Arc<Site>>) -> Response {
         seen: None,
         told: Instant::now(),
         until: Instant::now() + TERM,
-        _place: place,
+        _permit: permit,
     };
     let messages = stream::unfold(listener, |mut listener| async {
         let event = listener.next().await?;

@@ -64,8 +64,8 @@ struct Site {
     orders: Box<dyn Orders>,
     /// Where the outputs are.
     store: OnceLock<Arc<dyn ObjectStore>>,
-    /// Pages that listen, and pictures that are fetched, at a time.
-    listeners: Arc<Semaphore>,
+    listeners: Arc<events::Listeners>,
+    /// Pictures that are fetched at a time.
     pictures: Arc<Semaphore>,
     closed: CancellationToken,
 }
@@ -96,7 +96,7 @@ pub async fn serve(
         wrong_tokens: tokio::sync::Mutex::default(),
         orders: Box::new(orders),
         store: OnceLock::new(),
-        listeners: Arc::new(Semaphore::new(events::MOST_LISTENERS)),
+        listeners: Arc::default(),
         pictures: Arc::new(Semaphore::new(pictures::MOST_PICTURES)),
         closed: closed.clone(),
     });

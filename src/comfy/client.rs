@@ -116,7 +116,7 @@ impl Client {
 
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder, RequestError> {
         let url = self.base.join(path).map_err(|error| failed(path, &error.to_string()))?;
-        Ok(self.http.request(method, url).timeout(CALL_LIMIT))
+        Ok(self.http.request(method, url).timeout(crate::phases::limit("call", CALL_LIMIT)))
     }
 
     async fn call(&self, path: &str, request: RequestBuilder) -> Result<(StatusCode, String), RequestError> {

@@ -1,7 +1,7 @@
 //! One job, if there is one: for a worker that has one in hand and wants no subscription that brings
 //! another on the heels of each ack.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use lapin::options::BasicGetOptions;
 use tokio::sync::oneshot;
@@ -9,10 +9,13 @@ use tokio::sync::oneshot;
 use super::{
     delivery::{Delivery, Settlement},
     error::{Trouble, within},
-    link::{ANSWER_LIMIT, Link},
+    link::Link,
     message::short,
     session::{Role, Session},
 };
+
+/// The answer holds a whole message: 128 MB of it over a line of 1 MB/s. A broker that is gone is known by its heartbeats.
+const MESSAGE_LIMIT: Duration = Duration::from_secs(180);
 
 /// Asks for a job; `None`: there is none, or no connection. Dropped, what comes is handed back.
 pub(super) async fn take(session: &Arc<Session>) -> Option<Delivery> {
@@ -37,6 +40,6 @@ async fn get(link: &Arc<Link>, queue: &str) -> Result<Option<Delivery>, Trouble>
     let Ok(name) = short(queue) else { return Ok(None) };
     let channel = link.taker().await?;
     let got = channel.basic_get(name, BasicGetOptions { no_ack: false });
-    let got = within(ANSWER_LIMIT, "basic.get", got).await?;
+    let got = within(MESSAGE_LIMIT, "basic.get", got).await?;
     Ok(got.map(|got| Delivery::new(got.delivery, channel, Arc::clone(link), queue)))
 }

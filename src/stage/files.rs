@@ -120,6 +120,12 @@ impl Stager {
         };
         let path = options.target(&self.folders, &name).map_err(place_failure)?;
         if file.folder == FolderType::Models
+            && let Some(kind) = options.subfolder.parts().next()
+            && !self.folders.takes_kind(kind)
+        {
+            return Err(invalid(format!("models/{kind} is not there, and models has too many folders for another")));
+        }
+        if file.folder == FolderType::Models
             && !self.replace_foreign
             && let Some(shadowed) = shadowed(&options.subfolder, &name)
             && self.folders.of(file.folder).join(&shadowed).symlink_metadata().is_ok()

@@ -25,7 +25,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
-use super::Folders;
+use super::{Folders, parents};
 use book::{Book, Entry, Inode};
 use remover::Remover;
 use territory::Territory;
@@ -80,11 +80,11 @@ impl Journal {
                     return all_gone;
                 }
                 tracing::info!(path = %entry.path.display(), "removing what a dead worker left");
-                remover::remove(entry, &placing) && all_gone
+                remover::remove(entry, &placing, folders) && all_gone
             })
         })?;
         let book = Arc::new(Mutex::new(Book::start(&folder)?));
-        let remover = Remover::start(Arc::clone(&book), Arc::clone(&placing))?;
+        let remover = Remover::start(Arc::clone(&book), Arc::clone(&placing), folders.clone())?;
         Ok(Arc::new(Self { remover, book, placing }))
     }
 
@@ -117,7 +117,7 @@ impl Journal {
         self.list(Entry { path, inode: None })
     }
 
-    /// Makes a folder `parent/name` of ours; parents are made too and stay.
+    /// Makes a folder `parent/name` of ours; parents are made too, and go once they are empty.
     ///
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`] when something has that name.
@@ -125,10 +125,9 @@ impl Journal {
         self.remover.room().await;
         let (journal, parent, name) = (Arc::clone(self), parent.to_owned(), name.to_owned());
         spawn_blocking(move || {
-            fs::create_dir_all(&parent)?;
             let scratch =
                 journal.own_now(parent.join(format!(".comfy-worker-{}", Uuid::new_v4().simple())))?;
-            fs::create_dir(scratch.path())?;
+            parents::within(&parent, || fs::create_dir(scratch.path()))?;
             journal.adopt(scratch, &parent.join(name))
         })
         .await

@@ -173,7 +173,7 @@ fn what_cannot_be_removed_is_tried_again_by_the_next_start() {
     fs::remove_file(&parent).unwrap();
     fs::create_dir_all(parent.join("fdinfo")).unwrap();
     drop(open(&bed.state).unwrap());
-    assert!(parent.exists() && !parent.join("fdinfo").exists());
+    assert!(!parent.exists(), "its folder, which is empty then, goes with it");
     assert_eq!(journals(&bed), 0);
 }
 

@@ -9,6 +9,7 @@ mod files;
 mod journal;
 mod models;
 mod names;
+mod parents;
 mod place;
 mod warm;
 mod web;
@@ -112,7 +113,7 @@ impl Stager {
         max_bytes: u64,
     ) -> Self {
         let warm = Warm::new(folders.of(FolderType::Models));
-        let cache = |folder| Models::new(folders.of(folder), None);
+        let cache = |folder| Models::new(&folders, folder, None);
         Self {
             input: cache(FolderType::Input),
             output: cache(FolderType::Output),
@@ -139,7 +140,7 @@ impl Stager {
     /// Keeps at most so many bytes of the other files that jobs leave, in each folder.
     #[must_use]
     pub fn with_file_cache(self, limit: u64) -> Self {
-        let cache = |folder| Models::new(self.folders.of(folder), Some(limit));
+        let cache = |folder| Models::new(&self.folders, folder, Some(limit));
         let (input, output, temp) =
             (cache(FolderType::Input), cache(FolderType::Output), cache(FolderType::Temp));
         Self { input, output, temp, ..self }
@@ -157,7 +158,7 @@ impl Stager {
     /// Keeps at most so many bytes of the models that jobs bring; `None`: all of them.
     #[must_use]
     pub fn with_model_cache(self, limit: Option<u64>) -> Self {
-        let models = Models::new(self.folders.of(FolderType::Models), limit);
+        let models = Models::new(&self.folders, FolderType::Models, limit);
         Self { models, ..self }
     }
 

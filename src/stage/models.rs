@@ -3,8 +3,8 @@
 //! ```text
 //! models/.comfy-worker/index.json         what was placed here, and what is not whole yet
 //!                      locks/<k>.use      shared by the jobs that use a model
-//!                      locks/<k>.fetch    held while it is fetched
-//! models/loras/.comfy-worker-<key>.part   a model that is not whole
+//!                      locks/<k>.fetch    held while it is fetched from one source
+//! models/loras/.comfy-worker-<k>.part     a model that is not whole, from that source
 //! models/loras/x.safetensors              a whole one, renamed into place
 //! ```
 //!
@@ -23,10 +23,11 @@ use std::{
     sync::Arc,
 };
 
-use contract::failure::Failure;
+use contract::{failure::Failure, request::FolderType};
 use tokio::task::spawn_blocking;
 
 use super::{
+    Folders,
     fetch::{self, Budget, Fetcher, OpenError, Share},
     files::place_failure,
     journal::rename_new,
@@ -45,6 +46,7 @@ const RESTARTS: u32 = 3;
 /// The models of one models folder.
 #[derive(Clone, Debug)]
 pub(super) struct Models {
+    folders: Folders,
     root: PathBuf,
     index: IndexFile,
     limit: Option<u64>,
@@ -66,6 +68,13 @@ pub(super) struct Order {
     pub(super) by_name: bool,
 }
 
+impl Order {
+    /// The file beside the model that it is fetched to: each source has its own.
+    fn part_name(&self) -> String {
+        slot::part_name(&self.name, &self.source)
+    }
+}
+
 /// A model that is there.
 #[derive(Debug)]
 pub(super) struct Placed {
@@ -82,9 +91,10 @@ pub(super) fn is_reserved(name: &str) -> bool {
 }
 
 impl Models {
-    /// Those of the folder `root`; of the fetched ones at most `limit` bytes are kept.
-    pub(super) fn new(root: PathBuf, limit: Option<u64>) -> Self {
-        Self { index: IndexFile::of(&root), root, limit }
+    /// Those of a folder of ComfyUI; of the fetched ones at most `limit` bytes are kept.
+    pub(super) fn new(folders: &Folders, folder: FolderType, limit: Option<u64>) -> Self {
+        let root = folders.of(folder);
+        Self { folders: folders.clone(), index: IndexFile::of(&root), root, limit }
     }
 
     /// Has a model in its place, and leases it.
@@ -106,16 +116,16 @@ impl Models {
             return Ok(Placed { lease: lease.ok(), bytes, is_cold: false });
         }
         let lease = Some(lease.map_err(|error| self.failed(&error))?);
-        let turn = Arc::new(slot.turn().await.map_err(|error| self.failed(&error))?);
+        let turn = Arc::new(slot.turn(&order.source).await.map_err(|error| self.failed(&error))?);
         // Somebody may have been faster.
         if let Some(bytes) = self.warm(order, fetcher).await? {
             return Ok(Placed { lease, bytes, is_cold: false });
         }
-        let mut fetched = self.fetch(order, &slot, &turn, fetcher, budget).await;
+        let mut fetched = self.fetch(order, &turn, fetcher, budget).await;
         if matches!(fetched, Err(Failure::DiskFull(_)))
             && self.free(order.target.parent().unwrap_or(&self.root), self.missing(order)).await > 0
         {
-            fetched = self.fetch(order, &slot, &turn, fetcher, budget).await;
+            fetched = self.fetch(order, &turn, fetcher, budget).await;
         }
         let bytes = fetched?;
         self.trim(0).await;
@@ -194,14 +204,27 @@ impl Models {
     async fn fetch(
         &self,
         order: &Order,
-        slot: &Slot,
         turn: &Arc<Turn>,
         fetcher: Fetcher<'_>,
         budget: &Budget,
     ) -> Result<u64, Failure> {
         let folder = order.target.parent().unwrap_or(&self.root);
-        fs::create_dir_all(folder).map_err(|error| place_failure(PlaceError::io(folder, error)))?;
-        let path = folder.join(slot.part_name());
+        let fetched = self.fetch_into(folder, order, turn, fetcher, budget).await;
+        if fetched.is_err() {
+            self.folders.remove_empty(folder);
+        }
+        fetched
+    }
+
+    async fn fetch_into(
+        &self,
+        folder: &Path,
+        order: &Order,
+        turn: &Arc<Turn>,
+        fetcher: Fetcher<'_>,
+        budget: &Budget,
+    ) -> Result<u64, Failure> {
+        let path = folder.join(order.part_name());
         let mut restarts = 0;
         loop {
             let share = Share::of(budget, &order.source);
@@ -252,10 +275,11 @@ impl Models {
             }
             if origin.is_none() {
                 origin = object.version.clone().map(|version| Origin { source: digest, version });
-                let begun = Part { path: path.to_owned(), origin: origin.clone(), size: object.size };
-                let name = order.name.clone();
+                let (model, path) = (order.name.clone(), path.to_owned());
+                let begun = Part { model, path, origin: origin.clone(), size: object.size };
+                let key = order.part_name();
                 // Before the first byte: a part that nobody knows is begun again.
-                self.change(move |index| index.parts.insert(name, begun)).await.map_err(local)?;
+                self.change(move |index| index.parts.insert(key, begun)).await.map_err(local)?;
             } else {
                 tracing::info!(model = order.name, offset = part.len(), "a model is fetched on");
             }
@@ -289,11 +313,12 @@ impl Models {
     ) -> Result<u64, Failure> {
         let (name, target, path) = (order.name.clone(), order.target.clone(), path.to_owned());
         let (overwrite, replace_foreign) = (order.overwrite, order.replace_foreign);
+        let part = order.part_name();
         let placing = self.change(move |index| {
             let there = fs::symlink_metadata(&target).ok().map(|metadata| Identity::of(&metadata));
             let ours = index.models.get(&name).is_some_and(|model| !model.kept && Some(model.file) == there);
             let kept = there.is_some() && !ours;
-            index.parts.remove(&name);
+            index.parts.remove(&part);
             if kept && !replace_foreign {
                 let _ = fs::remove_file(&path);
                 return Err(ErrorKind::AlreadyExists.into());
@@ -316,14 +341,14 @@ impl Models {
     }
 
     async fn part(&self, order: &Order) -> Option<Part> {
-        let (index, name) = (self.index.clone(), order.name.clone());
-        spawn_blocking(move || index.read().parts.remove(&name)).await.ok().flatten()
+        let (index, key) = (self.index.clone(), order.part_name());
+        spawn_blocking(move || index.read().parts.remove(&key)).await.ok().flatten()
     }
 
     async fn forget_part(&self, order: &Order, path: &Path) {
-        let (name, path) = (order.name.clone(), path.to_owned());
+        let (key, path) = (order.part_name(), path.to_owned());
         self.note(move |index| {
-            index.parts.remove(&name);
+            index.parts.remove(&key);
             let _ = fs::remove_file(path);
         })
         .await;

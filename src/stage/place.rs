@@ -13,6 +13,7 @@ use super::{
     Folders,
     journal::{Journal, Owned, rename_new},
     names::{FileName, NameError, Subfolder},
+    parents,
 };
 
 /// Where a file goes and how long it stays. By default: into `input`, for good, and not over a file
@@ -140,13 +141,12 @@ pub(super) async fn upload(
             let path = path.to_owned();
             move |source| PlaceError::io(&path, source)
         };
-        fs::create_dir_all(&parent).map_err(failed(&parent))?;
         let part = journal.own_now(parent.join(format!(".{}.part", Uuid::new_v4().simple())));
         let part = part.map_err(failed(&parent))?;
         // Before the copy reads it, which counts as an access.
         let times = times(&source).map_err(failed(&source))?;
         // In the kernel, by reflink where the file system can; the mode comes along.
-        fs::copy(&source, part.path()).map_err(failed(part.path()))?;
+        parents::within(&parent, || fs::copy(&source, part.path())).map_err(failed(part.path()))?;
         // Not for writing: a read-only source has left a read-only copy.
         let kept = fs::File::open(part.path()).and_then(|file| file.set_times(times));
         kept.map_err(failed(part.path()))?;

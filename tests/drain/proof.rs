@@ -50,7 +50,17 @@ class StandinHoldLock(Base):
         else:
             hold_lock(seconds, how)
         return ()
-NODE_CLASS_MAPPINGS = {"StandinKillPromptThread": StandinKillPromptThread, "StandinHoldLock": StandinHoldLock}
+class StandinSlowDescription(Base):
+    @classmethod
+    def INPUT_TYPES(cls):
+        path = os.environ.get("STANDIN_SLOW_DESCRIPTION", "")
+        if os.path.exists(path):
+            with open(path) as file:
+                time.sleep(float(file.read()))
+        return {"required": {}, "optional": {"seed": ("INT", {"default": 0})}}
+    def run(self, seed=0):
+        return ()
+NODE_CLASS_MAPPINGS = {each.__name__: each for each in (StandinKillPromptThread, StandinHoldLock, StandinSlowDescription)}
 "#;
 
 /// A job of that one test node.
@@ -191,6 +201,27 @@ async fn a_node_that_holds_pythons_lock_at_work_is_left_alone() -> Result<()> {
     wait_for("the silence", SOON, silent).await?;
     bed.publish(&slow_job("after", 0.1)).await?;
     ensure_undisturbed(&bed, &worker, comfyui, "after").await?;
+    site.finish(worker, site.initial()).await?;
+    bed.wait_queued(0).await
+}
+
+/// A custom node that looks through a network share to say what its inputs are. Its job runs, and no other one's time is
+/// lost to a restart.
+#[tokio::test]
+async fn a_node_that_takes_long_to_describe_itself_is_posted_all_the_same() -> Result<()> {
+    let bed = Bed::new("description").await?;
+    let takes = bed.folder.path().join("takes");
+    let site = Site::new(&bed, "a")?.with_nodes("proof.py", NODES)?;
+    let site = site.env("STANDIN_SLOW_DESCRIPTION", takes.display().to_string()).env("COMFY_LIMITS", "call=3");
+    let worker = site.boot().await?;
+    let comfyui = child(&worker, "main.py")?;
+    fs::write(&takes, "4")?;
+    bed.publish(&job("slow", "StandinSlowDescription", json!({"seed": 1}))).await?;
+    ensure_undisturbed(&bed, &worker, comfyui, "slow").await?;
+    ensure!(worker.log().contains("the prompt is posted unchecked"), "{}", worker.log());
+    fs::remove_file(&takes)?;
+    bed.publish(&slow_job("next", 0.1)).await?;
+    ensure_undisturbed(&bed, &worker, comfyui, "next").await?;
     site.finish(worker, site.initial()).await?;
     bed.wait_queued(0).await
 }

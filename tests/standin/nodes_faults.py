@@ -155,6 +155,22 @@ class StandinHoldLock(Node):
         return passed(image)
 
 
+@standin({}, OUTPUTS, output_node=True, optional=IMAGE_INPUT)
+class StandinSlowDescription(Node):
+    """Takes so long to say what its inputs are as `STANDIN_SLOW_DESCRIPTION` says, a file, once there is one: as a node
+    that looks through a network share. Nobody else is answered meanwhile."""
+
+    @staticmethod
+    def refresh(info: dict, folders: Folders) -> None:
+        path = os.environ.get("STANDIN_SLOW_DESCRIPTION", "")
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                time.sleep(float(file.read()))
+
+    def run(self, call: Call, image: Optional[Batch] = None, seed: int = 0) -> tuple:
+        return passed(image)
+
+
 @standin({"megabytes": ["INT", {"default": 100, "min": 1, "max": 100_000}]}, OUTPUTS, output_node=True,
          optional=IMAGE_INPUT)
 class StandinLeak(Node):

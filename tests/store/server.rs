@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -41,7 +41,7 @@ pub enum PartFault {
     Hang,
     /// Its first try is answered `503`.
     Busy,
-    /// It is answered `403`, and so are aborts for a while.
+    /// It is answered `403`, and so are aborts until [`S3Server::allow_aborts`].
     RefuseAborts,
     /// None: the upload is there, and the answer that says so waits to be released.
     HangBegin,
@@ -53,7 +53,7 @@ pub struct S3Server {
     root: PathBuf,
     address: SocketAddr,
     server: JoinHandle<()>,
-    /// Multipart uploads aborted so far.
+    /// Aborts of multipart uploads that were asked for so far.
     pub aborts: Arc<AtomicUsize>,
     /// Tries of second parts so far.
     pub tries: Arc<AtomicUsize>,
@@ -61,11 +61,16 @@ pub struct S3Server {
     pub hanging: Arc<Notify>,
     /// Told, it lets such parts go on.
     pub released: Arc<Notify>,
+    refuses_aborts: Arc<AtomicBool>,
 }
 
 impl S3Server {
     pub async fn start(dir: &Path) -> Self {
         Self::with_fault(dir, PartFault::None).await
+    }
+
+    pub fn allow_aborts(&self) {
+        self.refuses_aborts.store(false, Ordering::SeqCst);
     }
 
     pub async fn with_fault(dir: &Path, fault: PartFault) -> Self {
@@ -77,7 +82,9 @@ impl S3Server {
         let address = listener.local_addr().unwrap();
         let (aborts, tries) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (hanging, released) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let refuses_aborts = Arc::new(AtomicBool::new(fault == PartFault::RefuseAborts));
         let state = (Arc::clone(&aborts), Arc::clone(&tries), Arc::clone(&hanging), Arc::clone(&released));
+        let refusing = Arc::clone(&refuses_aborts);
         // s3s-fs looks whether the object exists and then writes it: without a lock between two
         // requests its If-None-Match lets several of them win.
         let creating = Arc::new(Mutex::new(()));
@@ -85,9 +92,11 @@ impl S3Server {
             loop {
                 let Ok((socket, _)) = listener.accept().await else { continue };
                 let (service, creating, state) = (service.clone(), Arc::clone(&creating), state.clone());
+                let refusing = Arc::clone(&refusing);
                 let handle = service_fn(move |request: Request<Incoming>| {
                     let (service, creating) = (service.clone(), Arc::clone(&creating));
                     let (aborts, tries, hanging, released) = state.clone();
+                    let refusing = Arc::clone(&refusing);
                     async move {
                         let query = request.uri().query().unwrap_or_default();
                         if request.method() == Method::PUT && query.contains("partNumber=2") {
@@ -109,11 +118,7 @@ impl S3Server {
                             }
                         }
                         let abort = request.method() == Method::DELETE && query.contains("uploadId");
-                        // The SDK tries each several times.
-                        if abort
-                            && matches!(fault, PartFault::RefuseAborts)
-                            && aborts.load(Ordering::SeqCst) < 4
-                        {
+                        if abort && refusing.load(Ordering::SeqCst) {
                             aborts.fetch_add(1, Ordering::SeqCst);
                             return refused(request, StatusCode::FORBIDDEN).await;
                         }
@@ -137,7 +142,7 @@ impl S3Server {
                 });
             }
         });
-        Self { root: dir.to_owned(), address, server, aborts, tries, hanging, released }
+        Self { root: dir.to_owned(), address, server, aborts, tries, hanging, released, refuses_aborts }
     }
 
     pub fn endpoint(&self) -> String {

@@ -12,7 +12,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 use super::book::{Book, Entry, Inode};
-use crate::files;
+use crate::{files, stage::Folders};
 
 /// Nothing new is made while so much waits for its removal.
 const MOST_DUE: usize = 10_000;
@@ -27,14 +27,18 @@ pub(super) struct Remover {
 
 impl Remover {
     /// Removes what it is given and strikes it out of `book`; a file only while it holds `placing`.
-    pub(super) fn start(book: Arc<Mutex<Book>>, placing: Arc<Mutex<()>>) -> io::Result<Self> {
+    pub(super) fn start(
+        book: Arc<Mutex<Book>>,
+        placing: Arc<Mutex<()>>,
+        folders: Folders,
+    ) -> io::Result<Self> {
         let (orders, taken) = mpsc::channel::<Entry>();
         let due = watch::Sender::new(HashMap::new());
         let told = due.clone();
         let work = move || {
             for entry in taken {
                 crate::phases::reached_by_thread("removing");
-                if remove(&entry, &placing) {
+                if remove(&entry, &placing, &folders) {
                     book.lock().unwrap_or_else(PoisonError::into_inner).strike(&entry);
                 }
                 told.send_modify(|due| settle(due, entry.path));
@@ -94,8 +98,8 @@ fn settle(due: &mut HashMap<PathBuf, usize>, path: PathBuf) {
     }
 }
 
-/// Whether nothing of ours is there (any more).
-pub(super) fn remove(entry: &Entry, placing: &Mutex<()>) -> bool {
+/// Whether nothing of ours is there (any more). Folders that are empty then go as well.
+pub(super) fn remove(entry: &Entry, placing: &Mutex<()>, folders: &Folders) -> bool {
     let Entry { path, inode } = entry;
     let is_folder = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
     // Another file of ours may take this one's name between the look and the removal; a folder's nobody can take.
@@ -113,6 +117,9 @@ pub(super) fn remove(entry: &Entry, placing: &Mutex<()>) -> bool {
             tracing::warn!(%error, path = %path.display(), "an ephemeral file could not be removed");
             false
         }
-        _ => true,
+        _ => {
+            path.parent().inspect(|folder| folders.remove_empty(folder));
+            true
+        }
     }
 }

@@ -28,7 +28,7 @@ pub(super) struct Index {
     /// Uses so far. An order that no wrong clock upsets.
     uses: u64,
     pub(super) models: BTreeMap<String, Model>,
-    /// Models that are not whole.
+    /// Models that are not whole, by the names of their files.
     pub(super) parts: BTreeMap<String, Part>,
 }
 
@@ -47,6 +47,9 @@ pub(super) struct Model {
 /// A model that is not whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Part {
+    /// Its path beneath the models folder once it is whole; empty where that was the part's key (0.1).
+    #[serde(default)]
+    pub(super) model: String,
     pub(super) path: PathBuf,
     pub(super) origin: Option<Origin>,
     /// Bytes of the whole, if known.

@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 use tokio::task::spawn_blocking;
 
 use super::{index::Identity, slot::Turn};
-use crate::checksum::Running;
+use crate::{checksum::Running, stage::parents};
 
 const CHUNK: usize = 1 << 20;
 
@@ -37,7 +37,9 @@ impl PartFile {
         blocking(move || {
             let mut options = OpenOptions::new();
             options.create(true).truncate(false).read(true).append(true);
-            let mut file = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path)?;
+            options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+            let folder = path.parent().unwrap_or(&path);
+            let mut file = parents::within(folder, || options.open(&path))?;
             if file.metadata()?.len() > most {
                 file.set_len(0)?;
             }

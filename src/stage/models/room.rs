@@ -3,12 +3,12 @@
 use std::{
     fs, io,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use super::{
     Models, Order,
-    index::{Identity, Index, Model},
+    index::{FOLDER, Identity, Index, Model},
     slot::Slot,
 };
 
@@ -60,7 +60,7 @@ impl Models {
 
     /// Bytes that are still to come, for all that is known.
     pub(super) fn missing(&self, order: &Order) -> u64 {
-        let part = self.index.read().parts.remove(&order.name);
+        let part = self.index.read().parts.remove(&order.part_name());
         let here = part.as_ref().and_then(|part| fs::metadata(&part.path).ok()).map_or(0, |part| part.len());
         part.and_then(|part| part.size).map_or(u64::MAX, |size| size.saturating_sub(here))
     }
@@ -68,17 +68,27 @@ impl Models {
     /// Removes what nobody goes on fetching.
     fn drop_parts(&self, index: &mut Index, from: impl Fn(&Path) -> bool) -> u64 {
         let mut freed = 0;
-        index.parts.retain(|name, part| {
-            let slot = Slot::of(&self.root, name);
-            let ours = part.path.file_name().is_some_and(|file| file == slot.part_name().as_str());
-            let Some(_eviction) = slot.evict().filter(|_| ours && from(&part.path)) else { return true };
+        index.parts.retain(|key, part| {
+            if !self.is_our_part(&part.path) {
+                return false;
+            }
+            let slot = Slot::of(&self.root, if part.model.is_empty() { key } else { &part.model });
+            let Some(_eviction) = slot.evict().filter(|_| from(&part.path)) else { return true };
             let size = fs::metadata(&part.path).map_or(0, |part| part.len());
             if fs::remove_file(&part.path).is_ok() {
                 freed += size;
             }
+            self.folders.remove_empty(part.path.parent().unwrap_or(&self.root));
             false
         });
         freed
+    }
+
+    /// Nodes, too, can write an index: only what has a name that no job can give is removed.
+    fn is_our_part(&self, path: &Path) -> bool {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_named = name.starts_with(FOLDER) && name.ends_with(".part");
+        is_named && path.starts_with(&self.root) && !path.components().any(|part| part == Component::ParentDir)
     }
 
     /// Removes models, the least recently used first, until it is `enough`; those in use stay.
@@ -103,6 +113,7 @@ impl Models {
                     let bytes = model.file.size;
                     tracing::info!(model = name, bytes, "evicted: the least recently used model");
                     freed += bytes;
+                    self.folders.remove_empty(path.parent().unwrap_or(&self.root));
                 }
                 Err(error) => {
                     tracing::warn!(%error, model = name, "cannot be evicted");

@@ -1,9 +1,13 @@
 //! A model's locks: files that every worker with the same models folder sees. A lock goes with its
 //! holder, whatever that dies of.
+//!
+//! A model may be fetched from several sources at a time, each to a part of its own: a source that drips holds up
+//! nobody who has another.
 
 use std::{
     fs::{self, File, TryLockError},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,86 +20,119 @@ use crate::{checksum, files};
 /// Between two looks at a lock that somebody holds.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Hexadecimal digits of a key that name its locks: 4,096 of each kind.
-const LOCK_DIGITS: usize = 3;
+/// Hexadecimal digits of a key that name its lock for use. Its file is never removed, so there are few of them: names are
+/// a publisher's choice. Two models that share a lock can both be in use; at worst neither is evicted meanwhile.
+const USE_DIGITS: usize = 3;
 
 /// Where the locks of one model are.
 #[derive(Clone, Debug)]
 pub(super) struct Slot {
     folder: PathBuf,
-    key: String,
+    name: String,
 }
 
 /// A model that is in use: it is not evicted as long as this lives.
 #[derive(Debug)]
 pub struct Lease(#[allow(dead_code, reason = "holds a lock")] File);
 
-/// The right to fetch a model.
+/// The right to fetch a model from one source.
 #[derive(Debug)]
-pub(super) struct Turn(#[allow(dead_code, reason = "holds a lock")] File);
+pub(super) struct Turn {
+    path: PathBuf,
+    _lock: File,
+}
 
-/// The right to remove a model, and what there is of it.
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Before the lock goes: whoever takes it next sees that it is nobody's any more, and makes another.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The right to remove a model, and what there is of it: whoever fetches one has it in use.
 #[derive(Debug)]
-pub(super) struct Eviction(#[allow(dead_code, reason = "holds locks")] (File, File));
+pub(super) struct Eviction(#[allow(dead_code, reason = "holds a lock")] File);
 
 impl Slot {
     /// The slot of the model `name`, a path beneath the folder `models`.
     pub(super) fn of(models: &Path, name: &str) -> Self {
-        let mut key = checksum::of_bytes(name.as_bytes());
-        key.truncate(32);
-        Self { folder: models.join(FOLDER), key }
-    }
-
-    /// The name of the file beside the model that it is fetched to.
-    pub(super) fn part_name(&self) -> String {
-        format!("{FOLDER}-{}.part", self.key)
+        Self { folder: models.join(FOLDER), name: name.to_owned() }
     }
 
     /// Marks the model as in use, by as many as like.
     pub(super) async fn lease(&self) -> io::Result<Lease> {
-        self.wait("use", File::try_lock_shared).await.map(Lease)
+        let path = self.lock_for_use()?;
+        wait(&path, File::try_lock_shared).await.map(Lease)
     }
 
-    /// Waits for whoever fetches the model.
-    pub(super) async fn turn(&self) -> io::Result<Turn> {
-        self.wait("fetch", File::try_lock).await.map(Turn)
-    }
-
-    /// If nobody uses or fetches the model.
-    pub(super) fn evict(&self) -> Option<Eviction> {
-        let used = self.open("use").ok()?;
-        used.try_lock().ok()?;
-        let fetched = self.open("fetch").ok()?;
-        fetched.try_lock().ok()?;
-        Some(Eviction((used, fetched)))
-    }
-
-    async fn wait(&self, purpose: &str, lock: fn(&File) -> Result<(), TryLockError>) -> io::Result<File> {
-        let file = self.open(purpose)?;
+    /// Waits for whoever fetches the model from there.
+    pub(super) async fn turn(&self, source: &str) -> io::Result<Turn> {
+        let path = self.lock(&format!("{}.fetch", fetch_key(&self.name, source)))?;
         loop {
-            match lock(&file) {
-                Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) => sleep(POLL).await,
-                Err(TryLockError::Error(error)) => return Err(error),
+            let lock = wait(&path, File::try_lock).await?;
+            // Its last holder removed it, and another may have been made since.
+            let (ours, there) = (lock.metadata()?, fs::symlink_metadata(&path));
+            if there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+                return Ok(Turn { path, _lock: lock });
             }
         }
     }
 
-    /// A lock's file is never removed: somebody may be about to lock it. So there are few: names are a publisher's choice,
-    /// and two that share a lock wait for one another at worst.
-    fn open(&self, purpose: &str) -> io::Result<File> {
+    /// If nobody uses or fetches the model.
+    pub(super) fn evict(&self) -> Option<Eviction> {
+        let used = open(&self.lock_for_use().ok()?).ok()?;
+        used.try_lock().ok()?;
+        Some(Eviction(used))
+    }
+
+    fn lock_for_use(&self) -> io::Result<PathBuf> {
+        let mut key = key_of(&self.name);
+        key.truncate(USE_DIGITS);
+        self.lock(&format!("{key}.use"))
+    }
+
+    fn lock(&self, name: &str) -> io::Result<PathBuf> {
         let folder = self.folder.join("locks");
         fs::create_dir_all(&folder)?;
-        let path = folder.join(format!("{}.{purpose}", self.key.get(..LOCK_DIGITS).unwrap_or(&self.key)));
-        let open = || files::open_regular(File::options().create(true).truncate(false).write(true), &path);
-        open().or_else(|_| {
-            // A node's: nobody has locked what is no file.
-            if !path.symlink_metadata()?.is_file() {
-                fs::remove_file(&path)?;
-            }
-            open()
-        })
+        Ok(folder.join(name))
     }
+}
+
+/// The name of the file beside the model that it is fetched to.
+pub(super) fn part_name(name: &str, source: &str) -> String {
+    format!("{FOLDER}-{}.part", fetch_key(name, source))
+}
+
+fn fetch_key(name: &str, source: &str) -> String {
+    key_of(&format!("{name}\n{source}"))
+}
+
+fn key_of(text: &str) -> String {
+    let mut key = checksum::of_bytes(text.as_bytes());
+    key.truncate(32);
+    key
+}
+
+async fn wait(path: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> io::Result<File> {
+    let file = open(path)?;
+    loop {
+        match lock(&file) {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => sleep(POLL).await,
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let open = || files::open_regular(File::options().create(true).truncate(false).write(true), path);
+    open().or_else(|_| {
+        // A node's: nobody has locked what is no file.
+        if !path.symlink_metadata()?.is_file() {
+            fs::remove_file(path)?;
+        }
+        open()
+    })
 }
 
 #[cfg(test)]
@@ -113,15 +150,16 @@ mod tests {
     async fn a_fifo_in_a_locks_place_holds_nobody_up() {
         let folder = tempfile::tempdir().unwrap();
         let slot = Slot::of(folder.path(), "loras/x");
-        drop(slot.turn().await.unwrap());
+        let held = (slot.lease().await.unwrap(), slot.turn("s").await.unwrap());
         let locks = folder.path().join(FOLDER).join("locks");
         for lock in fs::read_dir(&locks).unwrap() {
             let path = lock.unwrap().path();
             fs::remove_file(&path).unwrap();
             mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
         }
-        let turn = tokio::task::spawn_blocking(move || slot.open("fetch"));
-        assert!(tokio::time::timeout(Duration::from_secs(20), turn).await.unwrap().unwrap().is_ok());
+        drop(held);
+        let both = async { (slot.lease().await.unwrap(), slot.turn("s").await.unwrap()) };
+        tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
     }
 
     #[tokio::test]
@@ -133,10 +171,16 @@ mod tests {
         drop(first);
         assert!(slot.evict().is_none());
         drop(second);
-        let turn = slot.turn().await.unwrap();
-        assert!(slot.evict().is_none());
-        assert!(slot.turn().now_or_never().is_none(), "one fetches at a time");
-        drop(turn);
+        let turn = slot.turn("here").await.unwrap();
+        assert!(slot.turn("here").now_or_never().is_none(), "one fetches at a time");
+        assert!(slot.turn("there").now_or_never().unwrap().is_ok(), "another source holds nobody up");
+        let next = slot.turn("here");
+        let (next, ()) = tokio::join!(next, async { drop(turn) });
+        assert!(slot.turn("here").now_or_never().is_none(), "the lock of the next one is the one that is there");
+        drop(next.unwrap());
+        let locks = fs::read_dir(folder.path().join(FOLDER).join("locks")).unwrap();
+        let names = locks.map(|lock| lock.unwrap().file_name().into_string().unwrap());
+        assert!(names.collect::<Vec<_>>().iter().all(|name| name.ends_with(".use")), "no lock of a fetch stays");
         let eviction = slot.evict().unwrap();
         assert!(slot.lease().now_or_never().is_none(), "a lease waits for the end of the eviction");
         // Another model is another matter.

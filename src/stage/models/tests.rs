@@ -118,7 +118,7 @@ impl Bed {
 
     /// Those of a worker that has just started.
     fn models(&self) -> Models {
-        Models::new(self.root.path().to_owned(), self.limit)
+        Models::new(&Folders::new(self.root.path().to_owned()), FolderType::Models, self.limit)
     }
 
     fn order(&self, name: &str) -> Order {
@@ -149,7 +149,7 @@ impl Bed {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.root.path().join("loras").join(name)
+        self.root.path().join("models/loras").join(name)
     }
 
     fn read(&self, name: &str) -> String {
@@ -157,7 +157,7 @@ impl Bed {
     }
 
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(self.root.path().join("loras"))
+        let mut names: Vec<_> = fs::read_dir(self.root.path().join("models/loras"))
             .into_iter()
             .flatten()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -181,6 +181,43 @@ async fn jobs_that_want_a_model_at_once_fetch_it_once() {
     assert_eq!((cold, bed.bucket.opened().len(), bed.read("x").as_str()), (1, 1, "model"));
     assert!(!bed.is_cold(&order).await, "and a worker that starts later finds it");
     assert_eq!((bed.names(), bed.budget.used()), (vec!["x".to_owned()], 5));
+}
+
+/// Whoever may publish could else hold a model up by a host that sends a byte now and then.
+#[tokio::test]
+async fn a_source_that_drips_holds_up_nobody_who_has_another() {
+    let bed = Bed::new();
+    bed.bucket.put("dripping", "from one who waits", "1");
+    bed.bucket.put("good", "from the good one", "1");
+    *bed.bucket.breaks.lock().unwrap() = vec![(4, true)];
+    let dripping = Order { source: "s3://models/dripping".to_owned(), ..bed.order("x") };
+    let good = Order { source: "s3://models/good".to_owned(), ..bed.order("x") };
+    let after = async {
+        bed.bucket.stuck.notified().await;
+        bed.place(&good).await.unwrap()
+    };
+    tokio::select! {
+        _ = bed.place(&dripping) => panic!("it never ends"),
+        placed = after => assert!(placed.is_cold),
+    }
+    assert_eq!(bed.read("x"), "from the good one");
+    // Its part is dropped like any that nobody goes on with.
+    assert_eq!(bed.names().len(), 2);
+    bed.models().free(&bed.path(""), u64::MAX).await;
+    assert_eq!(bed.names(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_could_not_be_fetched_leaves_no_folder() {
+    let bed = Bed::new();
+    fs::create_dir_all(bed.path("")).unwrap();
+    let nowhere = Order { target: bed.path("a/b/c/x"), ..bed.order("a/b/c/x") };
+    bed.place(&nowhere).await.unwrap_err();
+    assert!(bed.names().is_empty());
+    bed.bucket.put("a/b/c/x", "x", "1");
+    assert!(bed.is_cold(&nowhere).await && nowhere.target.is_file());
+    bed.models().free(&bed.path(""), u64::MAX).await;
+    assert!(bed.names().is_empty());
 }
 
 #[tokio::test]
