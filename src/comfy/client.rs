@@ -1,6 +1,6 @@
 //! ComfyUI's HTTP calls. Each has a time limit; answers are read as Python writes them.
 
-use std::time::Duration;
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use contract::{prompt::Prompt, text::one_line};
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -179,6 +179,19 @@ impl Client {
         segments.pop_if_empty().push("object_info").push(name);
         drop(segments);
         self.get(url.path().trim_start_matches('/')).await
+    }
+
+    /// The folders that it looks for models of each kind in.
+    pub(crate) async fn model_folders(&self) -> Result<HashMap<String, Vec<PathBuf>>, RequestError> {
+        #[derive(Deserialize)]
+        struct Kind {
+            name: String,
+            folders: Vec<PathBuf>,
+        }
+        let call = "experiment/models";
+        let kinds = Vec::<Kind>::deserialize(self.get(call).await?);
+        let kinds = kinds.map_err(|error| unreadable(call, &error.to_string()))?;
+        Ok(kinds.into_iter().map(|kind| (kind.name, kind.folders)).collect())
     }
 
     /// Posts a prompt.

@@ -2,6 +2,7 @@
 //! beyond words.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -91,6 +92,11 @@ impl ComfyConnector {
             .await;
         match booted {
             Ok(booted) => {
+                let folders = booted.server().client().model_folders().await;
+                stager.model_folders().set(folders.unwrap_or_else(|error| {
+                    tracing::warn!(%error, "ComfyUI does not say where its models are: jobs' models may stand in for those in extra_model_paths.yaml");
+                    HashMap::new()
+                }));
                 let booted = Arc::new(booted);
                 *locked(&self.0.engine) = Some(Arc::clone(&booted));
                 self.0.standing.enter(State::Ready);

@@ -18,6 +18,7 @@ use super::{
     PARALLEL_FETCHES, PlaceError, Staged, Stager, UploadOptions,
     fetch::{self, Budget},
     journal::Owned,
+    model_folders::ModelFolders,
     models::{self, Order, Placed},
     names::{FileName, Subfolder},
     place,
@@ -98,7 +99,15 @@ impl Stager {
             replace_foreign: self.replace_foreign,
             // Checkpoints are known by their names.
             by_name: file.folder == FolderType::Models,
+            searched: self.searched(file.folder),
         })
+    }
+
+    /// Where else ComfyUI looks for what a job puts into `folder`, and finds what is not the job's to replace.
+    fn searched(&self, folder: FolderType) -> Option<ModelFolders> {
+        // ComfyUI looks for models in `output`, too.
+        let can_have_models = matches!(folder, FolderType::Models | FolderType::Output);
+        (can_have_models && !self.replace_foreign).then(|| self.model_folders.clone())
     }
 
     /// Where one of a job's `files` goes.
@@ -124,16 +133,6 @@ impl Stager {
             && !self.folders.takes_kind(kind)
         {
             return Err(invalid(format!("models/{kind} is not there, and models has too many folders for another")));
-        }
-        if file.folder == FolderType::Models
-            && !self.replace_foreign
-            && let Some(shadowed) = shadowed(&options.subfolder, &name)
-            && self.folders.of(file.folder).join(&shadowed).symlink_metadata().is_ok()
-        {
-            let place = options.subfolder.join(&name);
-            return Err(invalid(format!(
-                "models/{place} would stand in for models/{shadowed}, which is there"
-            )));
         }
         Ok(Target { name, options, path })
     }
@@ -166,10 +165,26 @@ impl Stager {
                 return existing().await;
             }
         }
+        let (searched, sum) = (self.searched(file.folder), file.sha256.as_deref());
+        let by_name = file.folder == FolderType::Models && !file.overwrite;
+        let elsewhere = async || match &searched {
+            Some(searched) => searched.has(&target, &self.folders, sum, by_name).await.map(|found| found.is_some()),
+            None => Ok(false),
+        };
+        if elsewhere().await? {
+            return Ok(None);
+        }
         let scratch = self.scratch_beside(&target).await?;
         let part = scratch.path().join(name.as_str());
         let fetcher = self.fetcher(job, &self.allow);
         fetcher.fetch(&file.source, file.sha256.as_deref(), part.clone(), budget).await?;
+        // It comes while ComfyUI still starts.
+        if let Some(searched) = &searched {
+            searched.known().await;
+        }
+        if elsewhere().await? {
+            return Ok(None);
+        }
         match place::settle(&self.journal, part, target.clone(), options.clone()).await {
             // Another job, or another of this job's files, was faster.
             Err(PlaceError::Exists(_)) => existing().await,
@@ -186,20 +201,6 @@ impl Stager {
             .await
             .map_err(|source| place_failure(PlaceError::io(parent, source)))
     }
-}
-
-/// The place of the same model under the other name of its kind: ComfyUI looks for it in both folders, and takes the one that
-/// it finds first (`folder_paths.py`).
-fn shadowed(subfolder: &Subfolder, name: &FileName) -> Option<String> {
-    const OTHER_NAMES: [(&str, &str); 2] = [("unet", "diffusion_models"), ("clip", "text_encoders")];
-    let place = subfolder.join(name);
-    let (kind, rest) = place.split_once('/')?;
-    let other = OTHER_NAMES.iter().find_map(|&(one, other)| match kind {
-        _ if kind == one => Some(other),
-        _ if kind == other => Some(one),
-        _ => None,
-    })?;
-    Some(format!("{other}/{rest}"))
 }
 
 /// Where a file goes.

@@ -7,6 +7,7 @@
 mod fetch;
 mod files;
 mod journal;
+mod model_folders;
 mod models;
 mod names;
 mod parents;
@@ -37,6 +38,7 @@ pub use place::{PlaceError, UploadOptions};
 
 use crate::store::ObjectStore;
 use fetch::{Budget, Fetcher};
+use model_folders::ModelFolders;
 use models::Models;
 use warm::Warm;
 use web::Web;
@@ -55,6 +57,10 @@ impl Folders {
     #[must_use]
     pub fn new(base: PathBuf) -> Self {
         Self { base }
+    }
+
+    fn base(&self) -> &Path {
+        &self.base
     }
 
     /// One of them.
@@ -80,6 +86,7 @@ pub struct Stager {
     output: Models,
     temp: Models,
     models: Models,
+    model_folders: ModelFolders,
     replace_foreign: bool,
 }
 
@@ -127,6 +134,7 @@ impl Stager {
             results: None,
             warm,
             web: Web::default(),
+            model_folders: ModelFolders::default(),
             replace_foreign: false,
         }
     }
@@ -144,6 +152,11 @@ impl Stager {
         let (input, output, temp) =
             (cache(FolderType::Input), cache(FolderType::Output), cache(FolderType::Temp));
         Self { input, output, temp, ..self }
+    }
+
+    /// To be told where ComfyUI looks for models.
+    pub(crate) fn model_folders(&self) -> &ModelFolders {
+        &self.model_folders
     }
 
     fn cache(&self, folder: FolderType) -> &Models {

@@ -31,6 +31,7 @@ use super::{
     fetch::{self, Budget, Fetcher, OpenError, Share},
     files::place_failure,
     journal::rename_new,
+    model_folders::ModelFolders,
     place::PlaceError,
 };
 use crate::checksum;
@@ -66,6 +67,8 @@ pub(super) struct Order {
     pub(super) replace_foreign: bool,
     /// Whether a file of that name is taken for it where no checksum says more.
     pub(super) by_name: bool,
+    /// Where else ComfyUI looks for it, where that counts.
+    pub(super) searched: Option<ModelFolders>,
 }
 
 impl Order {
@@ -114,6 +117,9 @@ impl Models {
         };
         if let Some(bytes) = self.warm(order, fetcher).await? {
             return Ok(Placed { lease: lease.ok(), bytes, is_cold: false });
+        }
+        if let Some(bytes) = self.elsewhere(order).await? {
+            return Ok(Placed { lease: None, bytes, is_cold: false });
         }
         let lease = Some(lease.map_err(|error| self.failed(&error))?);
         let turn = Arc::new(slot.turn(&order.source).await.map_err(|error| self.failed(&error))?);
@@ -169,6 +175,13 @@ impl Models {
         }
         let is_ours = known.is_some_and(|model| !model.kept);
         if order.overwrite && (is_ours || order.replace_foreign) { Ok(None) } else { Err(self.exists(order)) }
+    }
+
+    /// The size of the model that ComfyUI finds elsewhere, if it is the one that is wanted.
+    async fn elsewhere(&self, order: &Order) -> Result<Option<u64>, Failure> {
+        let Some(searched) = &order.searched else { return Ok(None) };
+        let by_name = order.by_name && !order.overwrite;
+        searched.has(&order.target, &self.folders, order.sha256.as_deref(), by_name).await
     }
 
     async fn known(&self, name: &str) -> Option<Model> {
@@ -241,7 +254,19 @@ impl Models {
                     }
                     return Err(error.into_failure(&order.source));
                 }
-                Ok((sum, file, origin)) => return self.settle(order, &path, sum, file, origin).await,
+                Ok((sum, file, origin)) => {
+                    // It comes while ComfyUI still starts.
+                    if let Some(searched) = &order.searched {
+                        searched.known().await;
+                    }
+                    match self.elsewhere(order).await {
+                        Ok(None) => return self.settle(order, &path, sum, file, origin).await,
+                        found => {
+                            self.forget_part(order, &path).await;
+                            return found.map(Option::unwrap_or_default);
+                        }
+                    }
+                }
             }
         }
     }

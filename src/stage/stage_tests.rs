@@ -19,6 +19,8 @@ impl Bed {
         let journal =
             Journal::open(&root.path().join("state"), &Folders::new(root.path().join("comfy"))).unwrap();
         let stager = Stager::new(folders, journal, Arc::new(LocalStore), Vec::new(), 1000);
+        let kinds = ["unet", "diffusion_models"].map(|kind| root.path().join("comfy/models").join(kind));
+        stager.model_folders().set([("diffusion_models".to_owned(), kinds.to_vec())].into());
         Self { root, stager }
     }
 

@@ -97,6 +97,13 @@ impl Site {
         self
     }
 
+    /// Has ComfyUI started with more arguments.
+    #[allow(dead_code, reason = "tests/faults, which includes this file, does not need it")]
+    pub(super) fn arguments(self, more: &str) -> Self {
+        let command = format!("{} {more}", self.engine.command_line());
+        self.set("comfyui.command", command)
+    }
+
     pub(super) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.builder = self.builder.env(name, value);
         self

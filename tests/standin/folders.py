@@ -4,12 +4,13 @@ Names that arrive from outside ("sub/cat.png", "cat.png [output]") become paths 
 """
 from __future__ import annotations
 
+import json
 import logging
 import mimetypes
 import os
 import time
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 MODEL_SUFFIXES = frozenset({".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"})
 
@@ -53,7 +54,7 @@ class Folders:
     """Every path of one server. `base` is the working folder, absolute."""
 
     def __init__(self, base: str, output: Optional[str] = None, input: Optional[str] = None,
-                 temp: Optional[str] = None) -> None:
+                 temp: Optional[str] = None, extra_models: Sequence[str] = ()) -> None:
         self.base = os.path.abspath(base)
         self.output = os.path.abspath(output or os.path.join(self.base, "output"))
         self.input = os.path.abspath(input or os.path.join(self.base, "input"))
@@ -61,6 +62,18 @@ class Folders:
         self.temp = os.path.abspath(os.path.join(temp or self.base, "temp"))
         self.user = os.path.join(self.base, "user")
         self.models = os.path.join(self.base, "models")
+        self.extra_models: dict[str, list[str]] = {}
+        for file in extra_models:
+            self._read_extra_models(file)
+
+    def _read_extra_models(self, file: str) -> None:
+        """A file as `--extra-model-paths-config` names them. YAML in a real server, of which JSON is a part."""
+        with open(file, encoding="utf-8") as text:
+            for kinds in json.load(text).values():
+                base = kinds.pop("base_path")
+                for kind, paths in kinds.items():
+                    kind = RENAMED_MODEL_FOLDERS.get(kind, kind)
+                    self.extra_models.setdefault(kind, []).extend(os.path.join(base, path) for path in paths.split())
 
     def create(self) -> None:
         """Make the folders that a server needs at boot; temp comes and goes with its files."""
@@ -140,7 +153,7 @@ class Folders:
         paths = [os.path.join(self.models, name) for name in names]
         if kind in MODELS_IN_OUTPUT:
             paths.append(os.path.join(self.output, MODELS_IN_OUTPUT[kind]))
-        return paths
+        return paths + self.extra_models.get(kind, [])
 
     def list_models(self, kind: str) -> Optional[list[str]]:
         """Model files of a kind, relative names, sorted; read from the disk on every call."""

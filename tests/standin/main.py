@@ -67,8 +67,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(arguments)
     ignored = unknown + [flag for flag in REAL_FLAGS_WITH_VALUE
                          if getattr(options, flag[2:].replace("-", "_")) is not None]
-    if options.extra_model_paths_config:
-        ignored.append("--extra-model-paths-config")
     if ignored:
         logging.info("The stand-in ignores: %s", " ".join(ignored))
     return options
@@ -135,7 +133,7 @@ def main() -> int:
     options = parse(sys.argv[1:])
     logging.info("ComfyUI version: 0.3.64 (stand-in)")
     folders = Folders(options.base_directory or os.getcwd(), options.output_directory, options.input_directory,
-                      options.temp_directory)
+                      options.temp_directory, sum(options.extra_model_paths_config or [], []))
     shutil.rmtree(folders.temp, ignore_errors=True)  # the real server empties temp at boot, too
     folders.create()
     boot_fault(options)

@@ -130,6 +130,7 @@ impl Bed {
             overwrite: false,
             replace_foreign: false,
             by_name: true,
+            searched: None,
         }
     }
 
