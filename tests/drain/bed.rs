@@ -113,7 +113,7 @@ impl Bed {
     }
 
     /// Publishes with more properties than the reply queue.
-    pub(super) async fn publish_with(&self, job: &Value, properties: BasicProperties) -> Result<()> {
+    pub(super) async fn publish_with(&self, job: &impl serde::Serialize, properties: BasicProperties) -> Result<()> {
         let properties = properties.with_reply_to(self.replies().into());
         self.publish_body(&serde_json::to_vec(job)?, properties).await
     }

@@ -223,6 +223,39 @@ async fn numbers_that_multiply_are_refused_at_once() -> Result<()> {
     site.finish(worker, site.initial()).await
 }
 
+/// Values that take three bytes in a message take a hundred in memory, and what is given back to the allocator may stay with
+/// the process.
+#[tokio::test]
+async fn large_bodies_take_memory_for_a_moment_only() -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let bed = Bed::new("memory").await?;
+    let site = Site::standin(&bed, "a")?;
+    let worker = site.boot().await?;
+    let before = memory(&worker, "VmRSS")?;
+    for round in 0..3 {
+        for (name, values) in [("many", (16 << 20) / 3), ("most", 490_000)] {
+            let id = format!("{name}-{round}");
+            let list = vec!["{}"; values].join(",");
+            let body = format!(r#"{{"id":"{id}","workflow":{{"1":{{"class_type":"X","inputs":{{"x":[{list}]}}}}}}}}"#);
+            let job = serde_json::value::RawValue::from_string(body)?;
+            bed.publish_with(&job, BasicProperties::default().with_message_id(id.as_str().into())).await?;
+            let answer = bed.answer(&id).await?;
+            ensure!(answer["status"] == "failed", "{answer:#}");
+        }
+    }
+    let (peak, after) = (memory(&worker, "VmHWM")?, memory(&worker, "VmRSS")?);
+    println!("MiB: {} before, {} at the peak, {} after", before / MIB, peak / MIB, after / MIB);
+    ensure!(peak < before + 400 * MIB && after < before + 150 * MIB, "{before} before, {peak}, {after} after");
+    site.finish(worker, site.initial()).await
+}
+
+/// What the kernel says of the worker's memory, in bytes.
+fn memory(worker: &Worker, what: &str) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", worker.pid()))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':')).context("no such line")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+}
+
 /// Honest jobs on three workers, first alone and then beside all attacks: they do not notice.
 /// `HOSTILE_JOBS`: how many (`scripts/hostile` has 100); from 100 on their waits are compared as well.
 #[tokio::test]
