@@ -45,6 +45,29 @@ async fn a_link_opens_the_object_without_credentials() {
     assert!(link.query().unwrap().contains("X-Amz-Expires=604800"), "{link}");
 }
 
+/// A page or a script that a node wrote must not run in a browser that follows a link into the bucket.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_browser_would_run_is_saved_by_it() {
+    let (folder, sources) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let server = S3Server::start(folder.path()).await;
+    server.create_bucket("bucket");
+    let store = stores(&server.endpoint(), server.access_key(), server.secret_key()).await;
+    let small = || Content::Bytes(Bytes::from_static(b"<script>"));
+    for (name, content, content_type, disposition) in [
+        ("page", small(), "text/html", Some("attachment")),
+        ("drawing", small(), "image/svg+xml", Some("attachment")),
+        ("in-parts", large_file(&sources), "text/html", Some("attachment")),
+        ("picture", small(), "image/png", None),
+    ] {
+        let object = uri(&format!("s3://bucket/{name}"));
+        store.put(&object, content, content_type).await.unwrap();
+        let link = store.presign_get(&object, Duration::from_secs(600)).await.unwrap().unwrap();
+        let answer = reqwest::get(link).await.unwrap();
+        let told = answer.headers().get("content-disposition").map(|value| value.to_str().unwrap());
+        assert_eq!(told, disposition, "{name}");
+    }
+}
+
 #[tokio::test]
 async fn wrong_keys_are_the_configurations_fault_and_stay_secret() {
     let folder = TempDir::new().unwrap();

@@ -33,6 +33,17 @@ async fn s3_holds_what_it_is_given() {
     assert!(files_beneath(&folder.path().join("bucket")).iter().all(|name| !name.contains("comfy-worker")));
 }
 
+/// On a store of yours: `STORE_TEST_ENDPOINT`, `STORE_TEST_URI` (a place in a bucket that is there) and the variables of AWS
+/// for its keys.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a store: STORE_TEST_ENDPOINT, STORE_TEST_URI"]
+async fn another_store_holds_what_it_is_given() {
+    let variable = |name| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(variable);
+    let store = stores(&variable("STORE_TEST_ENDPOINT"), &keys[0], &keys[1]).await;
+    holds_what_it_is_given(store, &uri(&variable("STORE_TEST_URI"))).await;
+}
+
 async fn holds_what_it_is_given(store: impl ObjectStore + Clone + 'static, prefix: &ObjectUri) {
     let at = |key: &str| prefix.join(key).unwrap();
     let bytes = |text: &'static str| Bytes::from_static(text.as_bytes());
