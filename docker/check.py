@@ -79,7 +79,7 @@ def check_variables(known: dict[str, str]) -> None:
     for name in names:
         for variable in sorted(set(re.findall(r"COMFY_WORKER_[A-Z0-9_]+", text(f"docker/{name}")))):
             if variable not in variables:
-                wrong(f"docker/{name}", f"{variable} is no setting of src/config/settings.rs: mend its name")
+                wrong(f"docker/{name}", f"{variable} is no setting of src/config/settings.rs: fix its name")
 
 
 def is_sent(path: str) -> bool:

@@ -44,7 +44,7 @@ async fn batch(
         }
     }
     println!("{done} of {} pictures done", pictures.len());
-    connector.validate_resources().await.context("something is ill")?;
+    connector.validate_resources().await.context("something is unhealthy")?;
     println!("all resources are well");
     ensure!(done == pictures.len(), "not all pictures are done");
     Ok(())

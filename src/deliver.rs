@@ -1,7 +1,7 @@
-//! Outputs: found on disk as the history lists them, opened beneath their folders, uploaded; those of a
+//! Outputs: found on disk as the history lists them, opened under their folders, uploaded; those of a
 //! node that is done while others still run, at once.
 
-mod early;
+mod eager;
 mod written;
 
 use std::{
@@ -33,10 +33,10 @@ use crate::{
     stage::{FileName, Folders, Subfolder, open_beneath},
     store::{Content, ObjectStore, StoreError, Stored},
 };
-use early::Begun;
+use eager::Begun;
 use written::{Identity, Written};
 
-pub use early::Early;
+pub use eager::EagerUploads;
 pub use written::{OwnFolder, settled};
 
 /// Files uploaded side by side.
@@ -59,7 +59,7 @@ struct Found {
     key: String,
     index: usize,
     temp: bool,
-    /// Folder and name beneath `outputs/`.
+    /// Folder and name under `outputs/`.
     place: String,
     filename: String,
     content: FoundContent,
@@ -321,7 +321,7 @@ impl Findings {
         Ok(self)
     }
 
-    /// Uploads every file but those that `early` has, unchanged; texts come along as they are. `each` is told of each file done: its
+    /// Uploads every file but those that `eager` has, unchanged; texts come along as they are. `each` is told of each file done: its
     /// name, bytes, how many are done and how many there are. Called again after an error it goes on where it was.
     ///
     /// # Errors
@@ -329,11 +329,11 @@ impl Findings {
     pub async fn upload(
         &self,
         destination: &Destination<'_>,
-        early: &Early,
+        eager: &EagerUploads,
         each: impl Fn(&str, u64, usize, usize) + Sync,
     ) -> Result<Vec<Output>, Failure> {
         let of = self.files.len();
-        let files: Vec<_> = self.files.iter().map(|found| (early.take(found), found)).collect();
+        let files: Vec<_> = self.files.iter().map(|found| (eager.take(found), found)).collect();
         let before = self.files.iter().filter(|found| found.output.get().is_some()).count();
         let done = std::sync::atomic::AtomicUsize::new(before);
         let (done, each) = (&done, &each);
@@ -380,11 +380,11 @@ impl Found {
             message: error.to_string(),
             nodes: BTreeSet::from([self.node.clone()]),
         })?;
-        let early = match begun {
+        let eager = match begun {
             Some((begun, same)) => begun.ended().await.filter(|_| same),
             None => None,
         };
-        let stored = match early {
+        let stored = match eager {
             Some(stored) => stored,
             None => {
                 let put = self.content.put(destination.store, &uri, &content_type);

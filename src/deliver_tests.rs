@@ -23,7 +23,7 @@ impl Bed {
         Self { root, folders, own }
     }
 
-    /// Writes a file beneath ComfyUI's folder.
+    /// Writes a file under ComfyUI's folder.
     fn write(&self, place: &str, content: &str) -> PathBuf {
         let path = self.root.path().join("comfy").join(place);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -47,11 +47,11 @@ impl Bed {
         findings.upload(&destination, &self.early(), |_, _, _, _| {}).await.unwrap()
     }
 
-    fn early(&self) -> Early {
+    fn early(&self) -> EagerUploads {
         let limits = OutputsConfig { allow: Vec::new(), max_files: 10, max_bytes: 1000 };
         let base = ObjectUri::File(self.root.path().join("store"));
         let request = OutputRequest::default();
-        Early::new(Arc::new(LocalStore), base, self.folders.clone(), self.own.clone(), request, limits)
+        EagerUploads::new(Arc::new(LocalStore), base, self.folders.clone(), self.own.clone(), request, limits)
     }
 
     fn stored(&self, place: &str) -> Option<String> {

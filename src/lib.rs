@@ -46,7 +46,7 @@ pub mod telemetry;
 pub(crate) mod text;
 
 pub use config::Config;
-pub use connector::{ComfyConnector, ConnectorError, Ill, Payload, State};
+pub use connector::{ComfyConnector, ConnectorError, HealthError, Payload, State};
 pub use contract;
 pub use contract::request::FolderType;
 pub use stage::{PlaceError, Subfolder, UploadOptions};

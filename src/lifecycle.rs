@@ -11,14 +11,14 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Stop is not abort: stop ends what has not begun to run, abort ends what runs.
 #[derive(Clone, Debug, Default)]
-pub struct Stops {
+pub struct ShutdownTokens {
     /// Nothing new starts.
     pub stop: CancellationToken,
     /// What runs is interrupted.
     pub abort: CancellationToken,
 }
 
-impl Stops {
+impl ShutdownTokens {
     /// `work`, given up when what runs must end.
     pub(crate) async fn unless_aborted<T>(
         &self,
@@ -48,7 +48,7 @@ pub struct Signals {
 /// # Errors
 /// When the handlers cannot be installed.
 pub fn on_signals(
-    stops: Stops,
+    shutdown: ShutdownTokens,
     grace: Duration,
     at_once: impl FnOnce() + Send + 'static,
 ) -> io::Result<Signals> {
@@ -63,13 +63,13 @@ pub fn on_signals(
         tokio::select! {
             signal = next() => tracing::info!(signal, ?grace, "draining"),
             // Told to drain in another way: the grace is the same.
-            () = stops.stop.cancelled() => tracing::info!(?grace, "draining"),
+            () = shutdown.stop.cancelled() => tracing::info!(?grace, "draining"),
         }
-        stops.stop.cancel();
+        shutdown.stop.cancel();
         tokio::select! {
             () = sleep(grace) => {
-                tracing::warn!(?grace, "the grace is over, interrupting what still runs");
-                stops.abort.cancel();
+                tracing::warn!(?grace, "the shutdown grace is over: interrupting what still runs");
+                shutdown.abort.cancel();
                 tokio::select! {
                     signal = next() => tracing::warn!(signal, "second signal, ending at once"),
                     () = sleep(STUCK_AFTER) => tracing::error!("the drain is stuck, ending at once"),
@@ -77,7 +77,7 @@ pub fn on_signals(
             }
             signal = next() => tracing::warn!(signal, "second signal, ending at once"),
         }
-        stops.abort.cancel();
+        shutdown.abort.cancel();
         at_once();
     });
     Ok(Signals { _listener: AbortOnDropHandle::new(listener) })

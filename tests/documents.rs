@@ -339,7 +339,7 @@ fn the_workers_policy_is_what_the_store_calls() {
     ]);
     let calls = s3_calls(&checkout().join("src/store/s3"));
     let known: BTreeSet<String> = permissions.keys().map(|call| (*call).to_owned()).collect();
-    assert_eq!(calls, known, "src/store calls S3 in another way: mend this table and docs/operating.md");
+    assert_eq!(calls, known, "src/store calls S3 in another way: fix this table and docs/operating.md");
     // That one decides between 403 and 404.
     let needed = permissions.values().copied().chain(["s3:ListBucket"]).map(str::to_owned).collect();
     assert_eq!(policy("worker"), needed);

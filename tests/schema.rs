@@ -1,4 +1,4 @@
-//! `docs/schema` is what the types make, and judges as the worker does. `UPDATE=1` writes it anew.
+//! `docs/schema` is what the types make, and judges as the worker does. `UPDATE=1` writes it again.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -23,7 +23,7 @@ fn the_schemas_are_what_the_types_make() {
         let found = fs::read_to_string(&file).unwrap_or_default();
         assert!(
             found == made,
-            "{} is not what the types make: UPDATE=1 cargo test --test schema writes it anew",
+            "{} is not what the types make: UPDATE=1 cargo test --test schema writes it again",
             file.display()
         );
     }

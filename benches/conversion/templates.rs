@@ -36,7 +36,7 @@ impl Template {
         workflow
     }
 
-    /// Whether a text is drawn anew each time, so that no conversion is kept.
+    /// Whether a text is drawn again each time, so that no conversion is kept.
     pub(crate) fn is_dynamic(&self) -> bool {
         let text = self.workflow.to_string();
         text.contains('|') || text.contains("%date:")

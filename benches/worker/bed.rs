@@ -123,7 +123,7 @@ impl Bed {
         self.s3.get_or_try_init(start).await
     }
 
-    /// A ComfyUI with its folders beneath `name`.
+    /// A ComfyUI with its folders under `name`.
     pub(crate) fn engine(&self, on: On, name: &str) -> Result<Engine> {
         let folder = self.folder.join(name).join("comfy");
         match on {

@@ -146,7 +146,7 @@ fn status(pid: u32, name: &str) -> Result<u64> {
 }
 
 /// Content that differs in every block. Through S3: then the server has its ETag and checksum, and does not make
-/// them anew for each range.
+/// them again for each range.
 async fn put_large(bed: &Bed, s3: &S3Server) -> Result<()> {
     let path = bed.folder.join("large.bin");
     let mut file = std::io::BufWriter::with_capacity(1 << 20, fs::File::create(&path)?);

@@ -96,7 +96,7 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
         measured = Box::pin(rows::measure_all(&bed, wanted)) => Some(measured),
         () = stopped() => None,
     };
-    // Ended here, not with the process: whatever has a folder beneath ours must be gone before it is.
+    // Ended here, not with the process: whatever has a folder under ours must be gone before it is.
     ComfyConnector::shutdown_live().await;
     let stopped = bed.stop().await;
     let folder = bed.folder.clone();

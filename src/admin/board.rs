@@ -15,10 +15,10 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{
-    card::Card,
+    job_status::JobStatus,
     outcome::{Left, Stored},
     resources::Resources,
-    told::{Counts, News, Status, Versions, WorkerView},
+    views::{Counts, Status, StatusDelta, Versions, WorkerView},
 };
 use crate::{
     comfy::events::Image,
@@ -51,7 +51,7 @@ pub enum Phase {
 
 /// The worker's state, shared. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Board(Arc<Mutex<Contents>>);
+pub struct StatusBoard(Arc<Mutex<Contents>>);
 
 #[derive(Debug)]
 struct Contents {
@@ -64,17 +64,17 @@ struct Contents {
     /// What else no job can do without, and the phase while it is away.
     needs: Vec<Dependency>,
     /// The jobs in hand in the order in which they came; none until something is known of it.
-    jobs: BTreeMap<u64, Option<Card>>,
+    jobs: BTreeMap<u64, Option<JobStatus>>,
     taken: u64,
     /// The newest first.
-    last: VecDeque<Arc<Card>>,
+    last: VecDeque<Arc<JobStatus>>,
     counts: Counts,
     resources: Option<Resources>,
     /// Rises with each change, which it tells everybody who looks.
     revision: watch::Sender<u64>,
 }
 
-impl Board {
+impl StatusBoard {
     /// The board of a worker that boots.
     #[must_use]
     pub fn new(worker: String) -> Self {
@@ -137,7 +137,7 @@ impl Board {
         self.change(|contents, _| contents.resources = resources);
     }
 
-    /// Changes something, with the number of the change, and tells whoever looks.
+    /// Changes something, with the number of the change, and tells anyone who looks.
     fn change<T>(&self, change: impl FnOnce(&mut Contents, u64) -> T) -> T {
         let mut contents = self.contents();
         let revision = *contents.revision.borrow() + 1;
@@ -184,15 +184,15 @@ impl Board {
     }
 
     /// What has changed after `revision`; after 0: everything.
-    pub(super) fn news(&self, revision: u64) -> News {
+    pub(super) fn news(&self, revision: u64) -> StatusDelta {
         let (mut news, last) = {
             let contents = self.contents();
             let cards = || contents.jobs.values().flatten();
-            let news = News {
+            let news = StatusDelta {
                 now: now_ms(),
                 revision: *contents.revision.borrow(),
                 worker: contents.worker(),
-                in_hand: cards().map(Card::key).collect(),
+                in_hand: cards().map(JobStatus::key).collect(),
                 jobs: cards()
                     .filter(|card| card.revision() > revision)
                     .map(|card| card.view(revision))
@@ -210,7 +210,7 @@ impl Board {
     pub(super) fn preview(&self, id: &JobId) -> Option<(&'static str, Bytes)> {
         let contents = self.contents();
         let mut cards = contents.jobs.values().rev().flatten().filter(|card| card.id() == id.as_str());
-        let Image { content_type, bytes, .. } = cards.find_map(Card::last_preview)?;
+        let Image { content_type, bytes, .. } = cards.find_map(JobStatus::last_preview)?;
         Some((content_type, bytes.clone()))
     }
 
@@ -223,23 +223,23 @@ impl Board {
 
     /// A place for a job in hand.
     #[must_use]
-    pub fn take_job(&self) -> JobPlace {
+    pub fn take_job(&self) -> JobHandle {
         let mut contents = self.contents();
         contents.taken += 1;
         let number = contents.taken;
         contents.jobs.insert(number, None);
-        JobPlace { board: self.clone(), number }
+        JobHandle { board: self.clone(), number }
     }
 }
 
 /// Where a job in hand is told of; dropped, the job is in hand no longer.
 #[derive(Debug)]
-pub struct JobPlace {
-    board: Board,
+pub struct JobHandle {
+    board: StatusBoard,
     number: u64,
 }
 
-impl JobPlace {
+impl JobHandle {
     /// The job is answered so: told before the message is settled, and of a job that never ran, too.
     pub fn answered(&self, body: &[u8]) {
         // Read before the lock is taken: a result can hold megabytes.
@@ -248,13 +248,13 @@ impl JobPlace {
             .contents()
             .jobs
             .get(&self.number)
-            .is_some_and(|job| job.as_ref().is_some_and(Card::has_outcome));
+            .is_some_and(|job| job.as_ref().is_some_and(JobStatus::has_outcome));
         if is_told {
             return;
         }
         let Ok(result) = serde_json::from_slice::<JobResult>(body) else { return };
         self.board.change(|contents, revision| {
-            let card = Card::unrun(self.number, &result, now_ms(), revision);
+            let card = JobStatus::unrun(self.number, &result, now_ms(), revision);
             contents.jobs.insert(self.number, Some(card));
         });
     }
@@ -264,7 +264,7 @@ impl JobPlace {
         self.change_card(|card, revision| card.hand_back(reason, revision));
     }
 
-    fn change_card(&self, change: impl FnOnce(&mut Card, u64)) {
+    fn change_card(&self, change: impl FnOnce(&mut JobStatus, u64)) {
         self.board.change(|contents, revision| {
             if let Some(Some(card)) = contents.jobs.get_mut(&self.number) {
                 change(card, revision);
@@ -273,7 +273,7 @@ impl JobPlace {
     }
 }
 
-impl Drop for JobPlace {
+impl Drop for JobHandle {
     fn drop(&mut self) {
         self.board.change(|contents, revision| {
             let Some(card) = contents.jobs.remove(&self.number).flatten() else { return };
@@ -326,13 +326,13 @@ impl Contents {
     }
 }
 
-impl EventSink for JobPlace {
+impl EventSink for JobHandle {
     fn event(&self, event: &JobEvent) {
         self.board.change(|contents, revision| {
             if let Some(job) = contents.jobs.get_mut(&self.number) {
                 match job {
                     Some(card) => card.event(event, revision),
-                    None => *job = Some(Card::new(self.number, event, revision)),
+                    None => *job = Some(JobStatus::new(self.number, event, revision)),
                 }
             }
         });

@@ -51,7 +51,7 @@ fn keys(news: &Value, list: &str) -> Vec<u64> {
 
 #[test]
 fn the_last_event_stands_in_the_status_as_it_was_told() {
-    let board = Board::new("w".into());
+    let board = StatusBoard::new("w".into());
     let place = board.take_job();
     assert_eq!(json(board.status())["job"], Value::Null, "nothing is known of it");
     place.event(&event("a", 10, EventKind::Accepted));
@@ -74,7 +74,7 @@ fn the_last_event_stands_in_the_status_as_it_was_told() {
 
 #[test]
 fn whoever_looks_is_told_what_changed_and_no_more() {
-    let board = Board::new("w".into());
+    let board = StatusBoard::new("w".into());
     let mut changes = board.changes();
     let (first, second) = (board.take_job(), board.take_job());
     first.event(&event("a", 10, EventKind::Accepted));
@@ -111,7 +111,7 @@ fn whoever_looks_is_told_what_changed_and_no_more() {
 
 #[test]
 fn fifty_ended_jobs_are_kept_the_newest_first() {
-    let board = Board::new("w".into());
+    let board = StatusBoard::new("w".into());
     for number in 0..60 {
         let (place, id) = (board.take_job(), format!("j{number}"));
         place.event(&event(&id, number, EventKind::Accepted));
@@ -128,7 +128,7 @@ fn fifty_ended_jobs_are_kept_the_newest_first() {
 
 #[test]
 fn jobs_that_never_ran_are_told_of_too() {
-    let board = Board::new("w".into());
+    let board = StatusBoard::new("w".into());
     let answered = |id: &str, status| serde_json::to_vec(&result(id, status)).unwrap();
     // Refused, or its result was there.
     board.take_job().answered(&answered("refused", Ended::Failed));
@@ -168,7 +168,7 @@ fn jobs_that_never_ran_are_told_of_too() {
 
 #[test]
 fn the_last_preview_of_a_job_in_hand_is_in_memory() {
-    let board = Board::new("w".into());
+    let board = StatusBoard::new("w".into());
     let place = board.take_job();
     let id: JobId = "a".parse().unwrap();
     let show = |seq, bytes: Bytes| {
@@ -189,7 +189,7 @@ fn the_last_preview_of_a_job_in_hand_is_in_memory() {
 
 #[test]
 fn what_is_used_is_shown_once_it_is_known() {
-    let board = Board::new("w".into());
+    let board = StatusBoard::new("w".into());
     assert_eq!(json(board.status())["resources"], Value::Null);
     let usage = |name: String| super::super::Usage { name, used: 1, total: Some(2) };
     board.resources(Resources {
@@ -207,7 +207,8 @@ fn what_is_used_is_shown_once_it_is_known() {
 
 #[test]
 fn what_is_away_is_a_state_of_a_worker_that_was_ready() {
-    let (board, store, disk) = (Board::new("w".into()), Dependency::new("store"), Dependency::new("disk"));
+    let (board, store, disk) =
+        (StatusBoard::new("w".into()), Dependency::new("store"), Dependency::new("disk"));
     board.depends_on(&store);
     board.depends_on(&disk);
     store.lost("refused");

@@ -30,7 +30,7 @@ use tokio::{
 use super::{
     Site,
     listener::Peer,
-    told::{News, WorkerView},
+    views::{StatusDelta, WorkerView},
 };
 
 /// Pages that listen at a time.
@@ -67,7 +67,7 @@ struct Message<'a> {
     /// Whether a token opens the orders.
     orders: bool,
     #[serde(flatten)]
-    news: &'a News,
+    news: &'a StatusDelta,
 }
 
 /// How many pages listen, by their addresses.
@@ -177,6 +177,8 @@ impl Listener {
         let message = Message { reset, worker, orders: self.site.token.is_some(), news: &news };
         let event = Event::default().json_data(message);
         self.seen = Some((news.revision, news.worker));
-        event.inspect_err(|error| tracing::error!(%error, "a message for the status page")).ok()
+        event
+            .inspect_err(|error| tracing::error!(%error, "cannot serialize an event for the status page"))
+            .ok()
     }
 }

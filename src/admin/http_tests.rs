@@ -28,9 +28,9 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// Notes what it was told; it has the job `here` in hand.
 #[derive(Clone, Debug, Default)]
-struct Told(Arc<Mutex<Vec<String>>>);
+struct NodeStatus(Arc<Mutex<Vec<String>>>);
 
-impl Orders for Told {
+impl Orders for NodeStatus {
     fn cancel(&self, job: &JobId) -> bool {
         self.0.lock().unwrap().push(format!("cancel {job}"));
         job.as_str() == "here"
@@ -43,14 +43,14 @@ impl Orders for Told {
 
 struct Bed {
     admin: Admin,
-    board: Board,
-    told: Told,
+    board: StatusBoard,
+    told: NodeStatus,
     client: Client,
 }
 
 impl Bed {
     async fn with(token: Option<&str>) -> Self {
-        let (board, told) = (Board::new("gpu-7".into()), Told::default());
+        let (board, told) = (StatusBoard::new("gpu-7".into()), NodeStatus::default());
         let token = token.map(SecretString::from);
         let admin = serve("127.0.0.1:0".parse().unwrap(), board.clone(), token, told.clone()).await.unwrap();
         let client = Client::builder().no_proxy().timeout(SOON).build().unwrap();
@@ -73,7 +73,7 @@ impl Bed {
         self.told.0.lock().unwrap().clone()
     }
 
-    fn event(&self, place: &JobPlace, id: &str, kind: EventKind) {
+    fn event(&self, place: &JobHandle, id: &str, kind: EventKind) {
         place.event(&JobEvent {
             version: 1,
             id: id.parse().unwrap(),
@@ -398,7 +398,7 @@ async fn so_many_pages_and_no_more_and_all_end_with_the_endpoint() {
     let refused = bed.get("/events").await;
     assert_eq!((refused.status().as_u16(), header(&refused, "retry-after")), (503, "10"));
     assert!(refused.text().await.unwrap().contains("at most 16 of an address"));
-    // Whoever comes from elsewhere is not kept out.
+    // Anyone who comes from elsewhere is not kept out.
     let elsewhere = Client::builder().local_address(std::net::IpAddr::from([127, 0, 0, 2])).build().unwrap();
     let elsewhere = elsewhere.get(format!("http://{}/events", bed.admin.address)).send().await.unwrap();
     assert_eq!(elsewhere.status(), 200);

@@ -113,7 +113,7 @@ async fn serve(
 ) {
     let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
     if let Err(error) = set_tcp_user_timeout(&stream, silence) {
-        tracing::debug!(%error, "the admin endpoint: no limit for silent readers");
+        tracing::debug!(%error, "cannot set a send timeout on an admin connection");
     }
     let answer = service_fn(move |mut request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);

@@ -1,12 +1,12 @@
 //! Health, status and the status page over HTTP: `/livez`, `/readyz`, `/metrics`, `/status`, `/`.
 //!
-//! Whoever reaches the port may look; orders need `admin.token`. No request is waited for by a job: what
-//! is told comes from the [`Board`], pictures come from the store, a few at a time.
+//! Anyone who reaches the port may look; orders need `admin.token`. No request is waited for by a job: what
+//! is told comes from the [`StatusBoard`], pictures come from the store, a few at a time.
 
 mod board;
-mod card;
-mod door;
+mod checks;
 mod events;
+mod job_status;
 mod listener;
 mod nodes;
 mod orders;
@@ -15,7 +15,7 @@ mod page;
 mod pictures;
 mod resources;
 mod stages;
-mod told;
+mod views;
 
 use std::{
     net::SocketAddr,
@@ -37,10 +37,10 @@ use tokio_util::{
     task::AbortOnDropHandle,
 };
 
-pub use board::{Board, JobPlace, Phase};
+pub use board::{JobHandle, Phase, StatusBoard};
 pub use orders::Orders;
 pub use resources::{Resources, Usage};
-pub use told::Status;
+pub use views::Status;
 
 use crate::{metrics, store::ObjectStore};
 
@@ -57,7 +57,7 @@ pub struct Admin {
 /// What the handlers share.
 #[derive(Debug)]
 struct Site {
-    board: Board,
+    board: StatusBoard,
     token: Option<SecretString>,
     /// Held while a wrong token is answered.
     wrong_tokens: tokio::sync::Mutex<()>,
@@ -77,13 +77,13 @@ impl Admin {
     }
 }
 
-/// Serves `board` at `address`. Whoever has the `token` gives `orders`; without one nobody does.
+/// Serves `board` at `address`. Anyone who has the `token` gives `orders`; without one nobody does.
 ///
 /// # Errors
 /// When the address cannot be bound.
 pub async fn serve(
     address: SocketAddr,
-    board: Board,
+    board: StatusBoard,
     token: Option<SecretString>,
     orders: impl Orders + 'static,
 ) -> std::io::Result<Admin> {
@@ -111,8 +111,8 @@ pub async fn serve(
         .route("/jobs/{id}/outputs/{index}", get(pictures::output))
         .route("/jobs/{id}/cancel", post(orders::cancel))
         .route("/drain", post(orders::drain))
-        .layer(middleware::from_fn_with_state(door::Names::of(address), door::check))
-        .layer(middleware::map_response(door::harden))
+        .layer(middleware::from_fn_with_state(checks::Names::of(address), checks::check))
+        .layer(middleware::map_response(checks::harden))
         .with_state(Arc::clone(&site));
     let server = tokio::spawn(listener::answer(listener, routes, closed.clone()));
     Ok(Admin { address, site, _closed: closed.drop_guard(), _server: AbortOnDropHandle::new(server) })

@@ -19,7 +19,7 @@ const NAME: usize = 120;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Nodes {
     nodes: VecDeque<Node>,
-    /// How many have begun, and how many of them before the prompt began anew.
+    /// How many have begun, and how many of them before the prompt began again.
     begun: u64,
     begun_before: u64,
     /// How many took their outputs from ComfyUI's execution cache; known at the end.
@@ -29,12 +29,12 @@ pub(super) struct Nodes {
 #[derive(Clone, Debug)]
 struct Node {
     revision: u64,
-    told: Told,
+    told: NodeStatus,
 }
 
 /// One node as the page gets it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Told {
+pub(super) struct NodeStatus {
     /// Its place in the order of beginning, from 0.
     number: u64,
     id: String,
@@ -70,8 +70,15 @@ impl Nodes {
             (node.told.value, node.told.max, node.revision) = (value, max, revision);
             return;
         }
-        let told =
-            Told { number: self.begun, id, title: one_line(title, NAME), value, max, began: at, ms: None };
+        let told = NodeStatus {
+            number: self.begun,
+            id,
+            title: one_line(title, NAME),
+            value,
+            max,
+            began: at,
+            ms: None,
+        };
         self.nodes.push_back(Node { revision, told });
         self.begun += 1;
         if self.nodes.len() > MOST {
@@ -86,7 +93,7 @@ impl Nodes {
         }
     }
 
-    /// The prompt begins anew.
+    /// The prompt begins again.
     pub(super) fn clear(&mut self) {
         self.nodes.clear();
         self.begun_before = self.begun;
@@ -112,7 +119,7 @@ impl Nodes {
     }
 
     /// Those that changed after `revision`.
-    pub(super) fn since(&self, revision: u64) -> Vec<Told> {
+    pub(super) fn since(&self, revision: u64) -> Vec<NodeStatus> {
         self.nodes.iter().filter(|node| node.revision > revision).map(|node| node.told.clone()).collect()
     }
 

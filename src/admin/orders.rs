@@ -66,7 +66,8 @@ pub(super) async fn drain(
 /// send.
 async fn refusal(site: &Site, peer: Peer, headers: &HeaderMap) -> Option<Response> {
     let Some(token) = &site.token else {
-        let told = "read-only: set admin.token, and whoever gives it may cancel jobs and drain the worker\n";
+        let told =
+            "read-only: set admin.token, and anyone who gives it may cancel jobs and drain the worker\n";
         return Some((StatusCode::FORBIDDEN, told).into_response());
     };
     let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
@@ -81,7 +82,7 @@ async fn refusal(site: &Site, peer: Peer, headers: &HeaderMap) -> Option<Respons
     }
     // One after another, from everywhere: a token cannot be found by trying. The right one waits for nobody.
     let _turn = site.wrong_tokens.lock().await;
-    tracing::warn!(from = %peer.0, "an order at the admin endpoint came without the right admin.token");
+    tracing::warn!(from = %peer.0, "admin request refused: missing or wrong admin.token");
     sleep(WRONG_TOKEN_PAUSE).await;
     let told = "orders need the header `Authorization: Bearer <admin.token>`\n";
     Some((StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")], told).into_response())

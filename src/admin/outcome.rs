@@ -39,7 +39,7 @@ pub(super) struct Outcome {
     unrun: bool,
     /// Why it went back to the queue.
     reason: Option<String>,
-    error: Option<Told>,
+    error: Option<ErrorView>,
     outputs: Vec<Shown>,
     outputs_in_all: usize,
     warnings: Vec<String>,
@@ -50,7 +50,7 @@ pub(super) struct Outcome {
 
 /// An error, whole but for what is longer than anybody reads.
 #[derive(Clone, Debug, Serialize)]
-struct Told {
+struct ErrorView {
     code: Code,
     stage: Stage,
     message: String,
@@ -94,7 +94,7 @@ impl Outcome {
         Self::read(result, true)
     }
 
-    /// Of an answer that was in the store, or a refusal. What it lists as outputs whoever may write there may
+    /// Of an answer that was in the store, or a refusal. What it lists as outputs anyone who may write there may
     /// have put in: their addresses are not followed.
     pub(super) fn unrun(result: &JobResult) -> Self {
         Self { unrun: true, ..Self::read(result, false) }
@@ -125,7 +125,7 @@ impl Outcome {
             },
             unrun: false,
             reason: None,
-            error: result.error.as_ref().map(Told::of),
+            error: result.error.as_ref().map(ErrorView::of),
             outputs: outputs.collect(),
             outputs_in_all: result.outputs.len(),
             warnings: result
@@ -149,7 +149,7 @@ impl Outcome {
     }
 }
 
-impl Told {
+impl ErrorView {
     fn of(error: &JobError) -> Self {
         let traceback = error.traceback.as_ref().filter(|lines| !lines.is_empty());
         let node_errors = error.node_errors.as_ref().filter(|errors| !errors.is_null());

@@ -61,7 +61,7 @@ pub(super) async fn output(
     match timeout(OPEN_LIMIT, open(&**store, &picture)).await {
         Ok(Ok(object)) => {
             let size = object.size;
-            // The turn ends with the body, whoever ends that.
+            // The turn ends with the body, no matter who ends that.
             let body = bounded(object).take_until(sleep(WHOLE_LIMIT)).inspect(move |_| {
                 let _ = &turn;
             });
@@ -80,7 +80,7 @@ pub(super) async fn output(
             (StatusCode::NOT_FOUND, "the store no longer has it\n").into_response()
         }
         Ok(Err(error)) => {
-            tracing::debug!(%error, "an output for the status page");
+            tracing::debug!(%error, "cannot read an output for the status page");
             (StatusCode::BAD_GATEWAY, "the store does not give it\n").into_response()
         }
         Err(_) => (StatusCode::GATEWAY_TIMEOUT, "the store is silent\n").into_response(),

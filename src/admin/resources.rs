@@ -1,4 +1,4 @@
-//! Memory as the worker measures it, for whoever looks at the page.
+//! Memory as the worker measures it, for anyone who looks at the page.
 
 use contract::text::one_line;
 use serde::Serialize;
@@ -8,7 +8,7 @@ const MOST: usize = 32;
 /// Characters of a name.
 const NAME: usize = 80;
 
-/// What is used of the machine. Whoever samples it hands it to [`Board::resources`](super::Board::resources).
+/// What is used of the machine. Anyone who samples it hands it to [`StatusBoard::resources`](super::StatusBoard::resources).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Resources {
     /// Main memory: the worker's own, ComfyUI's, Chromium's.

@@ -1,12 +1,12 @@
 //! `serve`: the only place where broker, runner and connector are wired together.
 
 mod boot;
-mod needs;
+mod dependencies;
 mod notices;
 mod orders;
+mod quota;
 mod sampler;
 mod settle;
-mod share;
 mod sinks;
 mod spans;
 mod worker;
@@ -19,16 +19,16 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::{
     boot::{BootMark, boot, boot_error, starting},
-    orders::{AtHand, Obedience},
+    orders::{ControlHandler, LocalControl},
     worker::Worker,
 };
 use crate::{
-    admin::{self, Board, Phase},
+    admin::{self, Phase, StatusBoard},
     config::{Config, Mistake, Mistakes},
     connector::ComfyConnector,
     deliver,
-    job::{end::InHand, runner::Runner},
-    lifecycle::Stops,
+    job::{in_flight::InFlightJobs, runner::Runner},
+    lifecycle::ShutdownTokens,
     store::Stores,
     telemetry::Traces,
 };
@@ -51,15 +51,15 @@ pub enum ServeError {
 ///
 /// # Errors
 /// See [`ServeError`]; nothing is left running then.
-pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
+pub async fn serve(config: Config, shutdown: ShutdownTokens) -> Result<(), ServeError> {
     let base = store_uri(&config).map_err(|mistakes| ServeError::Misconfigured(mistakes.to_string()))?;
     let traces = Traces::start(&config).map_err(ServeError::Misconfigured)?;
-    let board = Board::new(config.worker.id.clone());
-    let in_hand = InHand::default();
+    let board = StatusBoard::new(config.worker.id.clone());
+    let in_hand = InFlightJobs::default();
     let admin = match config.admin.listen {
         None => None,
         Some(address) => {
-            let orders = AtHand { in_hand: in_hand.clone(), stops: stops.clone() };
+            let orders = LocalControl { in_hand: in_hand.clone(), shutdown: shutdown.clone() };
             let token = config.admin.token.clone();
             let admin = admin::serve(address, board.clone(), token, orders).await.map_err(|error| {
                 let problem = format!("admin.listen: cannot listen at {address}: {error}");
@@ -85,33 +85,33 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
     let mark = BootMark::set(&config.worker.state_dir)
         .map_err(|error| ServeError::Misconfigured(format!("worker.state_dir: {error}")))?;
     let engine = starting(&connector);
-    // Driven from here on, whoever waits for it.
+    // Driven from here on, no matter who waits for it.
     let _starting = AbortOnDropHandle::new(tokio::spawn(engine.clone()));
     let booted = tokio::select! {
-        booted = boot(&config, &stores, &base, &stops.stop) => booted,
+        booted = boot(&config, &stores, &base, &shutdown.stop) => booted,
         // No reason to wait for broker or store any longer.
         Err(error) = engine.clone() => Err(boot_error(&error)),
-        () = stops.stop.cancelled() => Ok(None),
+        () = shutdown.stop.cancelled() => Ok(None),
     };
     let outcome = match booted {
         Ok(Some(broker)) => {
             board.connected(broker.health());
             let runner =
-                Runner { in_hand, ..Runner::new(connector, stores.clone(), base, &config, stops.clone()) };
+                Runner { in_hand, ..Runner::new(connector, stores.clone(), base, &config, shutdown.clone()) };
             board.depends_on(runner.store_monitor.dependency());
             board.depends_on(&runner.disk);
-            let _watching = AbortOnDropHandle::new(tokio::spawn(needs::watch(&runner)));
-            let obeying = Obedience::of(&runner).obey(broker.orders());
+            let _watching = AbortOnDropHandle::new(tokio::spawn(dependencies::watch(&runner)));
+            let obeying = ControlHandler::of(&runner).obey(broker.orders());
             let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
             let worker =
                 Arc::new(Worker::new(runner, broker.clone(), board.clone(), &config, traces.clone()));
             let working = notices::beside(&worker, worker.consume(engine, &mark));
             let outcome = tokio::select! {
                 outcome = Box::pin(working) => outcome,
-                never = worker.share.sampler.watch(&worker.runner.connector, &board) => match never {},
+                never = worker.quota.sampler.watch(&worker.runner.connector, &board) => match never {},
             };
             board.enter(Phase::Draining);
-            let broker = last_words(&stops, broker.close());
+            let broker = last_words(&shutdown, broker.close());
             tokio::join!(broker, ComfyConnector::shutdown_live(), traces.close());
             outcome
         }
@@ -127,13 +127,13 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
         }
     };
     // What uploads that were given up left there.
-    last_words(&stops, stores.settled()).await;
+    last_words(&shutdown, stores.settled()).await;
     // What jobs left here; without a drain's grace the connector has waited long enough.
-    if stops.stop.is_cancelled() {
+    if shutdown.stop.is_cancelled() {
         let removals = async {
             tokio::join!(journal.settled(), deliver::settled());
         };
-        last_words(&stops, removals).await;
+        last_words(&shutdown, removals).await;
     }
     if outcome.is_ok() {
         mark.clear();
@@ -144,9 +144,9 @@ pub async fn serve(config: Config, stops: Stops) -> Result<(), ServeError> {
 
 /// Lets a peer finish, but one that is silent must not hold the drain up: until the grace is over,
 /// and a moment more.
-async fn last_words(stops: &Stops, work: impl Future<Output = ()>) {
+async fn last_words(shutdown: &ShutdownTokens, work: impl Future<Output = ()>) {
     let overdue = async {
-        stops.abort.cancelled().await;
+        shutdown.abort.cancelled().await;
         sleep(LAST_WORDS).await;
     };
     tokio::select! {

@@ -10,7 +10,7 @@ use super::{
     worker::{HAND_BACK_PAUSE, Worker},
 };
 use crate::{
-    job::incoming::Ending,
+    job::incoming::JobOutcome,
     queue::{Delivery, Message, Settlement},
 };
 
@@ -20,7 +20,7 @@ const SIDE_BY_SIDE: u16 = 8;
 
 /// Runs `jobs` and, as long as they may begin, answers notices. Neither waits for the other.
 pub(super) async fn beside<T>(worker: &Worker, jobs: impl Future<Output = T>) -> T {
-    let ended = worker.runner.stops.stop.child_token();
+    let ended = worker.runner.shutdown.stop.child_token();
     let jobs = async {
         // Also when they end by themselves.
         let _end_notices = ended.clone().drop_guard();
@@ -51,7 +51,7 @@ impl Worker {
             });
         }
         while answering.next().await.is_some() {}
-        last_words(&self.runner.stops, notices.stop()).await;
+        last_words(&self.runner.shutdown, notices.stop()).await;
     }
 
     /// Kept in hand while store or broker fail: a hand-back would use up a delivery each time.
@@ -60,17 +60,17 @@ impl Worker {
         let mut incoming = self.incoming(notice);
         while !notice.is_stale() {
             match self.runner.give_up(&incoming, failure.clone()).await {
-                Ending::Answered { id, body, stored } => {
+                JobOutcome::Answered { id, body, stored } => {
                     tracing::warn!(job = %id, reason = %failure, "the job is dead-lettered: answering its publisher");
                     if self.publish(notice, id.to_string(), body, stored).await {
                         return Settlement::Ack;
                     }
                 }
-                Ending::Reject { reason } => {
+                JobOutcome::Reject { reason } => {
                     tracing::warn!(reason, "a dead-lettered message cannot be answered");
                     return Settlement::Ack;
                 }
-                Ending::HandBack { reason, later, .. } => {
+                JobOutcome::HandBack { reason, later, .. } => {
                     tracing::warn!(reason, "the publisher of a dead-lettered job is answered later");
                     let (pause, returned) = later.unzip();
                     incoming.returned = returned.or(incoming.returned);
@@ -86,9 +86,9 @@ impl Worker {
 fn fault(message: &Message, queue: &str) -> Option<Failure> {
     match &message.death {
         Some(death) if death.queue == queue => Failure::dead_lettered(&death.reason, queue),
-        // Whoever may publish to the exchange of the dead letters could speak for the broker.
+        // Anyone who may publish to the exchange of the dead letters could speak for the broker.
         other => {
-            tracing::warn!(?other, "a notice of a death that was not in this queue is passed over");
+            tracing::warn!(?other, "ignoring a dead-letter notice that is not about this queue");
             None
         }
     }

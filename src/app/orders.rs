@@ -1,4 +1,4 @@
-//! Obeys what comes by the control exchange, and from the status page.
+//! Carries out commands from the control exchange and from the status page.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,15 +9,15 @@ use crate::{
     admin,
     job::{
         cancel::{self, Cancelling},
-        end::InHand,
+        in_flight::InFlightJobs,
         runner::Runner,
     },
-    lifecycle::Stops,
-    queue::{Order, Orders},
+    lifecycle::ShutdownTokens,
+    queue::{ControlCommand, ControlCommands},
     store::ObjectStore,
 };
 
-/// Cancels of jobs that are in nobody's hands, at a time; more are left to whoever ordered them.
+/// Cancels of jobs that are in nobody's hands, at a time; more are left to anyone who ordered them.
 const MOST_CANCELS: usize = 64;
 
 /// Over so long are the looks of a fleet at a job's result spread.
@@ -25,66 +25,68 @@ const SPREAD: Duration = Duration::from_secs(3);
 
 /// What the status page reaches: this worker and the jobs that it has in hand.
 #[derive(Debug)]
-pub(super) struct AtHand {
-    pub(super) in_hand: InHand,
-    pub(super) stops: Stops,
+pub(super) struct LocalControl {
+    pub(super) in_hand: InFlightJobs,
+    pub(super) shutdown: ShutdownTokens,
 }
 
-impl admin::Orders for AtHand {
+impl admin::Orders for LocalControl {
     fn cancel(&self, job: &JobId) -> bool {
         let found = self.in_hand.cancel(job);
         if found {
-            tracing::info!(%job, "cancelled, as ordered on the status page");
+            tracing::info!(%job, "cancelled from the status page");
         }
         found
     }
 
     fn drain(&self) {
-        tracing::info!("draining, as ordered on the status page");
-        self.stops.stop.cancel();
+        tracing::info!("draining, requested on the status page");
+        self.shutdown.stop.cancel();
     }
 }
 
 /// What orders reach.
-pub(super) struct Obedience {
-    in_hand: InHand,
+pub(super) struct ControlHandler {
+    in_hand: InFlightJobs,
     store: Arc<dyn ObjectStore>,
     base: ObjectUri,
     worker_id: String,
-    stops: Stops,
+    shutdown: ShutdownTokens,
 }
 
-impl Obedience {
+impl ControlHandler {
     pub(super) fn of(runner: &Runner) -> Self {
         Self {
             in_hand: runner.in_hand.clone(),
             store: Arc::clone(&runner.store),
             base: runner.base.clone(),
             worker_id: runner.worker_id.clone(),
-            stops: runner.stops.clone(),
+            shutdown: runner.shutdown.clone(),
         }
     }
 
     /// Obeys as long as there is a session with the broker.
-    pub(super) async fn obey(self, mut orders: Orders) {
+    pub(super) async fn obey(self, mut orders: ControlCommands) {
         let this = Arc::new(self);
         let mut cancels = JoinSet::new();
         while let Some(order) = orders.next().await {
             while cancels.try_join_next().is_some() {}
             match order {
-                Order::Drain(who) if who.as_ref().is_none_or(|id| *id == this.worker_id) => {
-                    tracing::info!("draining, as ordered");
-                    this.stops.stop.cancel();
+                ControlCommand::Drain(who) if who.as_ref().is_none_or(|id| *id == this.worker_id) => {
+                    tracing::info!("draining, requested by a control message");
+                    this.shutdown.stop.cancel();
                 }
-                Order::Drain(_) => {}
-                Order::Cancel(id) => match id.parse::<JobId>() {
+                ControlCommand::Drain(_) => {}
+                ControlCommand::Cancel(id) => match id.parse::<JobId>() {
                     Err(problem) => tracing::warn!(problem, "no job to cancel"),
-                    Ok(id) if this.in_hand.cancel(&id) => tracing::info!(job = %id, "cancelled, as ordered"),
+                    Ok(id) if this.in_hand.cancel(&id) => {
+                        tracing::info!(job = %id, "cancelled by a control message")
+                    }
                     Ok(id) if cancels.len() < MOST_CANCELS => {
                         let this = Arc::clone(&this);
                         cancels.spawn(async move { this.cancel(&id).await });
                     }
-                    Ok(id) => tracing::warn!(job = %id, "too many cancels at a time, this one is ignored"),
+                    Ok(id) => tracing::warn!(job = %id, "too many cancels at once: ignoring this one"),
                 },
             }
         }
@@ -100,7 +102,7 @@ impl Obedience {
         let look_every = cancel::PATIENCE + random_within(SPREAD);
         match cancel::cancel(&*self.store, &self.base, id, &self.worker_id, look_every).await {
             Ok(Cancelling::Cancelled(_)) => tracing::info!(job = %id, "cancelled in the store"),
-            Ok(Cancelling::Over(_)) => tracing::debug!(job = %id, "over before it was cancelled"),
+            Ok(Cancelling::Over(_)) => tracing::debug!(job = %id, "finished before it was cancelled"),
             Err(error) => tracing::warn!(job = %id, %error, "the cancel could not be stored"),
         }
     }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    admin::{Board, Resources, Usage},
+    admin::{Resources, StatusBoard, Usage},
     child,
     comfy::Device,
     connector::ComfyConnector,
@@ -35,8 +35,8 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    /// Looks for ever: now and then, and as soon as ComfyUI has come or gone.
-    pub(super) async fn watch(&self, connector: &ComfyConnector, board: &Board) -> Infallible {
+    /// Looks forever: now and then, and as soon as ComfyUI has come or gone.
+    pub(super) async fn watch(&self, connector: &ComfyConnector, board: &StatusBoard) -> Infallible {
         let mut state = connector.watch_state();
         loop {
             board.resources(self.look(connector).await);

@@ -46,7 +46,7 @@ impl Worker {
         match self.broker.renew(delivery, Instant::now() + RENEW_LIMIT).await {
             Ok(()) => Outcome::COPIED,
             Err(error) => {
-                tracing::warn!(%error, "the job could not be published again: it nears its delivery limit");
+                tracing::warn!(%error, "cannot publish the job again, which is close to its delivery limit");
                 Outcome::HANDED_BACK
             }
         }
@@ -67,7 +67,7 @@ impl Worker {
             let postponed = tokio::select! {
                 biased;
                 postponed = self.broker.postpone(delivery, &postponement, Instant::now() + CONFIRM_LIMIT) => postponed,
-                () = self.runner.stops.stop.cancelled() => return self.hand_back(delivery).await,
+                () = self.runner.shutdown.stop.cancelled() => return self.hand_back(delivery).await,
             };
             match postponed {
                 Ok(()) => return Outcome::COPIED,
@@ -108,8 +108,8 @@ impl Worker {
                 biased;
                 published = self.broker.publish_result(&result, Instant::now() + CONFIRM_LIMIT) => published,
                 // The manifest stands: the worker that gets the job next answers from it.
-                () = self.runner.stops.abort.cancelled() => {
-                    tracing::warn!(job = result.job_id, "the grace is over before the result was published");
+                () = self.runner.shutdown.abort.cancelled() => {
+                    tracing::warn!(job = result.job_id, "the shutdown grace ended before the result was published");
                     return false;
                 }
                 () = delivery.lost() => return false,

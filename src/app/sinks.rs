@@ -5,14 +5,14 @@ use std::sync::Arc;
 use contract::{event::JobEvent, result::JobResult};
 
 use crate::{
-    admin::JobPlace,
+    admin::JobHandle,
     events::{EventSink, Preview},
     queue,
 };
 
 /// Events for the broker's followers and for the status page.
 pub(super) struct Sinks {
-    pub(super) place: Arc<JobPlace>,
+    pub(super) place: Arc<JobHandle>,
     pub(super) events: queue::EventSender,
 }
 

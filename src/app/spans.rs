@@ -1,4 +1,4 @@
-//! What a trace begins with.
+//! What a job's trace knows before the job is read.
 
 use crate::{queue::Message, telemetry::Received};
 

@@ -20,21 +20,21 @@ use super::{
     ServeError,
     boot::{BootMark, Starting, boot_error, starting},
     last_words,
+    quota::WorkerQuota,
     settle::Outcome,
-    share::Share,
     sinks::Sinks,
     spans::received,
 };
 use crate::{
-    admin::{Board, JobPlace, Phase},
+    admin::{JobHandle, Phase, StatusBoard},
     config::Config,
     connector::ConnectorError,
     job::{
-        incoming::{Ending, Incoming, Returned},
-        lane::{Turn, Wanted},
+        incoming::{Incoming, JobOutcome, Returned},
         runner::{BOOT_PATIENCE, Runner},
+        scheduler::{JobPermit, Wanted},
     },
-    lifecycle::Stops,
+    lifecycle::ShutdownTokens,
     metrics,
     queue::{self, Broker, Consumer, Delivery, Message, Returns, Settled, Settlement},
     telemetry::{JobSpan, StageName, Traces},
@@ -48,7 +48,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 pub(super) struct Worker {
     pub(super) runner: Runner,
     pub(super) broker: Broker,
-    pub(super) board: Board,
+    pub(super) board: StatusBoard,
     pub(super) config: Config,
     traces: Traces,
     /// The subscription of a worker that has no job in hand. With prefetch 1 it stays open until that job is acked,
@@ -59,11 +59,11 @@ pub(super) struct Worker {
     taken: Mutex<Option<Delivery>>,
     /// Whether ComfyUI has come up since it was last waited for.
     runs: AtomicBool,
-    pub(super) share: Share,
+    pub(super) quota: WorkerQuota,
 }
 
 /// Why no more jobs are taken.
-enum Leave {
+enum StopReason {
     /// Told to stop.
     Drain,
     /// ComfyUI cannot be started.
@@ -77,7 +77,13 @@ enum Leave {
 }
 
 impl Worker {
-    pub(super) fn new(runner: Runner, broker: Broker, board: Board, config: &Config, traces: Traces) -> Self {
+    pub(super) fn new(
+        runner: Runner,
+        broker: Broker,
+        board: StatusBoard,
+        config: &Config,
+        traces: Traces,
+    ) -> Self {
         Self {
             runner,
             broker,
@@ -87,7 +93,7 @@ impl Worker {
             subscription: tokio::sync::Mutex::default(),
             taken: Mutex::default(),
             runs: AtomicBool::new(false),
-            share: Share::new(&config.worker),
+            quota: WorkerQuota::new(&config.worker),
         }
     }
 
@@ -102,20 +108,20 @@ impl Worker {
         let (mut engine, mut early) = (first, !mark.was_found());
         loop {
             match self.take_jobs(engine, early, mark).await {
-                Leave::Drain => return Ok(()),
-                Leave::Unusable(error) => return Err(boot_error(&error)),
-                Leave::Lost(why) => {
+                StopReason::Drain => return Ok(()),
+                StopReason::Unusable(error) => return Err(boot_error(&error)),
+                StopReason::Lost(why) => {
                     tracing::warn!(why, "ComfyUI is lost: no jobs until it runs again");
                     self.board.enter(Phase::Booting);
                 }
-                Leave::Worn(why) => {
+                StopReason::Worn(why) => {
                     tracing::info!(why, "recycling ComfyUI between two jobs");
                     self.board.enter(Phase::Booting);
                     connector.recycle().await;
                 }
-                Leave::Enough(why) => {
+                StopReason::Enough(why) => {
                     tracing::info!(why, "worker quota reached: draining");
-                    self.runner.stops.stop.cancel();
+                    self.runner.shutdown.stop.cancel();
                     return Ok(());
                 }
             }
@@ -125,8 +131,8 @@ impl Worker {
 
     /// Takes jobs as they are wanted, from the moment that ComfyUI runs, or `early`; neither a
     /// subscription nor a job in hand is left when this returns.
-    async fn take_jobs(self: &Arc<Self>, mut engine: Starting, early: bool, mark: &BootMark) -> Leave {
-        let (stop, connector) = (&self.runner.stops.stop, &self.runner.connector);
+    async fn take_jobs(self: &Arc<Self>, mut engine: Starting, early: bool, mark: &BootMark) -> StopReason {
+        let (stop, connector) = (&self.runner.shutdown.stop, &self.runner.connector);
         // Each job is a task of its own: what one does in a long poll holds up neither another nor the drain.
         let mut lives = JoinSet::new();
         self.runs.store(false, Ordering::Relaxed);
@@ -144,7 +150,7 @@ impl Worker {
                 };
                 tokio::select! {
                     biased;
-                    () = stop.cancelled() => break Leave::Drain,
+                    () = stop.cancelled() => break StopReason::Drain,
                     Some(ended) = lives.join_next() => if let Some(leave) = finished(ended) {
                         break leave;
                     },
@@ -158,7 +164,7 @@ impl Worker {
                             self.board.converts_with(browser.frontend_version().as_deref(), &browser.version().await);
                             tracing::info!(worker = self.config.worker.id, "ready");
                         }
-                        Err(error) => break Leave::Unusable(error),
+                        Err(error) => break StopReason::Unusable(error),
                     },
                     () = boots_long, if !self.runs() => {
                         early_until = None;
@@ -167,12 +173,12 @@ impl Worker {
                         self.unsubscribe().await;
                         next = Box::pin(self.next());
                     }
-                    why = connector.lost(), if self.runs() && lives.is_empty() => break Leave::Lost(why),
-                    why = self.share.idle(), if self.runs() && lives.is_empty() => break Leave::Enough(why),
+                    why = connector.lost(), if self.runs() && lives.is_empty() => break StopReason::Lost(why),
+                    why = self.quota.idle(), if self.runs() && lives.is_empty() => break StopReason::Enough(why),
                     delivery = &mut next, if may_take => {
-                        let Some(delivery) = delivery else { break Leave::Drain };
-                        let turn = self.runner.lane.join();
-                        lives.spawn(Arc::clone(self).live(delivery, turn));
+                        let Some(delivery) = delivery else { break StopReason::Drain };
+                        let permit = self.runner.scheduler.join();
+                        lives.spawn(Arc::clone(self).live(delivery, permit));
                         next = Box::pin(self.next());
                     }
                 }
@@ -194,7 +200,7 @@ impl Worker {
         tokio::select! {
             biased;
             never = told => match never {},
-            () = ended => if stop.is_cancelled() { Leave::Drain } else { leave },
+            () = ended => if stop.is_cancelled() { StopReason::Drain } else { leave },
         }
     }
 
@@ -221,17 +227,17 @@ impl Worker {
 
     async fn next_wanted(&self) -> Option<Delivery> {
         loop {
-            match self.runner.lane.wanted().await {
-                _ if self.share.is_full() => {}
+            match self.runner.scheduler.wanted().await {
+                _ if self.quota.is_full() => {}
                 Wanted::First => {
                     let mut subscription = self.subscription.lock().await;
                     return subscription.get_or_insert_with(|| self.broker.consume(1)).next().await;
                 }
-                Wanted::Ahead if self.runs() && self.leave().is_none() && self.share.excess().is_none() => {
+                Wanted::Ahead if self.runs() && self.leave().is_none() && self.quota.excess().is_none() => {
                     let mut subscription = self.subscription.lock().await;
                     if let Some(delivery) = self.broker.take().await.filter(|taken| !taken.is_stale()) {
                         self.taken().replace(delivery);
-                        stop_consuming(&self.runner.stops, &mut subscription).await;
+                        stop_consuming(&self.runner.shutdown, &mut subscription).await;
                         return self.taken().take();
                     }
                 }
@@ -239,7 +245,7 @@ impl Worker {
             }
             tokio::select! {
                 () = sleep(LOOK_EVERY) => {}
-                () = self.runner.lane.emptied() => {}
+                () = self.runner.scheduler.emptied() => {}
             }
         }
     }
@@ -255,23 +261,23 @@ impl Worker {
         if let Some(delivery) = taken {
             delivery.settle(Settlement::HandBack).await;
         }
-        stop_consuming(&self.runner.stops, &mut subscription).await;
+        stop_consuming(&self.runner.shutdown, &mut subscription).await;
     }
 
     /// One job from its delivery to its settlement. Why no other is taken, if none is.
-    async fn live(self: Arc<Self>, delivery: Delivery, turn: Turn) -> Option<Leave> {
+    async fn live(self: Arc<Self>, delivery: Delivery, permit: JobPermit) -> Option<StopReason> {
         let span = self.traces.job(&received(&self.config.amqp.queue, &delivery.message));
-        let leave = span.around(self.live_in(&span, delivery, turn)).await;
+        let leave = span.around(self.live_in(&span, delivery, permit)).await;
         span.end();
         leave
     }
 
-    async fn live_in(&self, span: &JobSpan, delivery: Delivery, turn: Turn) -> Option<Leave> {
+    async fn live_in(&self, span: &JobSpan, delivery: Delivery, permit: JobPermit) -> Option<StopReason> {
         let place = Arc::new(self.board.take_job());
         metrics::job_taken(delivery.message.redelivered);
-        self.share.take();
-        let outcome = self.handle(span, &delivery, &turn, &place).await;
-        let enough = self.share.settle(outcome.returned).map(Leave::Enough);
+        self.quota.take();
+        let outcome = self.handle(span, &delivery, &permit, &place).await;
+        let enough = self.quota.settle(outcome.returned).map(StopReason::Enough);
         let leave = self.leave().or(enough);
         if leave.is_some() {
             // Before the ack: the broker would send another at once.
@@ -287,17 +293,17 @@ impl Worker {
     }
 
     /// Whether ComfyUI is fit for another job; one that starts for the first time will be.
-    fn leave(&self) -> Option<Leave> {
+    fn leave(&self) -> Option<StopReason> {
         if !self.runs() {
             return None;
         }
         let Some(engine) = self.runner.connector.running() else {
-            return Some(Leave::Lost("it was stopped".to_owned()));
+            return Some(StopReason::Lost("it was stopped".to_owned()));
         };
         if engine.server().has_ended() {
-            return Some(Leave::Lost("its process ended".to_owned()));
+            return Some(StopReason::Lost("its process ended".to_owned()));
         }
-        engine.worn(&self.config.comfyui).map(Leave::Worn)
+        engine.worn(&self.config.comfyui).map(StopReason::Worn)
     }
 
     /// From the message to what becomes of it.
@@ -305,8 +311,8 @@ impl Worker {
         &self,
         span: &JobSpan,
         delivery: &Delivery,
-        turn: &Turn,
-        place: &Arc<JobPlace>,
+        permit: &JobPermit,
+        place: &Arc<JobHandle>,
     ) -> Outcome {
         let incoming = Incoming { span: span.clone(), ..self.incoming(delivery) };
         let sink = Arc::new(Sinks { place: Arc::clone(place), events: self.broker.events() });
@@ -316,16 +322,16 @@ impl Worker {
             std::future::pending::<Infallible>().await
         };
         let ending = tokio::select! {
-            ending = self.runner.run(&incoming, turn, sink) => ending,
+            ending = self.runner.run(&incoming, permit, sink) => ending,
             never = disowned => match never {},
         };
         match &ending {
-            Ending::Answered { body, .. } => place.answered(body),
-            Ending::HandBack { reason, .. } => place.handed_back(reason),
-            Ending::Reject { .. } => {}
+            JobOutcome::Answered { body, .. } => place.answered(body),
+            JobOutcome::HandBack { reason, .. } => place.handed_back(reason),
+            JobOutcome::Reject { .. } => {}
         }
         match ending {
-            Ending::Answered { id, body, stored } => {
+            JobOutcome::Answered { id, body, stored } => {
                 let publishing = self.publish(delivery, id.to_string(), body, stored);
                 if span.stage(StageName::Publish).within(publishing).await {
                     return Outcome::done(Settlement::Ack);
@@ -334,11 +340,11 @@ impl Worker {
                 span.goes_back("its result could not be published", true);
                 self.hand_back(delivery).await
             }
-            Ending::Reject { reason } => {
+            JobOutcome::Reject { reason } => {
                 tracing::warn!(reason, "the message cannot be answered: dead-lettering it");
                 Outcome::done(Settlement::DeadLetter)
             }
-            Ending::HandBack { reason, cause, later } => {
+            JobOutcome::HandBack { reason, cause, later } => {
                 metrics::handed_back(cause);
                 match later {
                     None => {
@@ -395,13 +401,13 @@ impl Worker {
     pub(super) async fn pause(&self, pause: Duration) {
         tokio::select! {
             () = sleep(pause) => {}
-            () = self.runner.stops.stop.cancelled() => {}
+            () = self.runner.shutdown.stop.cancelled() => {}
         }
     }
 }
 
 /// What a job's task says at its end; a panic in it ends the worker.
-fn finished(ended: Result<Option<Leave>, tokio::task::JoinError>) -> Option<Leave> {
+fn finished(ended: Result<Option<StopReason>, tokio::task::JoinError>) -> Option<StopReason> {
     match ended {
         Ok(leave) => leave,
         Err(stopped) if stopped.is_panic() => std::panic::resume_unwind(stopped.into_panic()),
@@ -409,8 +415,8 @@ fn finished(ended: Result<Option<Leave>, tokio::task::JoinError>) -> Option<Leav
     }
 }
 
-async fn stop_consuming(stops: &Stops, subscription: &mut Option<Consumer>) {
+async fn stop_consuming(shutdown: &ShutdownTokens, subscription: &mut Option<Consumer>) {
     if let Some(mut consumer) = subscription.take() {
-        last_words(stops, consumer.stop()).await;
+        last_words(shutdown, consumer.stop()).await;
     }
 }

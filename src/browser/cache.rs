@@ -1,4 +1,4 @@
-//! Conversions that are known: by the workflow, the frontend's version and the server's node
+//! Cache of conversions, by the workflow, the frontend's version and the server's node
 //! definitions.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{
     Conversion,
     convert::{self, Answer},
-    page::Served,
+    page::FrontendVersion,
 };
 use crate::checksum;
 
@@ -20,14 +20,14 @@ const LARGEST_BYTES: u64 = 32 << 20;
 
 /// What the page answered to workflows, the least used forgotten first.
 #[derive(Debug)]
-pub(super) struct Known(Cache<Key, String>);
+pub(super) struct ConversionCache(Cache<Key, String>);
 
 /// A digest of all that an answer depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key(String);
 
 impl Key {
-    pub(super) fn new(text: &str, served: &Served) -> Self {
+    pub(super) fn new(text: &str, served: &FrontendVersion) -> Self {
         let mut sum = checksum::Running::default();
         for part in [&served.frontend, &served.definitions] {
             sum.update(part.as_bytes());
@@ -38,7 +38,7 @@ impl Key {
     }
 }
 
-impl Known {
+impl ConversionCache {
     pub(super) fn new() -> Self {
         let weigh = |_: &Key, text: &String| u32::try_from(text.len()).unwrap_or(u32::MAX);
         Self(Cache::builder().max_capacity(LARGEST_BYTES).weigher(weigh).time_to_live(LIFETIME).build())
@@ -69,8 +69,8 @@ mod tests {
 
     use super::*;
 
-    fn served(frontend: &str, definitions: &str) -> Served {
-        Served { frontend: frontend.into(), definitions: definitions.into() }
+    fn served(frontend: &str, definitions: &str) -> FrontendVersion {
+        FrontendVersion { frontend: frontend.into(), definitions: definitions.into() }
     }
 
     #[test]
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn what_may_change_is_not_kept_and_the_rest_is_bounded() {
-        let known = Known::new();
+        let known = ConversionCache::new();
         let key = Key::new("{}", &served("1", ""));
         let answer = |size: usize| format!(r#"{{"output": {{}}, "workflow": "{}"}}"#, "x".repeat(size));
         known.put(key.clone(), &json!({"nodes": [{"widgets_values": ["a {red|blue} fox"]}]}), answer(1));

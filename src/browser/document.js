@@ -5,7 +5,7 @@
   window.confirm = () => false;
   window.prompt = () => null;
 
-  // Nobody sees this page: its drawing loops would take a tenth of a core for ever. While the worker
+  // Nobody sees this page: its drawing loops would take a tenth of a core forever. While the worker
   // waits for workflows a frame comes once a second.
   const waiting = new Map();
   let handles = 0;

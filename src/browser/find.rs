@@ -22,7 +22,7 @@ const NAMES: [&str; 9] = [
     "google-chrome-beta",
 ];
 
-/// Where Playwright's archives keep the program, beneath `chromium-<revision>`.
+/// Where Playwright's archives keep the program, under `chromium-<revision>`.
 const PLAYWRIGHT_PROGRAMS: [&str; 6] = [
     "chrome-linux64/chrome",
     "chrome-linux/chrome",

@@ -2,7 +2,7 @@
 //! one beside it.
 //!
 //! ```text
-//! Browser ─┬─ Known (conversions by content)
+//! Browser ─┬─ ConversionCache (by content)
 //!          └─ Shared ─┬─ page in use ── browser context ─┐
 //!                     ├─ spare page ─── browser context ─┤
 //!                     └──────────────────────────── Chromium (process group, profile, DevTools' pipe)
@@ -17,12 +17,12 @@
 mod cache;
 mod command;
 mod convert;
-mod early;
 mod find;
 mod hostile;
 mod install;
 mod page;
 mod pipe;
+mod preload;
 mod process;
 mod profile;
 mod shared;
@@ -40,7 +40,7 @@ use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 use self::{
-    cache::{Key, Known},
+    cache::{ConversionCache, Key},
     convert::Answer,
     page::Page,
     process::{ANSWER_LIMIT, CallError},
@@ -107,7 +107,7 @@ pub struct Browser(Arc<Owner>);
 #[derive(Debug)]
 struct Owner {
     shared: Arc<Shared>,
-    known: Known,
+    known: ConversionCache,
     warming: std::sync::Mutex<Option<AbortOnDropHandle<()>>>,
     /// The spare page is wanted at once.
     hurry: Arc<Notify>,
@@ -128,7 +128,7 @@ impl Browser {
         let program = install::chromium(&config).await?;
         let shared = Arc::new(Shared::new(config, server, program));
         let (warming, hurry) = (std::sync::Mutex::default(), Arc::default());
-        let browser = Self(Arc::new(Owner { shared, known: Known::new(), warming, hurry }));
+        let browser = Self(Arc::new(Owner { shared, known: ConversionCache::new(), warming, hurry }));
         browser.0.shared.chromium().await?;
         Ok(browser)
     }
@@ -335,23 +335,23 @@ impl Browser {
     /// page that is missing is prepared in the background.
     ///
     /// # Errors
-    /// [`ConvertError::Browser`]: what is ill.
+    /// [`ConvertError::Browser`]: what is unhealthy.
     pub async fn validate(&self) -> Result<(), ConvertError> {
         let shared = &self.0.shared;
-        let ill = |text: &str| Err(ConvertError::Browser(text.into()));
+        let unhealthy = |text: &str| Err(ConvertError::Browser(text.into()));
         if shared.is_stopped() {
             return Err(shared::is_shut_down());
         }
         let Some(chromium) = shared.current().filter(|chromium| !chromium.is_dead()) else {
             self.keep_spare(Duration::ZERO);
-            return ill("Chromium does not run");
+            return unhealthy("Chromium does not run");
         };
         if let Err(error) = chromium.ping(ANSWER_LIMIT).await {
             self.keep_spare(Duration::ZERO);
-            return ill(&error.to_string());
+            return unhealthy(&error.to_string());
         }
         for slot in [&shared.in_use, &shared.spare] {
-            // Locked: whoever uses or prepares it notices when it stops answering.
+            // Locked: anyone who uses or prepares it notices when it stops answering.
             let Ok(mut page) = slot.try_lock() else { return Ok(()) };
             if let Some(found) = &*page {
                 match found.ping(ANSWER_LIMIT).await {
@@ -364,7 +364,7 @@ impl Browser {
                 }
             }
         }
-        if self.keep_spare(Duration::ZERO) { Ok(()) } else { ill("no page of ComfyUI is ready") }
+        if self.keep_spare(Duration::ZERO) { Ok(()) } else { unhealthy("no page of ComfyUI is ready") }
     }
 
     /// Closes Chromium within 1 s, else kills it, and removes its profile. A conversion in

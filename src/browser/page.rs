@@ -40,7 +40,7 @@ const CONVERT: &str = include_str!("convert.js");
 
 /// A page in a context of its own that has not loaded anything yet.
 #[derive(Debug)]
-pub(super) struct Blank {
+pub(super) struct IdlePage {
     page: CdpPage,
     context: Context,
     crashed: CancellationToken,
@@ -50,14 +50,14 @@ pub(super) struct Blank {
 /// A page that is ready to convert.
 #[derive(Debug)]
 pub(super) struct Page {
-    opened: Blank,
-    served: Arc<Served>,
+    opened: IdlePage,
+    served: Arc<FrontendVersion>,
     conversions: u32,
 }
 
 /// What a conversion depends on beside the workflow.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Served {
+pub(super) struct FrontendVersion {
     /// The frontend's version.
     pub(super) frontend: String,
     /// A digest of the server's node definitions, the lists of its files in them.
@@ -78,7 +78,7 @@ struct Readiness {
     unregistered: Vec<String>,
 }
 
-impl Blank {
+impl IdlePage {
     /// A new context and page. Dropping it, or the future, leaves nothing behind.
     pub(super) async fn open(chromium: Arc<Chromium>) -> Result<Self, CallError> {
         let context = Context::create(chromium).await?;
@@ -121,7 +121,7 @@ impl Blank {
             tracing::warn!(types = ?ready.unregistered, "the frontend did not register some of the server's node types");
         }
         tracing::debug!(frontend = ready.frontend, took = ?started.elapsed(), "page ready");
-        let served = Arc::new(Served { frontend: ready.frontend, definitions: ready.definitions });
+        let served = Arc::new(FrontendVersion { frontend: ready.frontend, definitions: ready.definitions });
         Ok(Page { opened: self, served, conversions: 0 })
     }
 }
@@ -131,14 +131,14 @@ impl Page {
     pub(super) async fn prepare(chromium: Arc<Chromium>, server: &Url) -> Result<Self, CallError> {
         let started = Instant::now();
         let left = || PREPARE_LIMIT.saturating_sub(started.elapsed()).max(ANSWER_LIMIT);
-        let blank = Blank::open(chromium).await?;
+        let blank = IdlePage::open(chromium).await?;
         let opening = blank.page.goto(server.as_str());
         blank.chromium().call("opening ComfyUI's page", left(), opening).await?;
         blank.ready(left()).await
     }
 
     /// The frontend and the node types that this page has.
-    pub(super) fn served(&self) -> &Arc<Served> {
+    pub(super) fn served(&self) -> &Arc<FrontendVersion> {
         &self.served
     }
 
@@ -184,7 +184,7 @@ impl Page {
         function: &str,
         argument: Value,
     ) -> Result<Value, CallError> {
-        let Blank { page, crashed, .. } = &self.opened;
+        let IdlePage { page, crashed, .. } = &self.opened;
         tokio::select! {
             answer = self.chromium().call(what, limit, call_function(page, function, argument)) => answer,
             () = crashed.cancelled() => Err(CallError::Crashed),

@@ -64,12 +64,12 @@ pub(super) fn attach(command: &mut Command) -> io::Result<StdStream> {
 
 /// A way beside the bridge for large commands: chromiumoxide would hold each several times over.
 #[derive(Clone, Debug)]
-pub(super) struct SideDoor {
+pub(super) struct RawPipeWriter {
     pipe: Arc<Mutex<OwnedWriteHalf>>,
     sent: Arc<AtomicU32>,
 }
 
-impl SideDoor {
+impl RawPipeWriter {
     /// Sends the command `method` of a session with the content of `file`, in base64, as its parameter
     /// `body`, beside `params`. Nobody hears of the answer.
     pub(super) fn send_file(&self, session: &str, method: &str, params: &Value, file: std::fs::File) {
@@ -87,7 +87,7 @@ impl SideDoor {
         tokio::spawn(async move {
             let mut pipe = pipe.lock().await;
             if let Err(error) = stream_file(&mut pipe, &head, file).await {
-                tracing::debug!(%error, "a file for DevTools");
+                tracing::debug!(%error, "cannot write a file for DevTools");
             }
         });
     }
@@ -111,10 +111,10 @@ async fn stream_file(pipe: &mut OwnedWriteHalf, head: &str, file: std::fs::File)
 
 /// An address at which one client that knows it gets what is at the other end of `pipe`; ends with
 /// the task.
-pub(super) async fn bridge(pipe: StdStream) -> io::Result<(String, SideDoor, AbortOnDropHandle<()>)> {
+pub(super) async fn bridge(pipe: StdStream) -> io::Result<(String, RawPipeWriter, AbortOnDropHandle<()>)> {
     let (from_chromium, to_chromium) = UnixStream::from_std(pipe)?.into_split();
     let to_chromium = Arc::new(Mutex::new(to_chromium));
-    let side_door = SideDoor { pipe: Arc::clone(&to_chromium), sent: Arc::default() };
+    let side_door = RawPipeWriter { pipe: Arc::clone(&to_chromium), sent: Arc::default() };
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let path = format!("/{}", Uuid::new_v4().simple());
     let address = format!("ws://{}{path}", listener.local_addr()?);

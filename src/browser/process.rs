@@ -1,6 +1,6 @@
 //! One Chromium: started by us in a process group of its own, spoken to over DevTools.
 //!
-//! Invariant: whoever holds a [`Running`] owns the processes and the profile folder; dropping it
+//! Invariant: anyone who holds a [`Running`] owns the processes and the profile folder; dropping it
 //! ends both, also when the start is cancelled halfway.
 
 use std::{
@@ -26,7 +26,7 @@ use url::Url;
 
 use super::{command::command, pipe, profile::Profile};
 use crate::{
-    child::{Group, LogTail, Members},
+    child::{LogTail, ProcessGroup, ProcessTree},
     config::BrowserConfig,
 };
 
@@ -52,9 +52,9 @@ pub(super) enum CallError {
 #[derive(Debug)]
 pub(super) struct Chromium {
     cdp: Cdp,
-    side_door: pipe::SideDoor,
+    side_door: pipe::RawPipeWriter,
     product: String,
-    members: Members,
+    members: ProcessTree,
     running: Mutex<Option<Running>>,
     dead: CancellationToken,
     _handler: AbortOnDropHandle<()>,
@@ -91,7 +91,7 @@ impl Chromium {
         let profile = Profile::create().map_err(|error| format!("cannot make a profile folder: {error}"))?;
         let mut command = command(program, config, server, profile.path(), sandbox);
         let pipe = pipe::attach(&mut command).map_err(|error| format!("no pipe to Chromium: {error}"))?;
-        let group = Group::spawn(command, "chromium")
+        let group = ProcessGroup::spawn(command, "chromium")
             .await
             .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
         let members = group.members();
@@ -174,7 +174,7 @@ impl Chromium {
     }
 
     /// The way for large commands.
-    pub(super) fn side_door(&self) -> &pipe::SideDoor {
+    pub(super) fn side_door(&self) -> &pipe::RawPipeWriter {
         &self.side_door
     }
 
@@ -254,7 +254,7 @@ impl Chromium {
 /// The processes and their profile folder.
 #[derive(Debug)]
 struct Running {
-    group: Option<Group>,
+    group: Option<ProcessGroup>,
     profile: Option<Profile>,
 }
 
@@ -271,7 +271,7 @@ impl Drop for Running {
 
 /// Kills the group and waits, for 1 s at most, until it is empty: a dying process still writes
 /// into the profile.
-fn kill(mut group: Group) {
+fn kill(mut group: ProcessGroup) {
     let Some(id) = i32::try_from(group.pid()).ok().and_then(Pid::from_raw) else { return };
     let _ = kill_process_group(id, Signal::KILL);
     for _ in 0..200 {

@@ -12,8 +12,8 @@ use url::Url;
 
 use super::{
     ConvertError,
-    early::Early,
-    page::{Page, Served},
+    page::{FrontendVersion, Page},
+    preload::PreloadedPage,
     process::{ANSWER_LIMIT, Chromium},
 };
 use crate::{config::BrowserConfig, metrics};
@@ -21,23 +21,23 @@ use crate::{config::BrowserConfig, metrics};
 /// A page that waits for work and does not answer within this is replaced.
 const PAGE_ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
-/// Whoever holds the lock on it uses the page, or prepares it.
+/// Anyone who holds the lock on it uses the page, or prepares it.
 pub(super) type Slot = tokio::sync::Mutex<Option<Page>>;
 
-/// Invariant: whoever locks both locks `in_use` first.
+/// Invariant: anyone who locks both locks `in_use` first.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) config: BrowserConfig,
     pub(super) in_use: Slot,
     pub(super) spare: Slot,
     /// The first page, opened before ComfyUI answered.
-    early: tokio::sync::Mutex<Option<Early>>,
+    preload: tokio::sync::Mutex<Option<PreloadedPage>>,
     server: Url,
     program: PathBuf,
     /// Held while Chromium is started: two would each think theirs is the only one. Whether one was.
     starting: tokio::sync::Mutex<bool>,
     current: Mutex<Option<Arc<Chromium>>>,
-    served: Mutex<Option<Arc<Served>>>,
+    served: Mutex<Option<Arc<FrontendVersion>>>,
     stopped: CancellationToken,
 }
 
@@ -47,7 +47,7 @@ impl Shared {
             config,
             in_use: Slot::default(),
             spare: Slot::default(),
-            early: tokio::sync::Mutex::default(),
+            preload: tokio::sync::Mutex::default(),
             server,
             program,
             starting: tokio::sync::Mutex::default(),
@@ -94,11 +94,11 @@ impl Shared {
 
     async fn prepare(&self) -> Result<Page, ConvertError> {
         let chromium = self.chromium().await?;
-        let early = self.early.lock().await.take();
-        let page = match early {
-            Some(early) => match early.released().await {
+        let preload = self.preload.lock().await.take();
+        let page = match preload {
+            Some(preload) => match preload.released().await {
                 Err(reason) => {
-                    tracing::debug!(%reason, "the page opened before ComfyUI answered is of no use");
+                    tracing::debug!(%reason, "the preloaded page cannot be used");
                     Page::prepare(chromium, &self.server).await
                 }
                 ready => ready,
@@ -115,11 +115,11 @@ impl Shared {
     pub(super) async fn foresee(&self, root: PathBuf) {
         let opened = async {
             let chromium = self.chromium().await.map_err(|error| error.to_string())?;
-            Early::open(chromium, &self.server, root).await.map_err(|error| error.to_string())
+            PreloadedPage::open(chromium, &self.server, root).await.map_err(|error| error.to_string())
         };
         match opened.await {
-            Ok(early) => *self.early.lock().await = Some(early),
-            Err(reason) => tracing::debug!(reason, "no page is opened before ComfyUI answers"),
+            Ok(preload) => *self.preload.lock().await = Some(preload),
+            Err(reason) => tracing::debug!(reason, "cannot preload a page"),
         }
     }
 
@@ -172,7 +172,7 @@ impl Shared {
     }
 
     /// What the last page serves.
-    pub(super) fn served(&self) -> Option<Arc<Served>> {
+    pub(super) fn served(&self) -> Option<Arc<FrontendVersion>> {
         locked(&self.served).clone()
     }
 

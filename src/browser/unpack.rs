@@ -31,7 +31,7 @@ pub(super) fn unpack(archive: File, into: &Path) -> Result<(), String> {
             let written = write(&mut entry, &path, left)?;
             left = left.checked_sub(written).filter(|left| *left > 0).ok_or_else(too_large)?;
         } else {
-            tracing::debug!(name, "left out of the archive: no plain file");
+            tracing::debug!(name, "skipping an archive entry that is not a regular file");
         }
     }
     Ok(())

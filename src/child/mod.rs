@@ -1,7 +1,7 @@
 //! Children that die with the worker: each in a process group of its own, with the parent-death
 //! signal set, stopped by TERM and then KILL of the whole group.
 //!
-//! Invariant: a [`Group`] owns every process of its group and every one that inherited its mark.
+//! Invariant: a [`ProcessGroup`] owns every process of its group and every one that inherited its mark.
 //! Dropping it kills them, and so does the death of the worker by any signal: the leader by
 //! `PR_SET_PDEATHSIG`, what it started by the guard (`guard.rs`).
 
@@ -60,7 +60,7 @@ pub fn raise_file_limit() {
     if limit.current.is_some_and(|current| current < most)
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..limit })
     {
-        tracing::debug!(%error, "the limit of open files stays as it is");
+        tracing::debug!(%error, "cannot raise the limit of open files");
     }
 }
 
@@ -75,7 +75,7 @@ pub fn hide_from_others() {
 
 /// A running child and its whole process group.
 #[derive(Debug)]
-pub struct Group {
+pub struct ProcessGroup {
     child: Child,
     pgid: Pid,
     name: &'static str,
@@ -86,11 +86,11 @@ pub struct Group {
     over: bool,
 }
 
-impl Group {
+impl ProcessGroup {
     /// Starts `command` as the leader of a new process group that dies with this process.
     ///
     /// `name` is what logs and errors call it. Standard input, output and error are as `command`
-    /// says; piped ones are taken with [`Group::take_output`].
+    /// says; piped ones are taken with [`ProcessGroup::take_output`].
     ///
     /// # Errors
     /// What `exec` says: a missing program is [`io::ErrorKind::NotFound`].
@@ -134,8 +134,8 @@ impl Group {
 
     /// Tells its processes from others.
     #[must_use]
-    pub fn members(&self) -> Members {
-        Members { pgid: self.pgid, mark: self.mark.clone() }
+    pub fn members(&self) -> ProcessTree {
+        ProcessTree { pgid: self.pgid, mark: self.mark.clone() }
     }
 
     /// Sends TERM to the whole group, waits up to `grace` for the leader, then sends KILL to what
@@ -185,7 +185,7 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if !self.over {
             self.kill();
@@ -194,14 +194,14 @@ impl Drop for Group {
     }
 }
 
-/// The processes of a [`Group`].
+/// The processes of a [`ProcessGroup`].
 #[derive(Clone, Debug)]
-pub struct Members {
+pub struct ProcessTree {
     pgid: Pid,
     mark: String,
 }
 
-impl Members {
+impl ProcessTree {
     /// Whether `pid` is a member of the group, or marked as started by one.
     #[must_use]
     pub fn has(&self, pid: u32) -> bool {
@@ -209,7 +209,7 @@ impl Members {
     }
 }
 
-impl Members {
+impl ProcessTree {
     /// Their resident memory in bytes, shared pages counted for each. Reads the process table.
     #[must_use]
     pub fn rss(&self) -> u64 {
@@ -263,7 +263,7 @@ struct SpawnRequest {
     command: Command,
     name: &'static str,
     runtime: Handle,
-    reply: oneshot::Sender<io::Result<Group>>,
+    reply: oneshot::Sender<io::Result<ProcessGroup>>,
 }
 
 /// `PR_SET_PDEATHSIG` fires when the *thread* that forked ends, not the process: children are
@@ -288,7 +288,7 @@ fn spawner() -> &'static mpsc::Sender<SpawnRequest> {
 }
 
 #[allow(unsafe_code)]
-fn spawn_group(mut command: Command, name: &'static str) -> io::Result<Group> {
+fn spawn_group(mut command: Command, name: &'static str) -> io::Result<ProcessGroup> {
     static SPAWNED: AtomicU64 = AtomicU64::new(0);
     let mark = guard::mark(SPAWNED.fetch_add(1, Ordering::Relaxed));
     let worker = rustix::process::getpid();
@@ -315,7 +315,7 @@ fn spawn_group(mut command: Command, name: &'static str) -> io::Result<Group> {
     orphans::own(pgid);
     drop(starting);
     guard::own(pgid);
-    Ok(Group { child, pgid, name, mark, has_strays: false, over: false })
+    Ok(ProcessGroup { child, pgid, name, mark, has_strays: false, over: false })
 }
 
 /// The last lines that a child wrote, for the error that explains its end.

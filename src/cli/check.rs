@@ -1,4 +1,4 @@
-//! `comfy-worker check`: a line for each part, what is wrong and how to mend it.
+//! `comfy-worker check`: a line for each part, what is wrong and how to fix it.
 
 use serde_json::json;
 

@@ -22,7 +22,7 @@ pub(super) fn completions(args: &Args, mut command: clap::Command) {
     let mut script = Vec::new();
     generate(args.shell, &mut command, "comfy-worker", &mut script);
     // clap #6421: in bash a name with a hyphen is written in two ways, and nothing behind a subcommand
-    // is completed. Once that is mended there is nothing to replace.
+    // is completed. Once that is fixed there is nothing to replace.
     let script = String::from_utf8_lossy(&script).replace("comfy__subcmd__worker", "comfy__worker");
     print::result(script.trim_end());
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Context, Failed, display::Display, print, workflow};
 use crate::{
     connector::ComfyConnector,
-    lifecycle::{self, Stops},
+    lifecycle::{self, ShutdownTokens},
     store::Stores,
 };
 
@@ -33,8 +33,9 @@ pub(super) async fn convert(context: Context, args: Args) -> Result<(), Failed> 
         made.map_err(|error| Failed::Usage(format!("{}: {error}", folder.display())))?;
     }
     let stores = Stores::new(&config.store).await;
-    let stops = Stops::default();
-    let signals = lifecycle::on_signals(stops.clone(), std::time::Duration::ZERO, || std::process::exit(3));
+    let shutdown = ShutdownTokens::default();
+    let signals =
+        lifecycle::on_signals(shutdown.clone(), std::time::Duration::ZERO, || std::process::exit(3));
     let _signals =
         signals.map_err(|error| Failed::Environment(format!("cannot listen for signals: {error}")))?;
     let display = Display::new("starting ComfyUI and a browser");
@@ -51,7 +52,7 @@ pub(super) async fn convert(context: Context, args: Args) -> Result<(), Failed> 
     };
     let outcome = tokio::select! {
         outcome = work => outcome,
-        () = stops.stop.cancelled() => Err(Failed::Environment("interrupted".to_owned())),
+        () = shutdown.stop.cancelled() => Err(Failed::Environment("interrupted".to_owned())),
     };
     ComfyConnector::shutdown_live().await;
     display.finish();

@@ -20,7 +20,7 @@ use crate::{
 
 const ABOUT: &str = "\
 Looking at a letter is a delivery to the broker. What was looked at goes back to its place, and now and then is \
-published anew at the end, so that it never exceeds a delivery limit. While one `dead` command runs, another sees \
+published again at the end, so that it never exceeds a delivery limit. While one `dead` command runs, another sees \
 nothing. A job id is the body's, else the message_id, else the body's SHA-256; letters of the same id are handled \
 together.";
 
@@ -66,7 +66,7 @@ struct Which {
 }
 
 /// What is to become of a letter.
-enum Fate {
+enum Disposition {
     Keep,
     Retry,
     Drop,
@@ -80,7 +80,7 @@ pub(super) async fn dead(context: Context, args: Args) -> Result<(), Failed> {
         _ => None,
     };
     let broker = Broker::connect(&config.amqp, &config.worker.id).await?;
-    let desk = Desk { broker: &broker, config: &config, json };
+    let desk = Session { broker: &broker, config: &config, json };
     let outcome = match (args.action, base) {
         (Action::List, _) => desk.list().await,
         (Action::Show { job }, _) => desk.show(job).await,
@@ -91,17 +91,17 @@ pub(super) async fn dead(context: Context, args: Args) -> Result<(), Failed> {
     outcome
 }
 
-struct Desk<'a> {
+struct Session<'a> {
     broker: &'a Broker,
     config: &'a Config,
     json: bool,
 }
 
-impl Desk<'_> {
+impl Session<'_> {
     /// One pass over all letters. Cut short by a signal or a failure it gives back what it holds.
     async fn pass(
         &self,
-        mut decide: impl AsyncFnMut(&JobId, &DeadLetter) -> Result<Fate, Failed>,
+        mut decide: impl AsyncFnMut(&JobId, &DeadLetter) -> Result<Disposition, Failed>,
     ) -> Result<(), Failed> {
         let mut letters = self.broker.dead_letters().await?;
         if letters.others_hold() {
@@ -115,7 +115,7 @@ impl Desk<'_> {
     async fn each(
         &self,
         letters: &mut DeadLetters,
-        decide: &mut impl AsyncFnMut(&JobId, &DeadLetter) -> Result<Fate, Failed>,
+        decide: &mut impl AsyncFnMut(&JobId, &DeadLetter) -> Result<Disposition, Failed>,
     ) -> Result<(), Failed> {
         let mut interrupted = pin!(tokio::signal::ctrl_c());
         loop {
@@ -134,14 +134,14 @@ impl Desk<'_> {
                 identify(&message.body, message.message_id.as_deref(), self.config.job.max_message_bytes);
             let fate = match &id {
                 Some(id) => decide(id, &letter).await?,
-                None => Fate::Keep,
+                None => Disposition::Keep,
             };
             match (fate, id) {
-                (Fate::Retry, Some(id)) => {
+                (Disposition::Retry, Some(id)) => {
                     letters.retry(letter).await?;
                     self.tell(&id, "retried", "back in the queue");
                 }
-                (Fate::Drop, Some(id)) => {
+                (Disposition::Drop, Some(id)) => {
                     letters.discard(letter).await?;
                     self.tell(&id, "dropped", "thrown away");
                 }
@@ -155,7 +155,7 @@ impl Desk<'_> {
         let mut lines = Vec::new();
         let note = async |id: &JobId, letter: &DeadLetter| {
             lines.push(if self.json { letter::summary(id, letter).to_string() } else { line(id, letter) });
-            Ok(Fate::Keep)
+            Ok(Disposition::Keep)
         };
         self.pass(note).await?;
         let count = lines.len();
@@ -174,7 +174,7 @@ impl Desk<'_> {
                     letter::page(id, letter)
                 });
             }
-            Ok(Fate::Keep)
+            Ok(Disposition::Keep)
         };
         self.pass(note).await?;
         if shown.is_empty() {
@@ -189,12 +189,12 @@ impl Desk<'_> {
         let Some(base) = base else { return Ok(()) };
         let stores = Stores::new(&self.config.store).await;
         let unavailable = |error: contract::failure::Failure| Failed::Environment(error.to_string());
-        let mut tally = Tally::new(which);
+        let mut tally = Counts::new(which);
         // Looked up once: the first of several letters of a job may remove what the others would meet.
         let mut ready = BTreeSet::new();
         let decide = async |id: &JobId, _: &DeadLetter| {
             if !tally.wants(id) {
-                return Ok(Fate::Keep);
+                return Ok(Disposition::Keep);
             }
             if !ready.contains(id) {
                 if again {
@@ -203,26 +203,27 @@ impl Desk<'_> {
                     if tally.refused.insert(id.clone()) {
                         self.refuse(id, ANSWERED);
                     }
-                    return Ok(Fate::Keep);
+                    return Ok(Disposition::Keep);
                 }
                 ready.insert(id.clone());
             }
-            Ok(Fate::Retry)
+            Ok(Disposition::Retry)
         };
         self.pass(decide).await?;
         self.close(&tally)
     }
 
     async fn discard(&self, which: Which) -> Result<(), Failed> {
-        let mut tally = Tally::new(which);
-        let decide =
-            async |id: &JobId, _: &DeadLetter| Ok(if tally.wants(id) { Fate::Drop } else { Fate::Keep });
+        let mut tally = Counts::new(which);
+        let decide = async |id: &JobId, _: &DeadLetter| {
+            Ok(if tally.wants(id) { Disposition::Drop } else { Disposition::Keep })
+        };
         self.pass(decide).await?;
         self.close(&tally)
     }
 
     /// Names what was asked for and not found.
-    fn close(&self, tally: &Tally) -> Result<(), Failed> {
+    fn close(&self, tally: &Counts) -> Result<(), Failed> {
         let missing: Vec<&JobId> = tally.jobs.difference(&tally.found).collect();
         missing.iter().for_each(|id| self.refuse(id, NO_SUCH));
         if missing.is_empty() && tally.refused.is_empty() { Ok(()) } else { Err(Failed::Job) }
@@ -246,17 +247,17 @@ impl Desk<'_> {
 
 const NO_SUCH: &str = "there is no such letter among the dead ones (`comfy-worker dead list` shows them)";
 const ANSWERED: &str = "has a result already, and a retry would only send that again; with --again it is removed first \
-                        and the job runs anew";
+                        and the job runs again";
 
 /// What was asked for, and what became of it.
-struct Tally {
+struct Counts {
     all: bool,
     jobs: BTreeSet<JobId>,
     found: BTreeSet<JobId>,
     refused: BTreeSet<JobId>,
 }
 
-impl Tally {
+impl Counts {
     fn new(which: Which) -> Self {
         let jobs = which.jobs.into_iter().collect();
         Self { all: which.all, jobs, found: BTreeSet::new(), refused: BTreeSet::new() }

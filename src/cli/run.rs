@@ -16,10 +16,10 @@ use super::{
 use crate::{
     connector::{ComfyConnector, ConnectorError},
     job::{
-        incoming::{Ending, Incoming},
+        incoming::{Incoming, JobOutcome},
         runner::Runner,
     },
-    lifecycle::{self, Stops},
+    lifecycle::{self, ShutdownTokens},
     store::Stores,
 };
 
@@ -67,9 +67,9 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
         return Err(Failed::Usage(refused.failure.to_string()));
     }
 
-    let stops = Stops::default();
+    let shutdown = ShutdownTokens::default();
     let hard_exit = || std::process::exit(3);
-    let signals = lifecycle::on_signals(stops.clone(), std::time::Duration::ZERO, hard_exit);
+    let signals = lifecycle::on_signals(shutdown.clone(), std::time::Duration::ZERO, hard_exit);
     let _signals =
         signals.map_err(|error| Failed::Environment(format!("cannot listen for signals: {error}")))?;
     let display = Display::new("starting ComfyUI and a browser");
@@ -77,7 +77,7 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
     let on_line = Arc::new(move |line: &str| boot_display.hint(&format!("starting ComfyUI: {line}")));
     let connector = tokio::select! {
         connector = ComfyConnector::create_watched(&config, on_line) => connector,
-        () = stops.stop.cancelled() => Err(ConnectorError::Killed),
+        () = shutdown.stop.cancelled() => Err(ConnectorError::Killed),
     };
     let ending = match connector {
         Ok(connector) => {
@@ -86,12 +86,12 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
                 stores.clone(),
                 ObjectUri::File(scratch_path.join("store")),
                 &config,
-                stops.clone(),
+                shutdown.clone(),
             );
             let id = format!("{}-{}", workflow::stem(&args.workflow), Uuid::new_v4().simple());
             let incoming = Incoming::local(body.into(), id);
-            let (turn, span) = (runner.lane.join(), incoming.span.clone());
-            Ok(span.around(runner.run(&incoming, &turn, Arc::new(display.clone()))).await)
+            let (permit, span) = (runner.scheduler.join(), incoming.span.clone());
+            Ok(span.around(runner.run(&incoming, &permit, Arc::new(display.clone()))).await)
         }
         Err(error) => Err(error),
     };
@@ -99,15 +99,17 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
     ComfyConnector::shutdown_live().await;
     display.finish();
     match ending {
-        _ if stops.stop.is_cancelled() => Err(Failed::Environment("interrupted".to_owned())),
+        _ if shutdown.stop.is_cancelled() => Err(Failed::Environment("interrupted".to_owned())),
         Err(error) => Err(error.into()),
-        Ok(Ending::Answered { body, .. }) => {
+        Ok(JobOutcome::Answered { body, .. }) => {
             let result: JobResult =
                 serde_json::from_slice(&body).map_err(|error| Failed::Environment(error.to_string()))?;
             let places = fetch::outputs(&result, &stores, &args.output).await?;
             fetch::show(&result, &places, json)
         }
-        Ok(Ending::HandBack { reason, .. } | Ending::Reject { reason }) => Err(Failed::Environment(reason)),
+        Ok(JobOutcome::HandBack { reason, .. } | JobOutcome::Reject { reason }) => {
+            Err(Failed::Environment(reason))
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    client::RequestError, execute::ExecuteError, prompt_thread::Fate, vitals::Pulse, whereabouts::Look,
+    client::RequestError, execute::ExecuteError, prompt_status::PromptStatus, prompt_thread::ThreadFate,
+    vitals::Pulse,
 };
 use crate::phases::limit;
 
@@ -48,16 +49,20 @@ impl Doubts {
     }
 
     /// A look at a prompt of which nothing was heard lately has found this, and its thread is there or not.
-    pub(super) fn found(&mut self, found: &Look, thread: Fate) -> Result<(), ExecuteError> {
+    pub(super) fn found(&mut self, found: &PromptStatus, thread: ThreadFate) -> Result<(), ExecuteError> {
         self.answered_at = Instant::now();
-        self.missing = if matches!(found, Look::Nowhere) { self.missing + 1 } else { 0 };
-        let is_there = matches!(found, Look::Running | Look::Pending | Look::Next);
-        self.dead = if is_there && thread == Fate::Ended { self.dead + 1 } else { 0 };
+        self.missing = if matches!(found, PromptStatus::Nowhere) { self.missing + 1 } else { 0 };
+        let is_there = matches!(found, PromptStatus::Running | PromptStatus::Pending | PromptStatus::Next);
+        self.dead = if is_there && thread == ThreadFate::Ended { self.dead + 1 } else { 0 };
         match found {
-            Look::Next => {
+            PromptStatus::Next => {
                 self.next_since.get_or_insert_with(Instant::now);
             }
-            Look::Over(_) | Look::Unreadable(_) | Look::Running | Look::Pending | Look::Nowhere => {
+            PromptStatus::Over(_)
+            | PromptStatus::Unreadable(_)
+            | PromptStatus::Running
+            | PromptStatus::Pending
+            | PromptStatus::Nowhere => {
                 self.next_since = None;
             }
         }
@@ -66,10 +71,10 @@ impl Doubts {
             _ if self.dead >= DEAD_LOOKS => {
                 Err(ExecuteError::Stalled("the thread that ran them has ended".to_owned()))
             }
-            Look::Unreadable(error) => Err(ExecuteError::Unreadable(error.clone())),
+            PromptStatus::Unreadable(error) => Err(ExecuteError::Unreadable(error.clone())),
             // Its thread is there: it may be at what a custom node does between two prompts.
-            _ if has_idled && thread != Fate::Lives => Err(waits_for_nothing()),
-            Look::Nowhere if self.missing >= MISSING_LOOKS => Err(ExecuteError::Vanished),
+            _ if has_idled && thread != ThreadFate::Lives => Err(waits_for_nothing()),
+            PromptStatus::Nowhere if self.missing >= MISSING_LOOKS => Err(ExecuteError::Vanished),
             _ => Ok(()),
         }
     }
@@ -144,29 +149,49 @@ mod tests {
     #[test]
     fn silence_and_an_ended_thread_are_no_proof_and_the_prompt_threads_end_is() {
         let mut doubts = Doubts { answered_at: ago(3_600), pulse: still(3_600), ..Doubts::new() };
-        for thread in
-            [Fate::Unknown, Fate::Lives, Fate::Ended, Fate::Ended, Fate::Unknown, Fate::Ended, Fate::Ended]
-        {
-            assert_eq!(doubts.found(&Look::Running, thread), Ok(()));
+        for thread in [
+            ThreadFate::Unknown,
+            ThreadFate::Lives,
+            ThreadFate::Ended,
+            ThreadFate::Ended,
+            ThreadFate::Unknown,
+            ThreadFate::Ended,
+            ThreadFate::Ended,
+        ] {
+            assert_eq!(doubts.found(&PromptStatus::Running, thread), Ok(()));
         }
-        let end = doubts.found(&Look::Running, Fate::Ended).unwrap_err();
+        let end = doubts.found(&PromptStatus::Running, ThreadFate::Ended).unwrap_err();
         assert!(matches!(&end, ExecuteError::Stalled(why) if why.contains("has ended")), "{end}");
         let mut doubts = Doubts::new();
-        for found in [Look::Pending, Look::Next, Look::Nowhere, Look::Pending, Look::Pending] {
-            assert_eq!(doubts.found(&found, Fate::Ended), Ok(()), "it must be there each time");
+        for found in [
+            PromptStatus::Pending,
+            PromptStatus::Next,
+            PromptStatus::Nowhere,
+            PromptStatus::Pending,
+            PromptStatus::Pending,
+        ] {
+            assert_eq!(doubts.found(&found, ThreadFate::Ended), Ok(()), "it must be there each time");
         }
         doubts.heard();
-        assert_eq!(doubts.found(&Look::Pending, Fate::Ended), Ok(()));
+        assert_eq!(doubts.found(&PromptStatus::Pending, ThreadFate::Ended), Ok(()));
     }
 
     #[test]
     fn one_that_waits_for_nothing_is_given_up_when_nothing_is_done_and_the_thread_is_not_known_to_live() {
         let waiting =
             |still_for: u64| Doubts { next_since: Some(ago(60)), pulse: still(still_for), ..Doubts::new() };
-        assert_eq!(waiting(60).found(&Look::Next, Fate::Lives), Ok(()), "a hook of a custom node");
-        assert_eq!(waiting(5).found(&Look::Next, Fate::Unknown), Ok(()), "it frees memory");
-        assert_eq!(waiting(60).found(&Look::Pending, Fate::Unknown), Ok(()), "another one runs");
-        assert!(waiting(60).found(&Look::Next, Fate::Unknown).is_err());
+        assert_eq!(
+            waiting(60).found(&PromptStatus::Next, ThreadFate::Lives),
+            Ok(()),
+            "a hook of a custom node"
+        );
+        assert_eq!(waiting(5).found(&PromptStatus::Next, ThreadFate::Unknown), Ok(()), "it frees memory");
+        assert_eq!(
+            waiting(60).found(&PromptStatus::Pending, ThreadFate::Unknown),
+            Ok(()),
+            "another one runs"
+        );
+        assert!(waiting(60).found(&PromptStatus::Next, ThreadFate::Unknown).is_err());
         assert!(waiting(60).at_the_limit().is_some(), "whatever its thread is at");
         assert!(waiting(5).at_the_limit().is_none() && Doubts::new().at_the_limit().is_none());
     }

@@ -17,10 +17,10 @@ use super::{
     follow::{Run, follow},
     forecast::NodeTimes,
     history::History,
+    prompt_status::{ABORT_LIMIT, CANCEL_LIMIT, cancel, post_once},
     prompt_thread::Switches,
     socket::Subscription,
     tracker::{NodeRun, OutputImage, Progress},
-    whereabouts::{ABORT_LIMIT, CANCEL_LIMIT, cancel, post_once},
 };
 use crate::phases::limit;
 
@@ -49,16 +49,16 @@ pub struct Execution<'a> {
     /// Ends the execution alone: ComfyUI is asked for 10 s, as when the limit has passed.
     pub cancel: &'a CancellationToken,
     /// Set when another prompt is in ComfyUI still.
-    pub behind: Option<Behind<'a>>,
+    pub behind: Option<QueuedBehind<'a>>,
     /// What such nodes took.
     pub known: Arc<NodeTimes>,
 }
 
 /// What a prompt that waits behind another one waits for.
 #[derive(Clone, Copy, Debug)]
-pub struct Behind<'a> {
+pub struct QueuedBehind<'a> {
     /// Cancelled once the other is out of ComfyUI: from then on the limit counts.
-    pub turn: &'a CancellationToken,
+    pub ahead_done: &'a CancellationToken,
     /// Takes the prompt back, if ComfyUI has not begun it.
     pub stop: &'a CancellationToken,
 }
@@ -276,7 +276,7 @@ fn forget(server: &Server, prompt_id: PromptId, before: Switches) {
     tokio::spawn(async move {
         match client.delete_history(prompt_id).await {
             Ok(()) => thread.has_run(&before),
-            Err(error) => tracing::debug!(%error, "history entry not deleted"),
+            Err(error) => tracing::debug!(%error, "cannot delete the history entry"),
         }
     });
 }

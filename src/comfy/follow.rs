@@ -16,12 +16,12 @@ use super::{
     client::{Client, Posted},
     doubts::Doubts,
     events::Event,
-    execute::{Behind, ExecuteError, Executed, Observer},
+    execute::{ExecuteError, Executed, Observer, QueuedBehind},
     forecast::NodeTimes,
     history::History,
     inbox::{Inbox, SocketEvent, Weight},
+    prompt_status::{POLL_EVERY, PromptStatus, look},
     tracker::{OutputImage, Step, Tracker},
-    whereabouts::{Look, POLL_EVERY, look},
 };
 use crate::metrics;
 
@@ -52,7 +52,7 @@ pub(super) async fn follow(
     events: &mut Inbox,
     run: &mut Run,
     observer: &mut dyn Observer,
-    behind: Option<Behind<'_>>,
+    behind: Option<QueuedBehind<'_>>,
 ) -> Result<History, ExecuteError> {
     let client = server.client();
     let mut looking = pin!(Fuse::terminated());
@@ -87,13 +87,13 @@ pub(super) async fn follow(
                 Ok(found) => {
                     doubts.found(&found, server.prompt_thread().fate(run.heard_at))?;
                     match found {
-                        Look::Over(history) => {
+                        PromptStatus::Over(history) => {
                             run.await_late_frames(events, observer).await;
                             run.images_lost |= events.has_lost();
                             return Ok(*history);
                         }
-                        Look::Running => run.start(observer),
-                        Look::Pending | Look::Next | Look::Nowhere | Look::Unreadable(_) => {}
+                        PromptStatus::Running => run.start(observer),
+                        PromptStatus::Pending | PromptStatus::Next | PromptStatus::Nowhere | PromptStatus::Unreadable(_) => {}
                     }
                 }
                 Err(error) => {
@@ -123,19 +123,19 @@ pub(super) async fn follow(
     }
 }
 
-async fn turn(behind: Option<Behind<'_>>) {
+async fn turn(behind: Option<QueuedBehind<'_>>) {
     match behind {
-        Some(behind) => behind.turn.cancelled().await,
+        Some(behind) => behind.ahead_done.cancelled().await,
         None => pending().await,
     }
 }
 
 /// Once told to stop: whether ComfyUI gave the prompt back before it began it.
-async fn take_back(client: &Client, prompt_id: PromptId, behind: Option<Behind<'_>>) -> bool {
+async fn take_back(client: &Client, prompt_id: PromptId, behind: Option<QueuedBehind<'_>>) -> bool {
     let Some(behind) = behind else { return pending().await };
     behind.stop.cancelled().await;
     client.delete_pending(prompt_id).await.is_ok()
-        && matches!(look(client, prompt_id).await, Ok(Look::Nowhere))
+        && matches!(look(client, prompt_id).await, Ok(PromptStatus::Nowhere))
 }
 
 impl Run {

@@ -42,11 +42,11 @@ pub struct OutputItem {
 /// What an output item holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutputContent {
-    /// A file: outside data, every part of it hostile until opened beneath its folder.
+    /// A file: outside data, every part of it hostile until opened under its folder.
     File {
         /// Name.
         filename: String,
-        /// Folder beneath the type's.
+        /// Folder under the type's.
         subfolder: String,
         /// `output`, `temp` or `input`.
         folder: String,

@@ -17,14 +17,14 @@ mod inbox;
 mod json;
 mod port;
 mod process;
+mod prompt_status;
 mod prompt_thread;
 mod socket;
 pub mod tracker;
 mod vitals;
-mod whereabouts;
 
 pub use client::{Client, Device, PostError, Posted, PromptPost, RequestError};
-pub use execute::{Behind, ExecuteError, Executed, Execution, Observer, execute};
+pub use execute::{ExecuteError, Executed, Execution, Observer, QueuedBehind, execute};
 pub use process::{BootError, Server};
 pub use socket::Socket;
 

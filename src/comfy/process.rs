@@ -24,7 +24,7 @@ use super::{
     vitals::Vitals,
 };
 use crate::{
-    child::{self, Group, LogTail, Members},
+    child::{self, LogTail, ProcessGroup, ProcessTree},
     config::ComfyUiConfig,
     telemetry::is_credential,
 };
@@ -49,7 +49,7 @@ pub struct Server {
     exit: watch::Receiver<Option<String>>,
     stop: CancellationToken,
     ending: Arc<OnceLock<Ending>>,
-    members: Members,
+    members: ProcessTree,
     vitals: Vitals,
     prompt_thread: PromptThread,
     supervisor: JoinHandle<()>,
@@ -139,7 +139,8 @@ impl Server {
         let base = base.map_err(|error| spawn_error(error.to_string()))?;
         let client = Client::new(base).map_err(|error| spawn_error(error.to_string()))?;
         let command = command(config, port).ok_or_else(|| spawn_error("the command is empty".into()))?;
-        let group = Group::spawn(command, "comfyui").await.map_err(|error| spawn_error(error.to_string()))?;
+        let group =
+            ProcessGroup::spawn(command, "comfyui").await.map_err(|error| spawn_error(error.to_string()))?;
         let mut group = group.with_strays();
         tracing::debug!(pid = group.pid(), port, "ComfyUI started");
         on_address(client.base());
@@ -194,7 +195,7 @@ impl Server {
 
     fn supervise(
         client: Client,
-        mut group: Group,
+        mut group: ProcessGroup,
         version: String,
         tail: LogTail,
         vitals: Vitals,

@@ -30,7 +30,7 @@ pub(super) struct Announced(Arc<Mutex<Option<Instant>>>);
 
 /// What has become of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum ThreadFate {
     /// It is known, and there.
     Lives,
     /// It has ended.
@@ -105,18 +105,18 @@ impl PromptThread {
     }
 
     /// What has become of it, for a prompt that is not over and of which nothing was heard since `heard_at`.
-    pub(super) fn fate(&self, heard_at: Instant) -> Fate {
+    pub(super) fn fate(&self, heard_at: Instant) -> ThreadFate {
         let living = threads(self.process);
         let among = locked(&self.among);
         if living.is_empty() || among.is_empty() {
-            return Fate::Unknown;
+            return ThreadFate::Unknown;
         }
         match among.iter().filter(|thread| living.contains(thread)).count() {
-            0 => Fate::Ended,
+            0 => ThreadFate::Ended,
             // A node can print that line, too: one of those that may be it must have ended.
-            left if left < among.len() && self.announced.since(heard_at) => Fate::Ended,
-            1 if among.len() == 1 => Fate::Lives,
-            _ => Fate::Unknown,
+            left if left < among.len() && self.announced.since(heard_at) => ThreadFate::Ended,
+            1 if among.len() == 1 => ThreadFate::Lives,
+            _ => ThreadFate::Unknown,
         }
     }
 }
@@ -206,15 +206,15 @@ mod tests {
         let (prompts, sleeper) = (Worker::start(), Worker::start());
         let (thread, heard_at) = (among(&[&prompts, &sleeper], &Announced::default()), Instant::now());
         sleeper.work();
-        assert_eq!(thread.fate(heard_at), Fate::Unknown);
+        assert_eq!(thread.fate(heard_at), ThreadFate::Unknown);
         let before = thread.switches();
         prompts.work();
         thread.has_run(&before);
-        assert_eq!(thread.fate(heard_at), Fate::Lives);
+        assert_eq!(thread.fate(heard_at), ThreadFate::Lives);
         sleeper.end();
-        assert_eq!(thread.fate(heard_at), Fate::Lives, "an ended thread is not the prompt thread");
+        assert_eq!(thread.fate(heard_at), ThreadFate::Lives, "an ended thread is not the prompt thread");
         prompts.end();
-        assert_eq!(thread.fate(heard_at), Fate::Ended);
+        assert_eq!(thread.fate(heard_at), ThreadFate::Ended);
     }
 
     #[test]
@@ -227,19 +227,19 @@ mod tests {
         poller.work();
         thread.has_run(&before);
         announced.hear("Exception in thread Thread-3 (prompt_worker):");
-        assert_eq!(thread.fate(heard_at), Fate::Unknown, "anybody can print that");
+        assert_eq!(thread.fate(heard_at), ThreadFate::Unknown, "anybody can print that");
         poller.end();
-        assert_eq!(thread.fate(heard_at), Fate::Ended);
-        assert_eq!(thread.fate(Instant::now()), Fate::Unknown, "it was heard of since");
+        assert_eq!(thread.fate(heard_at), ThreadFate::Ended);
+        assert_eq!(thread.fate(Instant::now()), ThreadFate::Unknown, "it was heard of since");
         prompts.end();
-        assert_eq!(thread.fate(Instant::now()), Fate::Ended);
+        assert_eq!(thread.fate(Instant::now()), ThreadFate::Ended);
     }
 
     #[test]
     fn what_cannot_be_seen_proves_nothing() {
         let gone = PromptThread::of(u32::MAX, Announced::default());
         gone.has_run(&gone.switches());
-        assert_eq!(gone.fate(Instant::now()), Fate::Unknown);
+        assert_eq!(gone.fate(Instant::now()), ThreadFate::Unknown);
         let mine = PromptThread::of(std::process::id(), Announced::default());
         assert!(!locked(&mine.among).is_empty() && !locked(&mine.among).contains(&std::process::id()));
     }

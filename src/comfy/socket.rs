@@ -1,4 +1,4 @@
-//! ComfyUI's websocket: one connection, read always, its events handed to whoever follows a prompt.
+//! ComfyUI's websocket: one connection, read always, its events handed to anyone who follows a prompt.
 
 use std::{
     collections::HashMap,
@@ -70,7 +70,7 @@ impl Socket {
     /// Connects to the ComfyUI at `base`.
     ///
     /// # Errors
-    /// When the first connection fails; later ones are tried again for ever.
+    /// When the first connection fails; later ones are tried again forever.
     pub async fn connect(base: &Url) -> Result<Self, RequestError> {
         let client_id = Uuid::new_v4().to_string();
         let stream = open(&address(base, &client_id)).await?;

@@ -80,7 +80,7 @@ pub struct NodeRun {
     pub took: Duration,
 }
 
-/// More than any prompt of people's: a loop of nodes could go on for ever.
+/// More than any prompt of people's: a loop of nodes could go on forever.
 const MOST_RUNS: usize = 10_000;
 
 /// Follows one prompt. Times are since any fixed moment, on a clock that never goes back.

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{task::spawn_blocking, time::sleep};
 
-use crate::child::{Activity, Members};
+use crate::child::{Activity, ProcessTree};
 
 /// How often it is looked at while there is a doubt.
 const BEAT: Duration = Duration::from_secs(1);
@@ -26,11 +26,11 @@ const WORK_READ: u64 = 64 << 10;
 pub(super) struct Vitals {
     /// The one that listens.
     process: u32,
-    members: Members,
+    members: ProcessTree,
 }
 
 impl Vitals {
-    pub(super) fn of(process: u32, members: Members) -> Self {
+    pub(super) fn of(process: u32, members: ProcessTree) -> Self {
         Self { process, members }
     }
 

@@ -31,9 +31,9 @@ pub struct ComfyUiConfig {
     pub boot_timeout: Duration,
     /// Losses while idle within 10 minutes after which it is started again; not after one more.
     pub max_restarts: u32,
-    /// Jobs until it is started anew; `None`: no limit.
+    /// Jobs until it is started again; `None`: no limit.
     pub max_jobs: Option<u32>,
-    /// Bytes of memory until it is started anew; `None`: no limit.
+    /// Bytes of memory until it is started again; `None`: no limit.
     pub max_rss: Option<u64>,
     /// Self-test workflow; `None`: the built-in one.
     pub test_workflow: Option<PathBuf>,

@@ -98,13 +98,13 @@ pub const SETTINGS: &[Setting] = &[
         "comfyui.max_jobs",
         "",
         "500",
-        "jobs after which ComfyUI is started anew, between two jobs; default: never",
+        "jobs after which ComfyUI is started again, between two jobs; default: never",
     ),
     setting(
         "comfyui.max_rss",
         "",
         "48GiB",
-        "main memory of ComfyUI's processes above which it is started anew, between two jobs; default: never",
+        "main memory of ComfyUI's processes above which it is started again, between two jobs; default: never",
     ),
     setting(
         "comfyui.test_workflow",

@@ -20,10 +20,10 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    BootLine, ConnectorError, Ill, Payload,
+    BootLine, ConnectorError, HealthError, Payload,
     fate::Fate,
     restarts::Cause,
-    run::Silent,
+    run::NoopObserver,
     selftest::{SelfTest, self_test, without_titles},
 };
 use crate::{
@@ -35,7 +35,7 @@ use crate::{
     },
     config::{BrowserConfig, ComfyUiConfig, Config},
     deliver, metrics,
-    stage::{Folders, Journal, Owned},
+    stage::{EphemeralPath, Folders, Journal},
 };
 
 /// Longest self-test execution: the first prompt may import and compile.
@@ -68,7 +68,7 @@ pub struct Engine {
     /// What a prompt has shown to be its end; the first word counts.
     fate: OnceLock<Fate>,
     /// After the server: what it writes there ends with it.
-    scratch: Mutex<Option<Owned>>,
+    scratch: Mutex<Option<EphemeralPath>>,
 }
 
 impl Engine {
@@ -134,7 +134,7 @@ impl Engine {
     ) -> Result<(), ConnectorError> {
         let failed = |error| ConnectorError::SelfTest(Box::new(error));
         let run = async |payload: &Payload| {
-            let ran = self.run(payload, SELF_TEST_LIMIT, &mut Silent::default()).await;
+            let ran = self.run(payload, SELF_TEST_LIMIT, &mut NoopObserver::default()).await;
             metrics::booted("self_test", begun_at.elapsed());
             deliver::discard(folders, own, Arc::new(ran.map_err(failed)?)).await;
             Ok(())
@@ -271,21 +271,21 @@ impl Engine {
     }
 
     /// Asks ComfyUI whether it is well.
-    async fn prove(&self, limit: Duration) -> Result<(), Ill> {
+    async fn prove(&self, limit: Duration) -> Result<(), HealthError> {
         let answer = self.unless_ended(timeout(limit, self.server.client().system_stats())).await?;
         match answer {
             Ok(Ok(_)) => {
                 self.proven();
                 Ok(())
             }
-            Ok(Err(error)) => Err(Ill::Http(error.to_string())),
-            Err(_) => Err(Ill::Http(format!("no answer within {limit:?}"))),
+            Ok(Err(error)) => Err(HealthError::Http(error.to_string())),
+            Err(_) => Err(HealthError::Http(format!("no answer within {limit:?}"))),
         }
     }
 
     /// Asks an idle ComfyUI until it answers. One that neither answers nor does anything else is lost: what
     /// a custom node does in the background may hold Python's lock. `most` is the limit in any case.
-    pub(super) async fn prove_patiently(&self, most: Duration) -> Result<(), Ill> {
+    pub(super) async fn prove_patiently(&self, most: Duration) -> Result<(), HealthError> {
         let answers = async {
             while let Err(error) = self.server.client().system_stats().await {
                 tracing::debug!(%error, "an idle ComfyUI does not answer");
@@ -300,7 +300,7 @@ impl Engine {
                 () = sleep(most) => format!("no answer within {most:?}"),
             };
             let _ = self.fate.set(Fate { cause: Cause::Lost, wants_stacks: true });
-            Err(Ill::Http(silence))
+            Err(HealthError::Http(silence))
         };
         let proof = async {
             tokio::select! {
@@ -312,19 +312,19 @@ impl Engine {
     }
 
     /// What comes of `question`, unless its process ends. Nothing is proven meanwhile.
-    async fn unless_ended<T>(&self, question: impl Future<Output = T>) -> Result<T, Ill> {
+    async fn unless_ended<T>(&self, question: impl Future<Output = T>) -> Result<T, HealthError> {
         self.doubt();
         if let Some(exit) = self.server.exit() {
-            return Err(Ill::Process(exit));
+            return Err(HealthError::Process(exit));
         }
         tokio::select! {
             biased;
-            exit = self.server.exited() => Err(Ill::Process(exit)),
+            exit = self.server.exited() => Err(HealthError::Process(exit)),
             answer = question => Ok(answer),
         }
     }
 
-    /// Why ComfyUI should be started anew before the next prompt, if `comfyui.max_jobs` or
+    /// Why ComfyUI should be started again before the next prompt, if `comfyui.max_jobs` or
     /// `comfyui.max_rss` says so.
     #[must_use]
     pub fn worn(&self, limits: &ComfyUiConfig) -> Option<String> {
@@ -338,12 +338,12 @@ impl Engine {
             .then(|| format!("it holds {bytes} bytes of memory, more than {most} (comfyui.max_rss)"))
     }
 
-    pub(super) async fn validate(&self) -> Result<(), Ill> {
+    pub(super) async fn validate(&self) -> Result<(), HealthError> {
         self.prove(HEALTH_LIMIT).await?;
         if self.socket.client_id().is_none() {
-            return Err(Ill::Websocket);
+            return Err(HealthError::Websocket);
         }
-        self.browser.validate().await.map_err(|error| Ill::Browser(error.to_string()))
+        self.browser.validate().await.map_err(|error| HealthError::Browser(error.to_string()))
     }
 
     pub(super) async fn stop(&self) {
@@ -417,7 +417,10 @@ async fn launch(
 
 /// A folder for temporary files of ComfyUI's own, journalled: Python and what nodes start leave
 /// theirs behind when they are ended by a signal. `None` where `comfyui.env` names one.
-async fn scratch(config: &ComfyUiConfig, journal: &Arc<Journal>) -> Result<Option<Owned>, ConnectorError> {
+async fn scratch(
+    config: &ComfyUiConfig,
+    journal: &Arc<Journal>,
+) -> Result<Option<EphemeralPath>, ConnectorError> {
     if config.env.0.contains_key(TMPDIR) {
         return Ok(None);
     }

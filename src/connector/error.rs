@@ -19,7 +19,7 @@ pub enum ConnectorError {
     /// ComfyUI's process lives and does not answer.
     #[error(transparent)]
     Unreachable(#[from] RequestError),
-    /// The browser is missing or ill, or a workflow could not be converted.
+    /// The browser is missing or unhealthy, or a workflow could not be converted.
     #[error(transparent)]
     Convert(#[from] ConvertError),
     /// The self-test's workflow cannot be read.
@@ -65,7 +65,7 @@ impl ConnectorError {
         matches!(self, Self::State { .. } | Self::TestWorkflow(_))
     }
 
-    /// Whether another boot may mend it. It does not mend a command that is missing, nor a workflow
+    /// Whether another boot may fix it. It does not fix a command that is missing, nor a workflow
     /// that this ComfyUI cannot run.
     pub(super) fn is_worth_another_boot(&self) -> bool {
         match self {
@@ -86,9 +86,9 @@ impl ConnectorError {
     }
 }
 
-/// A part of the connector that is ill, and how.
+/// A part of the connector that is unhealthy, and how.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Ill {
+pub enum HealthError {
     /// Nothing has been started.
     #[error("nothing is running")]
     NotRunning,

@@ -20,15 +20,15 @@ use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use engine::Engine;
-pub use error::{ConnectorError, Ill};
+pub use error::{ConnectorError, HealthError};
 pub use run::Payload;
 pub use state::State;
 
-use self::{restarts::Restarts, state::Standing};
+use self::{restarts::Restarts, state::StateWatch};
 use crate::{
     config::Config,
     deliver,
-    stage::{Folders, Journal, Owned, PlaceError, Stager, UploadOptions},
+    stage::{EphemeralPath, Folders, Journal, PlaceError, Stager, UploadOptions},
     store::Stores,
 };
 
@@ -55,17 +55,17 @@ pub struct ComfyConnector(Arc<Inner>);
 
 struct Inner {
     config: Config,
-    standing: Standing,
-    /// Held by whoever starts or stops the engine.
+    standing: StateWatch,
+    /// Held by anyone who starts or stops the engine.
     turn: tokio::sync::Mutex<()>,
     engine: Mutex<Option<Arc<Engine>>>,
-    /// Cancelled by the shutdown: whoever starts the engine gives up.
+    /// Cancelled by the shutdown: anyone who starts the engine gives up.
     killed: CancellationToken,
     /// Why the state is `error`.
     failure: OnceLock<String>,
     restarts: Mutex<Restarts>,
     stager: Stager,
-    ephemeral: Mutex<Vec<Owned>>,
+    ephemeral: Mutex<Vec<EphemeralPath>>,
     on_boot_line: BootLine,
 }
 
@@ -157,7 +157,7 @@ impl ComfyConnector {
         .with_results(config.store.uri.clone());
         let connector = Self(Arc::new(Inner {
             config: config.clone(),
-            standing: Standing::new(),
+            standing: StateWatch::new(),
             turn: tokio::sync::Mutex::default(),
             engine: Mutex::default(),
             killed: CancellationToken::new(),
@@ -213,21 +213,21 @@ impl ComfyConnector {
     }
 
     /// Whether every part works: process, HTTP, websocket, browser, in this order. Takes 8 s at most.
-    /// What is ill is mended by the next call that needs it; a websocket connects again by itself.
+    /// What is unhealthy is fixed by the next call that needs it; a websocket connects again by itself.
     ///
     /// ```no_run
     /// # async fn example(connector: comfy_worker::ComfyConnector) {
     /// match connector.validate_resources().await {
     ///     Ok(()) => println!("all is well"),
-    ///     Err(ill) => println!("{ill}"), // http: no answer within 5s
+    ///     Err(unhealthy) => println!("{unhealthy}"), // http: no answer within 5s
     /// }
     /// # }
     /// ```
     ///
     /// # Errors
-    /// The part that is ill, and how.
-    pub async fn validate_resources(&self) -> Result<(), Ill> {
-        let engine = self.running().ok_or(Ill::NotRunning)?;
+    /// The part that is unhealthy, and how.
+    pub async fn validate_resources(&self) -> Result<(), HealthError> {
+        let engine = self.running().ok_or(HealthError::NotRunning)?;
         engine.validate().await
     }
 
@@ -300,7 +300,7 @@ impl ComfyConnector {
         locked(&self.0.ephemeral).clear();
         let removals = async { tokio::join!(self.0.stager.journal().settled(), deliver::settled()) };
         if timeout(REMOVALS_LIMIT, removals).await.is_err() {
-            tracing::warn!("removing files takes long: the next start removes what is left");
+            tracing::warn!("removing files takes too long: the next start removes the rest");
         }
         self.release();
     }

@@ -101,7 +101,7 @@ impl ComfyConnector {
         let mut again = true;
         loop {
             let engine = self.engine().await?;
-            let mut observer = Silent::default();
+            let mut observer = NoopObserver::default();
             // Boxed, as the boot is: callers hold many of these side by side.
             let running = engine.run(&payload, self.0.config.job.timeout, &mut observer);
             let outcome = Box::pin(running).await;
@@ -169,11 +169,11 @@ impl Engine {
 
 /// Watches nothing but whether ComfyUI acknowledged the prompt.
 #[derive(Default)]
-pub(super) struct Silent {
+pub(super) struct NoopObserver {
     acknowledged: bool,
 }
 
-impl Observer for Silent {
+impl Observer for NoopObserver {
     fn queued(&mut self, _: PromptId) {
         self.acknowledged = true;
     }

@@ -52,11 +52,11 @@ impl fmt::Display for State {
     }
 }
 
-/// The present state, followed by whoever wants to.
+/// The present state, followed by anyone who wants to.
 #[derive(Debug)]
-pub(super) struct Standing(watch::Sender<State>);
+pub(super) struct StateWatch(watch::Sender<State>);
 
-impl Standing {
+impl StateWatch {
     pub(super) fn new() -> Self {
         Self(watch::channel(State::Uninit).0)
     }
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn what_is_no_transition_changes_nothing_and_wakes_nobody() {
-        let standing = Standing::new();
+        let standing = StateWatch::new();
         let mut watch = standing.watch();
         for (next, expected) in [
             (Ready, Uninit),

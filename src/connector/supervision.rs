@@ -35,7 +35,7 @@ impl ComfyConnector {
         }
         let connector = self.clone();
         // In a task of its own: a caller that holds this future and does not poll it would hold the
-        // turn, and a shutdown would wait for ever. Ends with the future.
+        // turn, and a shutdown would wait forever. Ends with the future.
         let starting = tokio::spawn(async move {
             tokio::select! {
                 biased;
@@ -58,7 +58,7 @@ impl ComfyConnector {
             if !running.is_given_up() {
                 match running.prove_patiently(self.0.config.comfyui.boot_timeout).await {
                     Ok(()) => return Ok(running),
-                    Err(ill) => tracing::warn!(%ill, "ComfyUI is lost, starting it again"),
+                    Err(unhealthy) => tracing::warn!(%unhealthy, "ComfyUI is lost, starting it again"),
                 }
             }
             running.kill();
@@ -113,7 +113,7 @@ impl ComfyConnector {
         error
     }
 
-    /// The running parts, if there are any, well or ill.
+    /// The running parts, if there are any, healthy or not.
     #[must_use]
     pub fn running(&self) -> Option<Arc<Engine>> {
         locked(&self.0.engine).clone()
@@ -154,9 +154,9 @@ impl ComfyConnector {
                 () = sleep(engine::PROOF_LASTS) => {}
             }
             if !engine.is_proven()
-                && let Err(ill) = engine.prove_patiently(self.0.config.comfyui.boot_timeout).await
+                && let Err(unhealthy) = engine.prove_patiently(self.0.config.comfyui.boot_timeout).await
             {
-                return ill.to_string();
+                return unhealthy.to_string();
             }
         }
     }

@@ -22,7 +22,7 @@ static REMOVALS: LazyLock<TaskTracker> = LazyLock::new(|| {
     removals
 });
 
-/// Where a job's nodes write: a folder of its own beneath `output`, and since when. What lies elsewhere and is older is not
+/// Where a job's nodes write: a folder of its own under `output`, and since when. What lies elsewhere and is older is not
 /// its: a publisher can have nodes list any file whose name is known.
 #[derive(Clone, Debug)]
 pub struct OwnFolder {
@@ -125,6 +125,6 @@ fn remove(path: &Path, identity: Identity, since: SystemTime) {
     }
     crate::phases::reached_by_thread("removing-outputs");
     if let Err(error) = fs::remove_file(path) {
-        tracing::debug!(%error, path = %path.display(), "what a node wrote stays on disk");
+        tracing::debug!(%error, path = %path.display(), "cannot remove what a node wrote");
     }
 }

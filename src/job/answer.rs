@@ -9,7 +9,7 @@ use contract::{
 };
 use serde_json::Value;
 
-use super::met::Met;
+use super::stage_failure::StageFailure;
 use crate::{
     telemetry::{name_places, redact_in_place, redact_json},
     text::json_of,
@@ -22,7 +22,7 @@ pub(super) fn failed(
     attempt: u32,
     timings: Timings,
     metadata: Option<Value>,
-    met: &Met,
+    met: &StageFailure,
 ) -> JobResult {
     JobResult {
         version: 1,
@@ -84,7 +84,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_result_that_could_not_be_read_again_says_so_instead() {
-        let met = Met { stage: Stage::Run, failure: Failure::Cancelled };
+        let met = StageFailure { stage: Stage::Run, failure: Failure::Cancelled };
         let id = "job".parse().unwrap();
         let mut result = failed("w", &id, 1, Timings::default(), None, &met);
         let small = encode(&mut result).await.unwrap();

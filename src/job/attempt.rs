@@ -40,7 +40,7 @@ pub(super) struct Records<'a> {
     folder: ObjectUri,
     /// Tells markers of ours from others': a create whose answer was lost, which the store tried again.
     nonce: String,
-    /// The span of whoever opens an attempt.
+    /// The span of the worker that opens an attempt.
     traceparent: Option<String>,
     /// What tells whether others could note nothing a moment ago.
     monitored: Option<Dependency>,

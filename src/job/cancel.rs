@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     answer::{encode, failed},
     attempt::Records,
-    met::Met,
+    stage_failure::StageFailure,
 };
 use crate::store::ObjectStore;
 
@@ -33,7 +33,7 @@ pub enum Cancelling {
 /// Makes a job's result `cancelled`, unless it has one. Tell the workers first: one that runs the job
 /// is given 15 s to end it and to say so itself, and looked for `look_every` meanwhile.
 ///
-/// The job's message stays where it is: whoever gets it answers from the result. `who` stands in the
+/// The job's message stays where it is: the worker that gets it answers from the result. `who` stands in the
 /// result as its worker.
 ///
 /// # Errors
@@ -58,7 +58,7 @@ pub async fn cancel(
             }
         }
     }
-    let met = Met { stage: Stage::Accept, failure: Failure::Cancelled };
+    let met = StageFailure { stage: Stage::Accept, failure: Failure::Cancelled };
     let result = encode(&mut failed(who, id, 1, Timings::default(), None, &met)).await?;
     Ok(told(records.settle(result).await?))
 }

@@ -22,19 +22,19 @@ use tokio::time::timeout;
 
 use super::{
     attempt::JSON,
-    end::End,
-    lane::{Place, Turn},
-    met::{At, Met},
+    in_flight::Cancellation,
+    observer::ExecutionObserver,
     preparation::Ready,
     report::Reporter,
-    retries::{InHand, Retries},
+    retries::{Holding, Retries},
     runner::{BOOT_PATIENCE, Runner, ms},
-    watched::Watched,
+    scheduler::{JobPermit, PromptPermit},
+    stage_failure::{AtStage, StageFailure},
 };
 use crate::{
-    comfy::{Behind, ExecuteError, Executed, Execution, history::History},
+    comfy::{ExecuteError, Executed, Execution, QueuedBehind, history::History},
     connector::{ConnectorError, Engine},
-    deliver::{self, Destination, Early, Findings, OwnFolder},
+    deliver::{self, Destination, EagerUploads, Findings, OwnFolder},
     store::Content,
     telemetry::{JobSpan, StageName, StageSpan, redact_json},
     text::json_of,
@@ -43,12 +43,12 @@ use crate::{
 /// One try.
 pub(super) struct Executor<'a> {
     pub(super) runner: &'a Runner,
-    pub(super) turn: &'a Turn,
+    pub(super) permit: &'a JobPermit,
     pub(super) job: &'a JobRequest,
     pub(super) attempt: u32,
     pub(super) reporter: &'a Reporter,
     /// Called when the job must end, whatever it is at.
-    pub(super) end: &'a End,
+    pub(super) end: &'a Cancellation,
     pub(super) retries: &'a Retries<'a>,
     pub(super) span: &'a JobSpan,
     /// Nodes that must run again although ComfyUI remembers their outputs: an earlier try found
@@ -76,17 +76,17 @@ impl<'a> Executor<'a> {
     #[allow(clippy::too_many_arguments, reason = "what one delivery has in hand")]
     pub(super) fn new(
         runner: &'a Runner,
-        turn: &'a Turn,
+        permit: &'a JobPermit,
         job: &'a JobRequest,
         attempt: u32,
         reporter: &'a Reporter,
-        end: &'a End,
+        end: &'a Cancellation,
         retries: &'a Retries<'a>,
         span: &'a JobSpan,
     ) -> Self {
         Self {
             runner,
-            turn,
+            permit,
             job,
             attempt,
             reporter,
@@ -99,10 +99,10 @@ impl<'a> Executor<'a> {
         }
     }
 
-    pub(super) async fn execute(&self, timings: &mut Timings) -> Result<Done, Met> {
-        let destination = self.destination().at(Stage::Accept)?;
+    pub(super) async fn execute(&self, timings: &mut Timings) -> Result<Done, StageFailure> {
+        let destination = self.destination().at_stage(Stage::Accept)?;
         let ready = Box::pin(self.ready(timings)).await?;
-        self.try_place(&destination, &ready.prompt).await.at(Stage::Stage)?;
+        self.try_place(&destination, &ready.prompt).await.at_stage(Stage::Stage)?;
         let mut early = self.early(&ready.own, &destination);
         let done = self.run_and_deliver(ready, &destination, &mut early, timings).await;
         if done.is_err() {
@@ -112,29 +112,29 @@ impl<'a> Executor<'a> {
     }
 
     /// Removes early uploads that nobody wants. A store that is away must not hold up a drain for it.
-    async fn discard(&self, early: &mut Early) {
+    async fn discard(&self, early: &mut EagerUploads) {
         let discarded = async {
             early.discard().await;
             Ok(())
         };
-        let _ = self.runner.stops.unless_aborted(discarded).await;
+        let _ = self.runner.shutdown.unless_aborted(discarded).await;
     }
 
     async fn run_and_deliver(
         &self,
         ready: Ready,
         destination: &Destination<'_>,
-        early: &mut Early,
+        early: &mut EagerUploads,
         timings: &mut Timings,
-    ) -> Result<Done, Met> {
+    ) -> Result<Done, StageFailure> {
         let Ready { prompt, extra_data, own, mut warnings, _folder, _staged } = ready;
         let prompt = Arc::new(prompt);
         let wait = self.span.stage(StageName::Wait);
         let place = tokio::select! {
             biased;
-            () = self.runner.stops.stop.cancelled() => return Err(Failure::Draining).at(Stage::Post),
-            why = self.end.called() => return Err(why).at(Stage::Post),
-            place = self.turn.post() => place,
+            () = self.runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Post),
+            why = self.end.called() => return Err(why).at_stage(Stage::Post),
+            place = self.permit.post() => place,
         };
         let about = wait.logs();
         let running = self.run(&prompt, extra_data, &place, early, wait);
@@ -153,7 +153,7 @@ impl<'a> Executor<'a> {
             // Nodes that were done before it: the websocket may have told of none.
             deliver::discard(self.runner.connector.stager().folders(), &own, Arc::clone(&history)).await;
             *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((prompt, history));
-            return Err(failure).at(Stage::Run);
+            return Err(failure).at_stage(Stage::Run);
         }
         self.runner.forecasts.learn(&prompt, &executed.nodes);
         if let Some(node_errors) = &executed.node_errors {
@@ -164,17 +164,17 @@ impl<'a> Executor<'a> {
             early.settle().await;
             self.find(&own, &history, images, executed.images_lost).await
         };
-        let findings = self.span.stage(StageName::Collect).run(collecting).await.at(Stage::Collect)?;
+        let findings = self.span.stage(StageName::Collect).run(collecting).await.at_stage(Stage::Collect)?;
         let begun = &*early;
         let upload = || self.upload(destination, &findings, begun, &prompt, &history);
         // The GPU's time is spent: what it made is kept until it can be stored.
-        let uploading = timed(self.retries.persist(InHand::Outputs, upload));
+        let uploading = timed(self.retries.persist(Holding::Outputs, upload));
         let uploading = async { uploading.await.map_err(|stopped| stopped.failure) };
         let uploading = self.span.stage(StageName::Upload).run(uploading);
         let (outputs, uploaded_in) = tokio::select! {
             biased;
-            uploaded = uploading => uploaded.at(Stage::Upload)?,
-            why = self.end.called() => return Err(why).at(Stage::Upload),
+            uploaded = uploading => uploaded.at_stage(Stage::Upload)?,
+            why = self.end.called() => return Err(why).at_stage(Stage::Upload),
         };
         self.discard(early).await;
         timings.uploaded_ms = ms(uploaded_in);
@@ -230,7 +230,7 @@ impl<'a> Executor<'a> {
         let storing = self.store_record(destination, "prompt.json", move || prompt);
         tokio::select! {
             biased;
-            () = self.runner.stops.stop.cancelled() => return Err(Failure::Draining),
+            () = self.runner.shutdown.stop.cancelled() => return Err(Failure::Draining),
             why = self.end.called() => return Err(why),
             stored = storing => stored?,
         };
@@ -242,25 +242,25 @@ impl<'a> Executor<'a> {
         &self,
         prompt: &Prompt,
         extra_data: Map<String, Value>,
-        place: &Place<'_>,
-        early: &mut Early,
+        place: &PromptPermit<'_>,
+        early: &mut EagerUploads,
         stage: StageSpan,
-    ) -> Result<(Arc<Engine>, Executed), Met> {
+    ) -> Result<(Arc<Engine>, Executed), StageFailure> {
         // Another one, if that of the conversion was lost meanwhile.
         let engine = self.engine().await.inspect_err(|met| stage.fails(met))?;
         let limit = self.job.timeout.unwrap_or(self.runner.limits.timeout);
-        let back = self.runner.stops.stop.child_token();
+        let back = self.runner.shutdown.stop.child_token();
         let execution = Execution {
             prompt,
             extra_data: Value::Object(extra_data),
             limit,
             allow_partial: self.job.allow_partial,
-            abort: &self.runner.stops.abort,
+            abort: &self.runner.shutdown.abort,
             cancel: self.end.token(),
-            behind: place.ahead.as_ref().map(|turn| Behind { turn, stop: &back }),
+            behind: place.ahead.as_ref().map(|ahead_done| QueuedBehind { ahead_done, stop: &back }),
             known: self.runner.forecasts.of(prompt),
         };
-        let mut observer = Watched::new(self.reporter.clone(), place, early, stage);
+        let mut observer = ExecutionObserver::new(self.reporter.clone(), place, early, stage);
         let give_back = async {
             place.is_held_up().await;
             back.cancel();
@@ -282,23 +282,28 @@ impl<'a> Executor<'a> {
         }
         let message = error.to_string();
         let met = match error {
-            ExecuteError::Refused { message, node_errors } => Met {
+            ExecuteError::Refused { message, node_errors } => StageFailure {
                 stage: Stage::Post,
                 failure: Failure::PromptRefused { message, node_errors: Some(node_errors) },
             },
-            ExecuteError::TimedOut { limit, .. } => {
-                Met { stage: Stage::Run, failure: Failure::TimedOut { seconds: limit.as_secs_f64() } }
+            ExecuteError::TimedOut { limit, .. } => StageFailure {
+                stage: Stage::Run,
+                failure: Failure::TimedOut { seconds: limit.as_secs_f64() },
+            },
+            ExecuteError::Aborted { .. } if !self.runner.shutdown.stop.is_cancelled() => {
+                StageFailure { stage: Stage::Run, failure: Failure::HeldUp }
             }
-            ExecuteError::Aborted { .. } if !self.runner.stops.stop.is_cancelled() => {
-                Met { stage: Stage::Run, failure: Failure::HeldUp }
+            ExecuteError::Aborted { .. } => StageFailure { stage: Stage::Run, failure: Failure::Draining },
+            ExecuteError::Cancelled { .. } => StageFailure { stage: Stage::Run, failure: self.end.why() },
+            ExecuteError::NotBegun(_) => {
+                StageFailure { stage: Stage::Run, failure: Failure::EngineLost(message) }
             }
-            ExecuteError::Aborted { .. } => Met { stage: Stage::Run, failure: Failure::Draining },
-            ExecuteError::Cancelled { .. } => Met { stage: Stage::Run, failure: self.end.why() },
-            ExecuteError::NotBegun(_) => Met { stage: Stage::Run, failure: Failure::EngineLost(message) },
-            ExecuteError::Unreadable(_) => Met { stage: Stage::Collect, failure: Failure::Internal(message) },
-            ExecuteError::Vanished => Met { stage: Stage::Run, failure: Failure::Interrupted },
+            ExecuteError::Unreadable(_) => {
+                StageFailure { stage: Stage::Collect, failure: Failure::Internal(message) }
+            }
+            ExecuteError::Vanished => StageFailure { stage: Stage::Run, failure: Failure::Interrupted },
             ExecuteError::Died(_) | ExecuteError::Stalled(_) | ExecuteError::Unreachable(_) => {
-                Met { stage: Stage::Run, failure: Failure::EngineCrashed(message) }
+                StageFailure { stage: Stage::Run, failure: Failure::EngineCrashed(message) }
             }
         };
         observer.failed(prompt, &met);
@@ -306,28 +311,28 @@ impl<'a> Executor<'a> {
     }
 
     /// ComfyUI, waited for while it starts, but not for longer than a job is held.
-    pub(super) async fn engine(&self) -> Result<Arc<Engine>, Met> {
+    pub(super) async fn engine(&self) -> Result<Arc<Engine>, StageFailure> {
         let starting = self.runner.connector.engine();
-        let started = async { starting.await.map_err(engine_failure).at(Stage::Run) };
+        let started = async { starting.await.map_err(engine_failure).at_stage(Stage::Run) };
         self.patiently(started, "has not started").await
     }
 
     /// What waits for ComfyUI: for no longer than a job is held when it can be given back.
     pub(super) async fn patiently<T>(
         &self,
-        waiting: impl Future<Output = Result<T, Met>>,
+        waiting: impl Future<Output = Result<T, StageFailure>>,
         what: &str,
-    ) -> Result<T, Met> {
+    ) -> Result<T, StageFailure> {
         if !self.retries.may_give_back() {
             return waiting.await;
         }
         let late = |_| Err(Failure::EngineUnavailable(format!("ComfyUI {what} within {BOOT_PATIENCE:?}")));
-        timeout(BOOT_PATIENCE, waiting).await.unwrap_or_else(|elapsed| late(elapsed).at(Stage::Run))
+        timeout(BOOT_PATIENCE, waiting).await.unwrap_or_else(|elapsed| late(elapsed).at_stage(Stage::Run))
     }
 
-    fn early(&self, own: &OwnFolder, destination: &Destination<'_>) -> Early {
+    fn early(&self, own: &OwnFolder, destination: &Destination<'_>) -> EagerUploads {
         let Runner { store, connector, outputs, .. } = self.runner;
-        Early::new(
+        EagerUploads::new(
             Arc::clone(store),
             destination.base.clone(),
             connector.stager().folders().clone(),
@@ -364,7 +369,7 @@ impl<'a> Executor<'a> {
         &self,
         destination: &Destination<'_>,
         findings: &Findings,
-        early: &Early,
+        early: &EagerUploads,
         prompt: &Arc<Prompt>,
         history: &Arc<History>,
     ) -> Result<(Vec<Output>, RecordUris), Failure> {
@@ -413,8 +418,10 @@ impl<'a> Executor<'a> {
         let (prompt, history) = self.left.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         let destination = self.destination().ok()?;
         let store = || self.store_records(&destination, &prompt, &history);
-        let stored = self.retries.persist(InHand::Result, store).await;
-        stored.inspect_err(|stopped| tracing::warn!(error = %stopped.failure, "history not stored")).ok()
+        let stored = self.retries.persist(Holding::Result, store).await;
+        stored
+            .inspect_err(|stopped| tracing::warn!(error = %stopped.failure, "cannot store the history"))
+            .ok()
     }
 }
 

@@ -87,7 +87,7 @@ pub struct Returned {
 
 /// What becomes of a message.
 #[derive(Debug)]
-pub enum Ending {
+pub enum JobOutcome {
     /// Publish this result, then ack.
     Answered {
         /// The job.
@@ -113,7 +113,7 @@ pub enum Ending {
     },
 }
 
-impl Ending {
+impl JobOutcome {
     /// `incoming` goes back for `failure`.
     pub(super) fn hand_back(incoming: &Incoming, failure: &Failure, give_back: GiveBack) -> Self {
         let later = (give_back == GiveBack::Later).then(|| {
@@ -134,8 +134,8 @@ mod tests {
         let input = Failure::InputUnavailable(String::new());
         let mut delays = Vec::new();
         for count in 1..=3 {
-            let Ending::HandBack { later: Some((delay, returned)), cause: Cause::Input, .. } =
-                Ending::hand_back(&incoming, &input, GiveBack::Later)
+            let JobOutcome::HandBack { later: Some((delay, returned)), cause: Cause::Input, .. } =
+                JobOutcome::hand_back(&incoming, &input, GiveBack::Later)
             else {
                 panic!("not given back later")
             };

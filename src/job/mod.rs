@@ -1,6 +1,6 @@
 //! One job: its life, and what becomes of it. What it is by contract says the crate [`contract`].
 //!
-//! Pure (no tokio, no vendor crate): [`decision`], [`apply`], `links`. The life itself is [`runner`].
+//! Pure (no tokio, no vendor crate): [`decision`], [`apply`], `prompt_check`. The life itself is [`runner`].
 
 pub mod again;
 mod answer;
@@ -8,16 +8,16 @@ pub mod apply;
 mod attempt;
 pub mod cancel;
 pub mod decision;
-pub mod end;
 mod execution;
 mod heartbeat;
+pub mod in_flight;
 pub mod incoming;
-pub mod lane;
-mod life;
-mod links;
-mod met;
+mod job_run;
+mod observer;
 mod preparation;
+mod prompt_check;
 pub mod report;
 mod retries;
 pub mod runner;
-mod watched;
+pub mod scheduler;
+mod stage_failure;

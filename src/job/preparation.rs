@@ -26,9 +26,9 @@ use uuid::Uuid;
 use super::{
     apply,
     execution::{Executor, timed},
-    links,
-    met::{At, Met},
+    prompt_check,
     runner::ms,
+    stage_failure::{AtStage, StageFailure},
 };
 use crate::{
     browser::{Conversion, ConvertError},
@@ -36,7 +36,7 @@ use crate::{
     connector::Engine,
     deliver::OwnFolder,
     metrics,
-    stage::{Owned, Staged, show},
+    stage::{EphemeralPath, Staged, show},
     telemetry::StageName,
 };
 
@@ -56,7 +56,7 @@ pub(super) struct Ready {
     pub(super) own: OwnFolder,
     pub(super) warnings: Vec<String>,
     /// That folder and its inputs, which go when this does.
-    pub(super) _folder: Owned,
+    pub(super) _folder: EphemeralPath,
     pub(super) _staged: Staged,
 }
 
@@ -69,8 +69,8 @@ struct Prepared {
 impl Executor<'_> {
     /// Stages, converts and applies. Until the prompt is posted nothing is lost by handing the job back
     /// at once.
-    pub(super) async fn ready(&self, timings: &mut Timings) -> Result<Ready, Met> {
-        self.turn.prepare();
+    pub(super) async fn ready(&self, timings: &mut Timings) -> Result<Ready, StageFailure> {
+        self.permit.prepare();
         let begun = Instant::now();
         // Staging may fail before ComfyUI is asked for.
         self.runner.connector.running().iter().for_each(|engine| self.met(engine));
@@ -87,42 +87,45 @@ impl Executor<'_> {
         let ((staged, staged_in), (prepared, converted_in)) = tokio::select! {
             // First: what needs neither files nor conversion would be ready at once.
             biased;
-            () = self.runner.stops.stop.cancelled() => return Err(Failure::Draining).at(Stage::Stage),
-            why = self.end.called() => return Err(why).at(Stage::Stage),
+            () = self.runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Stage),
+            why = self.end.called() => return Err(why).at_stage(Stage::Stage),
             ready = before_post => ready?,
         };
         timings.staged_ms = ms(staged_in);
         timings.models = staged.models;
         timings.converted_ms = ms(converted_in);
         let Prepared { mut prompt, extra_data, mut warnings } = prepared;
-        let (folder, own) = self.apply(&mut prompt, &staged).await.at(Stage::Convert)?;
+        let (folder, own) = self.apply(&mut prompt, &staged).await.at_stage(Stage::Convert)?;
         // Not before: an input can be set to a link.
-        links::check(&mut prompt).at(Stage::Post)?;
+        prompt_check::check(&mut prompt).at_stage(Stage::Post)?;
         let known = tokio::select! {
             biased;
-            () = self.runner.stops.stop.cancelled() => return Err(Failure::Draining).at(Stage::Post),
-            why = self.end.called() => return Err(why).at(Stage::Post),
+            () = self.runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Post),
+            why = self.end.called() => return Err(why).at_stage(Stage::Post),
             known = self.classes(&prompt) => known?,
         };
         // A class that ComfyUI lacks it refuses by name.
         if let Some(known) = known {
-            warnings.extend(links::check_by_class(&mut prompt, &known).at(Stage::Post)?);
+            warnings.extend(prompt_check::check_by_class(&mut prompt, &known).at_stage(Stage::Post)?);
         }
         self.reporter.tell(EventKind::Converted { nodes: prompt.len() });
         crate::phases::reached("converted").await;
-        self.turn.lane().prepared_in(begun.elapsed());
+        self.permit.scheduler().prepared_in(begun.elapsed());
         self.runner.connector.stager().warm(models_named(&prompt));
         Ok(Ready { prompt, extra_data, own, warnings, _folder: folder, _staged: staged })
     }
 
     /// What ComfyUI says of the classes of a prompt's nodes, asked until it answers: a node of another job can hold up
     /// every answer, and nothing is posted unchecked.
-    async fn classes(&self, prompt: &Prompt) -> Result<Option<HashMap<String, Arc<NodeClass>>>, Met> {
+    async fn classes(
+        &self,
+        prompt: &Prompt,
+    ) -> Result<Option<HashMap<String, Arc<NodeClass>>>, StageFailure> {
         let asking = async {
             let mut unanswered = 0;
             loop {
                 let engine = self.engine().await?;
-                match engine.classes(links::classes(prompt)).await {
+                match engine.classes(prompt_check::classes(prompt)).await {
                     Ok(known) => return Ok(known),
                     Err(error) => {
                         // An idle ComfyUI has answered another question just before: it is a node's description that takes
@@ -145,10 +148,10 @@ impl Executor<'_> {
         self.comfyui_version.get_or_init(|| engine.server().version().to_owned());
     }
 
-    async fn stage(&self) -> Result<Staged, Met> {
+    async fn stage(&self) -> Result<Staged, StageFailure> {
         crate::phases::reached("staging").await;
         let staging = self.runner.connector.stager().stage_inputs(self.job);
-        let staged = self.in_time("the inputs were", staging).await.at(Stage::Stage)?;
+        let staged = self.in_time("the inputs were", staging).await.at_stage(Stage::Stage)?;
         let models = staged.models.unwrap_or_default().models_cold.bytes;
         metrics::received(models, staged.bytes.saturating_sub(models));
         self.reporter.tell(EventKind::Staged { files: staged.files, bytes: staged.bytes });
@@ -168,42 +171,46 @@ impl Executor<'_> {
     }
 
     /// The prompt and what goes with it, before the job's inputs are applied.
-    async fn prepare(&self, engine: &Engine) -> Result<Prepared, Met> {
+    async fn prepare(&self, engine: &Engine) -> Result<Prepared, StageFailure> {
         let workflow = match &self.job.workflow {
             WorkflowSource::Inline(workflow) => workflow.clone(),
             WorkflowSource::At(uri) => {
                 let reading = self.runner.connector.stager().read(&self.job.id, uri, LARGEST_WORKFLOW);
-                let bytes = self.in_time("workflow_uri was", reading).await.at(Stage::Stage)?;
+                let bytes = self.in_time("workflow_uri was", reading).await.at_stage(Stage::Stage)?;
                 let invalid = |problem| Failure::Invalid(format!("workflow_uri: {}: {problem}", show(uri)));
-                bounds::check_values(&bytes).map_err(invalid).at(Stage::Stage)?;
+                bounds::check_values(&bytes).map_err(invalid).at_stage(Stage::Stage)?;
                 serde_json::from_slice(&bytes)
                     .map_err(|error| invalid(format!("no JSON: {error}")))
-                    .at(Stage::Stage)?
+                    .at_stage(Stage::Stage)?
             }
         };
         let most = self.runner.limits.max_nodes;
-        bounds::check_workflow(&workflow, most).at(Stage::Convert)?;
+        bounds::check_workflow(&workflow, most).at_stage(Stage::Convert)?;
         let mut extra_data = Map::new();
         if let Some(key) = &self.job.api_key_comfy_org {
             extra_data.insert("api_key_comfy_org".into(), key.expose_secret().into());
         }
         if !is_ui_workflow(&workflow) {
-            let prompt = prompt_from_value(workflow).at(Stage::Convert)?;
+            let prompt = prompt_from_value(workflow).at_stage(Stage::Convert)?;
             return Ok(Prepared { prompt, extra_data, warnings: Vec::new() });
         }
         crate::phases::reached("converting").await;
         let converted = engine.browser().convert(&workflow).await;
         let Conversion { prompt, workflow, warnings } =
-            converted.map_err(conversion_failure).at(Stage::Convert)?;
-        bounds::check_node_count(prompt.len() as u64, most).at(Stage::Convert)?;
+            converted.map_err(conversion_failure).at_stage(Stage::Convert)?;
+        bounds::check_node_count(prompt.len() as u64, most).at_stage(Stage::Convert)?;
         let depth = prompt.values().try_for_each(|node| bounds::check_depth("workflow: its prompt", node));
-        depth.map_err(Failure::ConversionRefused).at(Stage::Convert)?;
+        depth.map_err(Failure::ConversionRefused).at_stage(Stage::Convert)?;
         extra_data.insert("extra_pnginfo".into(), serde_json::json!({"workflow": workflow}));
         Ok(Prepared { prompt, extra_data, warnings })
     }
 
     /// Puts the job's inputs into the prompt, and its outputs into a folder of its own.
-    async fn apply(&self, prompt: &mut Prompt, staged: &Staged) -> Result<(Owned, OwnFolder), Failure> {
+    async fn apply(
+        &self,
+        prompt: &mut Prompt,
+        staged: &Staged,
+    ) -> Result<(EphemeralPath, OwnFolder), Failure> {
         apply::set_inputs(prompt, &staged.values)?;
         apply::rename_files(prompt, &staged.renamed);
         let stager = self.runner.connector.stager();

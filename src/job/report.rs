@@ -1,4 +1,4 @@
-//! Events of one attempt, numbered, dated and rate-limited, to whoever listens.
+//! Events of one attempt, numbered, dated and rate-limited, to anyone who listens.
 
 use std::{
     sync::{

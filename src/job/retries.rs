@@ -13,18 +13,18 @@ use tokio::time::sleep;
 
 use super::{
     decision::{Circumstances, Decision, GiveBack, Need, Recovery, decide},
-    end::End,
+    in_flight::Cancellation,
     incoming::Incoming,
     runner::Runner,
 };
-use crate::telemetry::Trouble;
+use crate::telemetry::SpanError;
 
 /// How long a job is held for want of room on this disk: others may have some.
 const DISK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a step has in hand, and so what ends a wait within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum InHand {
+pub(super) enum Holding {
     /// Nothing that another worker could not make as well: a drain gives the job back at once.
     Inputs,
     /// Outputs of an execution: kept for the drain's grace, until the job must end.
@@ -47,9 +47,9 @@ impl Stopped {
     }
 }
 
-impl Trouble for Stopped {
-    fn trouble(&self) -> Option<(Code, String)> {
-        self.failure.trouble()
+impl SpanError for Stopped {
+    fn span_error(&self) -> Option<(Code, String)> {
+        self.failure.span_error()
     }
 }
 
@@ -57,12 +57,12 @@ impl Trouble for Stopped {
 pub(super) struct Retries<'a> {
     runner: &'a Runner,
     incoming: &'a Incoming,
-    end: Option<&'a End>,
+    end: Option<&'a Cancellation>,
     met: Mutex<HashMap<Discriminant<Failure>, (u32, Instant)>>,
 }
 
 impl<'a> Retries<'a> {
-    pub(super) fn new(runner: &'a Runner, incoming: &'a Incoming, end: Option<&'a End>) -> Self {
+    pub(super) fn new(runner: &'a Runner, incoming: &'a Incoming, end: Option<&'a Cancellation>) -> Self {
         Self { runner, incoming, end, met: Mutex::default() }
     }
 
@@ -72,7 +72,7 @@ impl<'a> Retries<'a> {
     }
 
     /// Decides about a failure.
-    pub(super) async fn decide(&self, failure: &Failure, in_hand: InHand) -> Decision {
+    pub(super) async fn decide(&self, failure: &Failure, in_hand: Holding) -> Decision {
         let (times, since) = {
             let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
             let (times, since) = met.entry(discriminant(failure)).or_insert_with(|| (0, Instant::now()));
@@ -94,7 +94,7 @@ impl<'a> Retries<'a> {
             lasting: since.elapsed(),
             waited: self.incoming.waited(failure),
             store_away,
-            executed: in_hand != InHand::Inputs,
+            executed: in_hand != Holding::Inputs,
             inputs_patience: self.runner.inputs_patience,
             queued: self.incoming.queued,
         };
@@ -102,7 +102,7 @@ impl<'a> Retries<'a> {
     }
 
     /// Does `step` again until it is done, or decided to be given up.
-    pub(super) async fn persist<T, F>(&self, in_hand: InHand, step: impl Fn() -> F) -> Result<T, Stopped>
+    pub(super) async fn persist<T, F>(&self, in_hand: Holding, step: impl Fn() -> F) -> Result<T, Stopped>
     where
         F: Future<Output = Result<T, Failure>>,
     {
@@ -113,7 +113,7 @@ impl<'a> Retries<'a> {
                     Ok(done) => return Ok(done),
                     Err(failure) => failure,
                 },
-                () = self.runner.stops.abort.cancelled() => Failure::Draining,
+                () = self.runner.shutdown.abort.cancelled() => Failure::Draining,
             };
             match self.decide(&failure, in_hand).await {
                 Decision::WaitFor(need) => self.wait_for(need, failure, in_hand).await?,
@@ -131,9 +131,9 @@ impl<'a> Retries<'a> {
         &self,
         need: Need,
         failure: Failure,
-        in_hand: InHand,
+        in_hand: Holding,
     ) -> Result<(), Stopped> {
-        tracing::warn!(error = %failure, ?need, "the job waits, with all that it has, until that is back");
+        tracing::warn!(error = %failure, ?need, "the job waits until the dependency is back; it keeps its inputs and outputs");
         match need {
             Need::Store => {
                 self.unless_interrupted(self.runner.store_monitor.dependency().returned(), in_hand).await
@@ -153,9 +153,9 @@ impl<'a> Retries<'a> {
     pub(super) async fn unless_interrupted<T>(
         &self,
         work: impl Future<Output = T>,
-        in_hand: InHand,
+        in_hand: Holding,
     ) -> Result<T, Stopped> {
-        let (stops, inputs) = (&self.runner.stops, in_hand == InHand::Inputs);
+        let (shutdown, inputs) = (&self.runner.shutdown, in_hand == Holding::Inputs);
         let called = async {
             match self.end {
                 Some(end) => end.called().await,
@@ -165,10 +165,10 @@ impl<'a> Retries<'a> {
         let failure = tokio::select! {
             biased;
             done = work => return Ok(done),
-            () = stops.abort.cancelled() => Failure::Draining,
-            () = stops.stop.cancelled(), if inputs => Failure::Draining,
+            () = shutdown.abort.cancelled() => Failure::Draining,
+            () = shutdown.stop.cancelled(), if inputs => Failure::Draining,
             () = self.incoming.lost.cancelled(), if inputs => Failure::Disowned,
-            why = called, if in_hand != InHand::Result => why,
+            why = called, if in_hand != Holding::Result => why,
         };
         let decision = self.decide(&failure, in_hand).await;
         Err(Stopped { failure, decision })

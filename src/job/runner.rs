@@ -1,6 +1,6 @@
 //! A job's life: accept, stage ∥ convert, apply, run, collect, upload, result.
 //!
-//! Invariant: an [`Ending::Answered`] is durable before it is returned; the caller publishes it and
+//! Invariant: an [`JobOutcome::Answered`] is durable before it is returned; the caller publishes it and
 //! acks, in that order.
 
 use std::{
@@ -20,12 +20,12 @@ use super::{
     answer::{encode, failed},
     attempt::{Opened, Records},
     decision::{Decision, GiveBack},
-    end::InHand as JobsInHand,
-    incoming::{Ending, Incoming},
-    lane::{Lane, Turn},
-    life::Life,
-    met::Met,
-    retries::{InHand, Retries, Stopped},
+    in_flight::InFlightJobs,
+    incoming::{Incoming, JobOutcome},
+    job_run::JobRun,
+    retries::{Holding, Retries, Stopped},
+    scheduler::{JobPermit, Scheduler},
+    stage_failure::StageFailure,
 };
 use crate::{
     comfy::forecast::Forecasts,
@@ -33,7 +33,7 @@ use crate::{
     connector::ComfyConnector,
     dependency::Dependency,
     events::EventSink,
-    lifecycle::Stops,
+    lifecycle::ShutdownTokens,
     metrics,
     store::{ObjectStore, StoreMonitor},
     telemetry::{StageName, keep_secret},
@@ -71,11 +71,11 @@ pub struct Runner {
     /// This worker's name.
     pub worker_id: String,
     /// When to stop and when to let go.
-    pub stops: Stops,
-    /// The jobs in hand, for whoever cancels one.
-    pub in_hand: JobsInHand,
+    pub shutdown: ShutdownTokens,
+    /// The jobs in hand, for anyone who cancels one.
+    pub in_hand: InFlightJobs,
     /// Their order in ComfyUI.
-    pub lane: Lane,
+    pub scheduler: Scheduler,
     /// How long prompts took.
     pub forecasts: Forecasts,
     /// The key of a job's metadata that says whom it is for.
@@ -90,7 +90,7 @@ impl Runner {
         store: Arc<dyn ObjectStore>,
         base: ObjectUri,
         config: &Config,
-        stops: Stops,
+        shutdown: ShutdownTokens,
     ) -> Self {
         Self {
             connector,
@@ -107,25 +107,30 @@ impl Runner {
             staging_limit: config.inputs.timeout,
             inputs_patience: config.inputs.retry_for,
             worker_id: config.worker.id.clone(),
-            stops,
-            in_hand: JobsInHand::default(),
-            lane: Lane::new(config.amqp.lookahead),
+            shutdown,
+            in_hand: InFlightJobs::default(),
+            scheduler: Scheduler::new(config.amqp.lookahead),
             forecasts: Forecasts::default(),
             tenant_key: config.metrics.tenant_key.clone(),
         }
     }
 
-    /// Takes a message from acceptance to its durable result, or back to the queue; `turn`: its place
+    /// Takes a message from acceptance to its durable result, or back to the queue; `permit`: its place
     /// among the others.
-    pub async fn run(&self, incoming: &Incoming, turn: &Turn, sink: Arc<dyn EventSink>) -> Ending {
-        let ending = Box::pin(self.bring_to_its_end(incoming, turn, sink)).await;
-        if let Ending::HandBack { reason, cause, .. } = &ending {
+    pub async fn run(&self, incoming: &Incoming, permit: &JobPermit, sink: Arc<dyn EventSink>) -> JobOutcome {
+        let ending = Box::pin(self.bring_to_its_end(incoming, permit, sink)).await;
+        if let JobOutcome::HandBack { reason, cause, .. } = &ending {
             incoming.span.goes_back(reason, *cause != Cause::None);
         }
         ending
     }
 
-    async fn bring_to_its_end(&self, incoming: &Incoming, turn: &Turn, sink: Arc<dyn EventSink>) -> Ending {
+    async fn bring_to_its_end(
+        &self,
+        incoming: &Incoming,
+        permit: &JobPermit,
+        sink: Arc<dyn EventSink>,
+    ) -> JobOutcome {
         let (accepted_at, span) = (Instant::now(), &incoming.span);
         let accept = span.stage(StageName::Accept);
         let job = match self.accept(incoming) {
@@ -149,16 +154,16 @@ impl Runner {
         let held = tokio::select! {
             biased;
             held = accept.within(self.in_hand.hold(&job.id)) => held,
-            () = self.stops.stop.cancelled() => {
-                return Ending::hand_back(incoming, &Failure::Draining, GiveBack::Now);
+            () = self.shutdown.stop.cancelled() => {
+                return JobOutcome::hand_back(incoming, &Failure::Draining, GiveBack::Now);
             }
         };
         let _expiry = incoming.expires_at.map(|at| held.end.expire(at, incoming.published_at));
         let retries = Retries::new(self, incoming, Some(&held.end));
-        let life = Life {
+        let life = JobRun {
             runner: self,
             incoming,
-            turn,
+            permit,
             end: &held.end,
             retries: &retries,
             span,
@@ -170,7 +175,7 @@ impl Runner {
 
     /// Takes a message that the broker gave up to its durable result: one that is there already, else
     /// `failure`, or what is wrong with a body that is no job.
-    pub async fn give_up(&self, incoming: &Incoming, failure: Failure) -> Ending {
+    pub async fn give_up(&self, incoming: &Incoming, failure: Failure) -> JobOutcome {
         match self.accept(incoming) {
             // Kept even when nobody listens, as every job's result is.
             Ok(JobRequest { id, digest, metadata, .. }) => {
@@ -185,24 +190,24 @@ impl Runner {
     }
 
     /// Answers a body that is no job, when somebody listens.
-    async fn refuse(&self, refused: Refused, incoming: &Incoming, answerable: bool) -> Ending {
+    async fn refuse(&self, refused: Refused, incoming: &Incoming, answerable: bool) -> JobOutcome {
         let Refused { id, digest, metadata, failure } = refused;
         let retries = Retries::new(self, incoming, None);
         let (Some(id), true) = (id, answerable) else {
             let failure = Failure::Unanswerable(failure.to_string());
-            return match retries.decide(&failure, InHand::Inputs).await {
-                Decision::DeadLetter => Ending::Reject { reason: failure.to_string() },
-                _ => Ending::hand_back(incoming, &failure, GiveBack::Later),
+            return match retries.decide(&failure, Holding::Inputs).await {
+                Decision::DeadLetter => JobOutcome::Reject { reason: failure.to_string() },
+                _ => JobOutcome::hand_back(incoming, &failure, GiveBack::Later),
             };
         };
-        let met = Met { stage: Stage::Accept, failure };
+        let met = StageFailure { stage: Stage::Accept, failure };
         let answer =
             |attempt| failed(&self.worker_id, &id, attempt, Timings::default(), metadata.clone(), &met);
         let settled = async {
             let records = Records::new(&*self.store, &self.base, id.as_str()).map_err(Stopped::unanswered)?;
             let most = self.limits.max_attempts;
             let opening = || records.open(&digest, &self.worker_id, most, incoming);
-            match retries.persist(InHand::Result, opening).await? {
+            match retries.persist(Holding::Result, opening).await? {
                 Opened::Finished { body, .. } => Ok(Answer { body, stored: true }),
                 Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => {
                     self.record(&records, &retries, &mut answer(attempt.number)).await
@@ -223,7 +228,7 @@ impl Runner {
         result: &mut JobResult,
     ) -> Result<Answer, Stopped> {
         let bytes = encode(result).await.map_err(Stopped::unanswered)?;
-        let body = retries.persist(InHand::Result, || records.settle(bytes.clone())).await?;
+        let body = retries.persist(Holding::Result, || records.settle(bytes.clone())).await?;
         self.count(result);
         Ok(Answer { body, stored: true })
     }
@@ -246,17 +251,17 @@ pub(super) struct Answer {
     pub(super) stored: bool,
 }
 
-fn ended(incoming: &Incoming, id: JobId, outcome: Result<Answer, Stopped>) -> Ending {
+fn ended(incoming: &Incoming, id: JobId, outcome: Result<Answer, Stopped>) -> JobOutcome {
     match outcome {
-        Ok(Answer { body, stored }) => Ending::Answered { id, body, stored },
+        Ok(Answer { body, stored }) => JobOutcome::Answered { id, body, stored },
         Err(Stopped { failure, decision: Decision::GiveBack(give_back) }) => {
-            Ending::hand_back(incoming, &failure, give_back)
+            JobOutcome::hand_back(incoming, &failure, give_back)
         }
         Err(Stopped { failure, decision: Decision::DeadLetter }) => {
-            Ending::Reject { reason: failure.to_string() }
+            JobOutcome::Reject { reason: failure.to_string() }
         }
         // What these ask for was not possible where it was decided.
-        Err(Stopped { failure, .. }) => Ending::hand_back(incoming, &failure, GiveBack::Later),
+        Err(Stopped { failure, .. }) => JobOutcome::hand_back(incoming, &failure, GiveBack::Later),
     }
 }
 

@@ -105,7 +105,7 @@ pub(crate) fn dependency(name: &str, is_there: bool) {
     METERS.dependency.set(&[("dependency", name)], is_there.into());
 }
 
-/// The broker's connection was made anew.
+/// The broker's connection was made again.
 pub(crate) fn reconnected() {
     METERS.reconnects.add(&[], 1.0);
 }

@@ -65,7 +65,7 @@ metrics! {
     redeliveries: Counter "redeliveries_total" []
         "jobs that came and had been delivered before, to anybody";
     reconnects: Counter "broker_reconnects_total" []
-        "connections to the broker that were lost and made anew";
+        "connections to the broker that were lost and made again";
     results_unsent: Counter "results_unsent_total"
         ["to": "reply, exchange", "why": "unroutable, forbidden, refused, too_large"]
         "results that a reply queue or the results exchange did not get; of one that is too large a short answer is sent, the others are in the store only";

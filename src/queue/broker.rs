@@ -10,8 +10,8 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Consumer, DeadLetters, EventSender, Findings, Follow, Health, JobProperties, Order, Orders, Postponement,
-    PublishError, QueueError, ReplyWarning, ResultMessage,
+    Consumer, ControlCommand, ControlCommands, DeadLetters, EventSender, Findings, Follow, Health,
+    JobProperties, Postponement, PublishError, QueueError, ReplyWarning, ResultMessage,
     consumer::Source,
     control,
     delivery::Delivery,
@@ -49,7 +49,7 @@ impl Broker {
         Ok(Self { session, events, flush, _ends: ends })
     }
 
-    /// Like [`Broker::connect`], but tries for ever while the broker is unavailable.
+    /// Like [`Broker::connect`], but tries forever while the broker is unavailable.
     ///
     /// # Errors
     /// [`QueueError::Misconfigured`] at once, [`QueueError::Stopped`] when `stop` is cancelled.
@@ -180,15 +180,15 @@ impl Broker {
     /// Listens for orders, such as `comfy-worker cancel` sends, from the first
     /// [`next`](Orders::next) on.
     #[must_use]
-    pub fn orders(&self) -> Orders {
-        Orders::new(&self.session)
+    pub fn orders(&self) -> ControlCommands {
+        ControlCommands::new(&self.session)
     }
 
     /// Tells every worker that is connected now; there may be none.
     ///
     /// # Errors
     /// When it is not known to have been sent.
-    pub async fn order(&self, order: &Order, deadline: Instant) -> Result<(), PublishError> {
+    pub async fn order(&self, order: &ControlCommand, deadline: Instant) -> Result<(), PublishError> {
         control::send(&self.session, order, deadline).await
     }
 

@@ -16,8 +16,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     delivery::{Delivery, Settlement},
-    error::{Trouble, within},
-    link::{ANSWER_LIMIT, Link},
+    error::{BrokerError, within},
+    link::{ANSWER_LIMIT, BrokerConnection},
     message::short,
     session::{Role, Session, pauses},
     topology,
@@ -78,7 +78,7 @@ impl Consumer {
             let _ = (&mut self.pump).await;
         };
         if timeout(STOP_LIMIT, stopping).await.is_err() {
-            tracing::warn!("the broker did not answer the end of the subscription in time");
+            tracing::warn!("the broker did not confirm the end of the subscription in time");
         }
     }
 }
@@ -101,7 +101,7 @@ struct Pump {
 
 /// A subscription as the broker knows it.
 struct Subscription {
-    link: Arc<Link>,
+    link: Arc<BrokerConnection>,
     channel: Channel,
     stream: lapin::Consumer,
 }
@@ -163,7 +163,11 @@ impl Pump {
         }
     }
 
-    async fn subscribe(&self, link: Arc<Link>, check_first: bool) -> Result<Subscription, String> {
+    async fn subscribe(
+        &self,
+        link: Arc<BrokerConnection>,
+        check_first: bool,
+    ) -> Result<Subscription, String> {
         let config = &self.session.config;
         if check_first {
             topology::ensure(&link, config).await.map_err(|error| error.to_string())?;
@@ -182,7 +186,7 @@ impl Pump {
             let options = BasicConsumeOptions::default();
             let consume = channel.basic_consume(queue, tag, options, topology::consumer_arguments());
             let stream = within(ANSWER_LIMIT, "basic.consume", consume).await?;
-            Ok::<_, Trouble>((channel, stream))
+            Ok::<_, BrokerError>((channel, stream))
         };
         let (channel, stream) = subscribing.await.map_err(|error| format!("{name}: {error}"))?;
         Ok(Subscription { link, channel, stream })
@@ -241,7 +245,7 @@ impl Subscription {
     async fn cancel(mut self, queue: &str) {
         let cancel = self.channel.basic_cancel(self.stream.tag(), BasicCancelOptions::default());
         if let Err(error) = within(ANSWER_LIMIT, "basic.cancel", cancel).await {
-            if let Trouble::Silent(..) = error {
+            if let BrokerError::Silent(..) = error {
                 self.link.fail("the broker does not answer a cancel");
             }
             return;

@@ -12,8 +12,8 @@ use uuid::Uuid;
 use super::{
     error::PublishError,
     message::{TRANSIENT, short},
-    private::{Heard, PrivateQueue},
-    publisher::{Envelope, Persistence, publish},
+    private::{ControlMessage, PrivateQueue},
+    publisher::{Envelope, RetryPolicy, publish},
     session::Session,
 };
 
@@ -22,14 +22,14 @@ const LARGEST_ORDER: usize = 4096;
 
 /// An order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum ControlCommand {
     /// `{"cancel": "<job id>"}`: end that job, wherever it is.
     Cancel(String),
     /// `{"drain": "<worker id>"}`, and `{"drain": true}` for every worker.
     Drain(Option<String>),
 }
 
-impl Order {
+impl ControlCommand {
     /// # Errors
     /// Why it is none.
     fn read(body: &[u8]) -> Result<Self, String> {
@@ -58,9 +58,9 @@ impl Order {
 }
 
 /// The orders as they come. What is sent while there is no connection is lost.
-pub struct Orders(PrivateQueue);
+pub struct ControlCommands(PrivateQueue);
 
-impl Orders {
+impl ControlCommands {
     pub(super) fn new(session: &Arc<Session>) -> Self {
         let name = format!("comfy.control.{}", Uuid::new_v4().simple());
         let exchange = session.config.control_exchange.clone();
@@ -68,19 +68,23 @@ impl Orders {
     }
 
     /// The next order; `None` once the broker handle is closed. Cancel safe.
-    pub async fn next(&mut self) -> Option<Order> {
+    pub async fn next(&mut self) -> Option<ControlCommand> {
         loop {
-            let Heard::Message(delivered) = self.0.next().await? else { continue };
-            match Order::read(&delivered.data) {
+            let ControlMessage::Message(delivered) = self.0.next().await? else { continue };
+            match ControlCommand::read(&delivered.data) {
                 Ok(order) => return Some(order),
-                Err(shown) => tracing::warn!(shown, "no order that is known here, ignored"),
+                Err(shown) => tracing::warn!(shown, "ignoring an unknown control message"),
             }
         }
     }
 }
 
 /// Tells every worker that listens now; also when none does.
-pub(super) async fn send(session: &Session, order: &Order, deadline: Instant) -> Result<(), PublishError> {
+pub(super) async fn send(
+    session: &Session,
+    order: &ControlCommand,
+    deadline: Instant,
+) -> Result<(), PublishError> {
     let envelope = Envelope {
         exchange: short(&session.config.control_exchange)?,
         routing_key: "".into(),
@@ -89,7 +93,7 @@ pub(super) async fn send(session: &Session, order: &Order, deadline: Instant) ->
             .with_delivery_mode(TRANSIENT),
         body: order.body(),
     };
-    let persistence = Persistence { unroutable: false, nacks: Some(1) };
+    let persistence = RetryPolicy { unroutable: false, nacks: Some(1) };
     match publish(session, &envelope, persistence, deadline).await {
         Ok(()) | Err(PublishError::Unroutable { .. }) => Ok(()),
         Err(error) => Err(error),
@@ -102,8 +106,12 @@ mod tests {
 
     #[test]
     fn orders_are_read_as_they_are_written() {
-        for order in [Order::Cancel("a".into()), Order::Drain(Some("w".into())), Order::Drain(None)] {
-            assert_eq!(Order::read(&order.body()), Ok(order));
+        for order in [
+            ControlCommand::Cancel("a".into()),
+            ControlCommand::Drain(Some("w".into())),
+            ControlCommand::Drain(None),
+        ] {
+            assert_eq!(ControlCommand::read(&order.body()), Ok(order));
         }
     }
 
@@ -125,7 +133,7 @@ mod tests {
             &long,
         ];
         for body in bodies {
-            let error = Order::read(body.as_bytes()).err();
+            let error = ControlCommand::read(body.as_bytes()).err();
             assert!(error.is_some_and(|shown| shown.chars().all(|c| !c.is_control())), "{body:?}");
         }
     }

@@ -1,9 +1,9 @@
-//! The dead letters: looked at, given back, sent to work again, thrown away.
+//! The dead letters: listed, returned, published again, dropped.
 //!
 //! Hazard: looking at a message is a delivery. Each return adds to its `x-delivery-count`, also the
 //! return that a lost connection causes, and a quorum queue drops a message that exceeds the queue's
 //! limit (RabbitMQ 4 gives every queue one of 20, and the dead letters have no dead letters). So all
-//! are held and given back once, and a letter that has come back before is published anew instead:
+//! are held and given back once, and a letter that has come back before is published again instead:
 //! its count begins at nothing.
 //!
 //! Invariant: a letter is acked only after its copy is confirmed. A program that dies in between
@@ -23,16 +23,16 @@ use tokio::time::Instant;
 use super::{
     PublishError,
     death::{renewed, revived},
-    error::{QueueError, Trouble, within},
-    link::{ANSWER_LIMIT, Link},
+    error::{BrokerError, QueueError, within},
+    link::{ANSWER_LIMIT, BrokerConnection},
     message::{Message, short},
-    publisher::{Envelope, Persistence, publish},
+    publisher::{Envelope, RetryPolicy, publish},
     session::{Role, Session},
     topology::dead_queue,
 };
 use crate::telemetry::{is_credential, redact_json};
 
-/// Returns after which a letter is published anew instead of being returned once more.
+/// Returns after which a letter is published again instead of being returned once more.
 const RENEWED_AFTER: u64 = 2;
 /// A body may be as large as the broker allows.
 const GET_LIMIT: Duration = Duration::from_secs(60);
@@ -45,10 +45,10 @@ const PUBLISH_LIMIT: Duration = Duration::from_secs(60);
 pub struct DeadLetters {
     session: Arc<Session>,
     /// Keeps the channel's connection.
-    _link: Arc<Link>,
+    _link: Arc<BrokerConnection>,
     channel: Channel,
     queue: ShortString,
-    /// Letters published anew go to the end: without this number a pass would meet them again. From the
+    /// Letters published again go to the end: without this number a pass would meet them again. From the
     /// first letter's answer: a look at the queue may be older than what was returned to it just now.
     unread: Option<u32>,
     others_hold: bool,
@@ -103,7 +103,7 @@ impl DeadLetters {
     /// Leaves a letter among the dead ones.
     ///
     /// # Errors
-    /// When it had to be published anew and the broker did not confirm that: then it is still there.
+    /// When it had to be published again and the broker did not confirm that: then it is still there.
     pub async fn keep(&self, letter: DeadLetter) -> Result<(), QueueError> {
         if letter.message.delivery_count < RENEWED_AFTER {
             return Ok(());
@@ -143,7 +143,7 @@ impl DeadLetters {
     ) -> Result<(), QueueError> {
         let body = letter.message.body.clone();
         let envelope = Envelope { exchange: "".into(), routing_key: queue, properties, body };
-        let persistence = Persistence { unroutable: false, nacks: None };
+        let persistence = RetryPolicy { unroutable: false, nacks: None };
         let published = publish(&self.session, &envelope, persistence, Instant::now() + PUBLISH_LIMIT);
         published.await.map_err(|error| refused(&error))?;
         self.discard(letter).await
@@ -228,7 +228,7 @@ fn shown(value: &AMQPValue) -> Value {
     }
 }
 
-fn trouble(error: &Trouble) -> QueueError {
+fn trouble(error: &BrokerError) -> QueueError {
     QueueError::Unavailable(format!("the dead letters: {error}"))
 }
 

@@ -15,7 +15,7 @@ use super::{
 
 /// Deaths in the broker's words, the newest first.
 const DEATHS: &str = "x-death";
-/// The same in ours, on a letter that was published anew: brokers need not keep theirs then.
+/// The same in ours, on a letter that was published again: brokers need not keep theirs then.
 const KEPT: &str = "comfy-death";
 /// What a delivery added, and what would send a copy to further queues.
 const OF_A_DELIVERY: [&str; 4] = ["x-delivery-count", "x-acquired-count", "CC", "BCC"];
@@ -77,7 +77,7 @@ impl Death {
     }
 }
 
-/// Properties of a letter that is published anew among the dead letters, fresh but for its death.
+/// Properties of a letter that is published again among the dead letters, fresh but for its death.
 pub(super) fn renewed(letter: &BasicProperties, death: Option<&Death>) -> BasicProperties {
     copy(letter, |name| !OF_A_DELIVERY.contains(&name), death)
 }

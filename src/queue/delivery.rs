@@ -1,4 +1,4 @@
-//! A job in hand, and how it is let go.
+//! A delivery: a job's message in hand, and how it is settled.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use lapin::{
 use tokio::time::{sleep, timeout};
 
 use super::{
-    link::{ANSWER_LIMIT, Link},
+    link::{ANSWER_LIMIT, BrokerConnection},
     message::Message,
 };
 
@@ -52,14 +52,19 @@ pub struct Delivery {
     properties: BasicProperties,
     received_at: SystemTime,
     acker: Acker,
-    link: Arc<Link>,
+    link: Arc<BrokerConnection>,
     /// Keeps the channel open: acks on a closed one are void.
     _channel: Channel,
 }
 
 impl Delivery {
     /// `queue`: that of the jobs.
-    pub(super) fn new(delivered: Delivered, channel: Channel, link: Arc<Link>, queue: &str) -> Self {
+    pub(super) fn new(
+        delivered: Delivered,
+        channel: Channel,
+        link: Arc<BrokerConnection>,
+        queue: &str,
+    ) -> Self {
         let Delivered { data, redelivered, properties, acker, .. } = delivered;
         let message = Message::read(data, redelivered, &properties, queue);
         Self { message, properties, received_at: SystemTime::now(), acker, link, _channel: channel }
@@ -119,7 +124,7 @@ impl Delivery {
             Ok(Ok(true)) => Settled::Done,
             Ok(Ok(false)) => Settled::Stale,
             Ok(Err(error)) => {
-                tracing::debug!(%error, ?settlement, epoch = self.link.epoch, "the channel ended before");
+                tracing::debug!(%error, ?settlement, epoch = self.link.epoch, "cannot settle the delivery: its channel is closed");
                 Settled::Stale
             }
             Err(_) => {

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    error::{QueueError, Trouble},
+    error::{BrokerError, QueueError},
     frames::{self, Guarded},
     refusal,
 };
@@ -35,7 +35,7 @@ const HEARTBEAT: u16 = 10;
 
 /// A second hold on the connection's socket, to end it when nothing else can.
 ///
-/// Invariant: once cut, no socket is ever kept in it, so that whoever dialled may give up at any
+/// Invariant: once cut, no socket is ever kept in it, so that anyone who dialled may give up at any
 /// moment, also while lapin's thread is still connecting.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Socket(Arc<Mutex<Hold>>);
@@ -153,7 +153,7 @@ fn timed_out(_: tokio::time::error::Elapsed) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {SOCKET_LIMIT:?}"))
 }
 
-/// Whom to trust beside the system's authorities. Read anew for each connection: certificates are renewed.
+/// Whom to trust beside the system's authorities. Read again for each connection: certificates are renewed.
 pub(super) fn tls(config: &AmqpConfig) -> Result<OwnedTLSConfig, QueueError> {
     let read = |file: &PathBuf| {
         std::fs::read_to_string(file).map_err(|error| {
@@ -190,7 +190,7 @@ fn explain(address: &str, vhost: &str, authority: Option<&Path>, error: lapin::E
             QueueError::Unavailable(format!("cannot reach {address}: {text}"))
         };
     }
-    match Trouble::from(error.clone()).refusal() {
+    match BrokerError::from(error.clone()).refusal() {
         Some((403, _)) => QueueError::Misconfigured(format!(
             "{address} refuses the user name or the password: correct them in amqp.url"
         )),

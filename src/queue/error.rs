@@ -81,7 +81,7 @@ impl ReplyWarning {
 
 /// An operation of the broker's that did not succeed.
 #[derive(Clone, Debug, Error)]
-pub(super) enum Trouble {
+pub(super) enum BrokerError {
     #[error("{0} was not answered within {1:?}")]
     Silent(&'static str, Duration),
     #[error("{0}")]
@@ -90,7 +90,7 @@ pub(super) enum Trouble {
     Unfit(String),
 }
 
-impl Trouble {
+impl BrokerError {
     /// Code and text of a close that the broker sent: `(404, "NOT_FOUND - …")`.
     pub(super) fn refusal(&self) -> Option<(u16, String)> {
         match self {
@@ -103,20 +103,20 @@ impl Trouble {
     }
 }
 
-impl From<lapin::Error> for Trouble {
+impl From<lapin::Error> for BrokerError {
     fn from(error: lapin::Error) -> Self {
         Self::Broker(error)
     }
 }
 
-/// Waits for an answer of the broker's, `limit` at most: lapin itself waits for ever.
+/// Waits for an answer of the broker's, `limit` at most: lapin itself waits forever.
 pub(super) async fn within<T>(
     limit: Duration,
     what: &'static str,
     answer: impl Future<Output = lapin::Result<T>>,
-) -> Result<T, Trouble> {
+) -> Result<T, BrokerError> {
     match timeout(limit, answer).await {
-        Ok(answer) => answer.map_err(Trouble::Broker),
-        Err(_) => Err(Trouble::Silent(what, limit)),
+        Ok(answer) => answer.map_err(BrokerError::Broker),
+        Err(_) => Err(BrokerError::Silent(what, limit)),
     }
 }

@@ -22,8 +22,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    error::{PublishError, Trouble, within},
-    link::{ANSWER_LIMIT, Link},
+    error::{BrokerError, PublishError, within},
+    link::{ANSWER_LIMIT, BrokerConnection},
     message::{TRANSIENT, count, short, text},
     session::{Role, Session},
 };
@@ -156,7 +156,7 @@ impl EventPublisher {
             Ok(Some(channel)) => channel,
             Ok(None) => return false,
             Err(error) => {
-                tracing::debug!(%error, "no channel for events");
+                tracing::debug!(%error, "cannot open a channel for events");
                 return false;
             }
         };
@@ -178,11 +178,11 @@ impl EventPublisher {
     }
 
     /// The connection, unless it is blocked: that one would take an event only when it is history.
-    fn publishing(&self) -> Option<Arc<Link>> {
+    fn publishing(&self) -> Option<Arc<BrokerConnection>> {
         self.session.current_link(Role::Publish).filter(|link| !link.connection.status().blocked())
     }
 
-    async fn channel(&mut self, link: &Link) -> Result<Option<Channel>, Trouble> {
+    async fn channel(&mut self, link: &BrokerConnection) -> Result<Option<Channel>, BrokerError> {
         if let Some((epoch, channel)) = &self.channel {
             if *epoch == link.epoch && channel.status().connected() {
                 return Ok(Some(channel.clone()));

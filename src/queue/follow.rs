@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     error::QueueError,
     events::Preview,
-    private::{Heard, PrivateQueue},
+    private::{ControlMessage, PrivateQueue},
     session::Session,
 };
 
@@ -53,8 +53,8 @@ impl Follow {
     pub async fn next(&mut self) -> Option<Followed> {
         loop {
             match self.0.next().await? {
-                Heard::Gap => return Some(Followed::Gap),
-                Heard::Message(delivered) => {
+                ControlMessage::Gap => return Some(Followed::Gap),
+                ControlMessage::Message(delivered) => {
                     if let Some(followed) = read(*delivered) {
                         return Some(followed);
                     }

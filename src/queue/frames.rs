@@ -276,7 +276,7 @@ impl<'a> Fields<'a> {
         let name = self.take(usize::from(length))?;
         if str::from_utf8(name).is_err() {
             name.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
-            tracing::debug!(name = %String::from_utf8_lossy(name), "a name that is no UTF-8");
+            tracing::debug!(name = %String::from_utf8_lossy(name), "replacing a name that is not UTF-8");
         }
         Some(())
     }

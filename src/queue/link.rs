@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     dial::Socket,
-    error::{Trouble, within},
+    error::{BrokerError, within},
 };
 
 /// Longest wait for a broker's answer that no disk is involved in.
@@ -23,7 +23,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const IDLE_PUBLISHERS: usize = 4;
 
 /// A connection. Once lost it is never used again.
-pub(super) struct Link {
+pub(super) struct BrokerConnection {
     pub(super) epoch: u64,
     pub(super) connection: Connection,
     socket: Socket,
@@ -34,7 +34,7 @@ pub(super) struct Link {
     taker: tokio::sync::Mutex<Option<Channel>>,
 }
 
-impl Link {
+impl BrokerConnection {
     pub(super) fn new(epoch: u64, connection: Connection, socket: Socket) -> Arc<Self> {
         Arc::new(Self {
             epoch,
@@ -74,13 +74,13 @@ impl Link {
     }
 
     /// A new channel; dropping its last clone closes it.
-    pub(super) async fn channel(&self) -> Result<Channel, Trouble> {
+    pub(super) async fn channel(&self) -> Result<Channel, BrokerError> {
         within(ANSWER_LIMIT, "opening a channel", self.connection.create_channel()).await
     }
 
     /// A channel in confirm mode, for one publish at a time: with two in flight, lapin gives the
     /// return of an unroutable message to whichever is confirmed next.
-    pub(super) async fn publisher(&self) -> Result<Channel, Trouble> {
+    pub(super) async fn publisher(&self) -> Result<Channel, BrokerError> {
         let idle = self.publishers.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(channel) = idle.filter(|channel| channel.status().connected()) {
             return Ok(channel);
@@ -92,7 +92,7 @@ impl Link {
     }
 
     /// The channel that single jobs are asked for on.
-    pub(super) async fn taker(&self) -> Result<Channel, Trouble> {
+    pub(super) async fn taker(&self) -> Result<Channel, BrokerError> {
         let mut taker = self.taker.lock().await;
         if let Some(channel) = taker.as_ref().filter(|channel| channel.status().connected()) {
             return Ok(channel.clone());
@@ -100,7 +100,7 @@ impl Link {
         Ok(taker.insert(self.channel().await?).clone())
     }
 
-    /// Takes a channel of [`Link::publisher`] back after a publish that was settled.
+    /// Takes a channel of [`BrokerConnection::publisher`] back after a publish that was settled.
     pub(super) fn keep_publisher(&self, channel: Channel) {
         let mut idle = self.publishers.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_PUBLISHERS {

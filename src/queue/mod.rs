@@ -53,7 +53,7 @@ mod version;
 
 pub use broker::Broker;
 pub use consumer::Consumer;
-pub use control::{Order, Orders};
+pub use control::{ControlCommand, ControlCommands};
 pub use dead::{DeadLetter, DeadLetters};
 pub use death::Death;
 pub use delivery::{Delivery, Settled, Settlement};

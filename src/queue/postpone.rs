@@ -22,7 +22,7 @@ use super::{
     delivery::Delivery,
     error::PublishError,
     message::{count, short, text},
-    publisher::{Envelope, Persistence, publish},
+    publisher::{Envelope, RetryPolicy, publish},
     session::{Role, Session},
     topology::{self, later_queue},
 };
@@ -137,7 +137,7 @@ async fn send(
             "the job comes again by itself: its connection is gone".into(),
         ));
     }
-    let persistence = Persistence { unroutable: false, nacks: None };
+    let persistence = RetryPolicy { unroutable: false, nacks: None };
     publish(session, envelope, persistence, deadline).await
 }
 

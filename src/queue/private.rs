@@ -1,4 +1,4 @@
-//! A queue of one's own at an exchange: gone with its connection, and made again on the next one under
+//! A private queue at an exchange: it ends with its connection, and is declared again on the next one under
 //! the same name.
 
 use std::{sync::Arc, time::Duration};
@@ -14,8 +14,8 @@ use lapin::{
 use tokio::time::sleep;
 
 use super::{
-    error::{QueueError, Trouble, within},
-    link::{ANSWER_LIMIT, Link},
+    error::{BrokerError, QueueError, within},
+    link::{ANSWER_LIMIT, BrokerConnection},
     message::short,
     session::{Role, Session, pauses},
 };
@@ -24,7 +24,7 @@ use super::{
 const FAILURES_TOLD: u32 = 8;
 
 /// What comes by a private queue.
-pub(super) enum Heard {
+pub(super) enum ControlMessage {
     /// A message, which needs no acknowledgement.
     Message(Box<Delivery>),
     /// The connection is there, for the first time or again: what was sent before is lost.
@@ -46,7 +46,7 @@ struct Subscription {
     stream: lapin::Consumer,
     /// The queue lives as long as its consumer, the consumer as long as its channel.
     _channel: Channel,
-    _link: Arc<Link>,
+    _link: Arc<BrokerConnection>,
 }
 
 impl PrivateQueue {
@@ -77,13 +77,13 @@ impl PrivateQueue {
     }
 
     /// What comes next; `None` once the session is closed. Cancel safe.
-    pub(super) async fn next(&mut self) -> Option<Heard> {
+    pub(super) async fn next(&mut self) -> Option<ControlMessage> {
         loop {
             if let Some(subscription) = &mut self.subscription {
                 tokio::select! {
                     () = self.session.stop.cancelled() => return None,
                     delivered = subscription.stream.next() => match delivered {
-                        Some(Ok(delivered)) => return Some(Heard::Message(Box::new(delivered))),
+                        Some(Ok(delivered)) => return Some(ControlMessage::Message(Box::new(delivered))),
                         Some(Err(_)) | None => self.subscription = None,
                     }
                 }
@@ -93,13 +93,13 @@ impl PrivateQueue {
                 Ok(subscription) => {
                     self.subscription = Some(subscription);
                     (self.pauses, self.failures) = (pauses(), 0);
-                    return Some(Heard::Gap);
+                    return Some(ControlMessage::Gap);
                 }
                 // Until the broker misses the old connection's heartbeat, the queue is locked.
                 Err(error) => {
                     self.failures += 1;
                     if self.failures == FAILURES_TOLD {
-                        tracing::warn!(%error, exchange = self.exchange, "cannot listen there");
+                        tracing::warn!(%error, exchange = self.exchange, "cannot consume from the private queue");
                     }
                 }
             }
@@ -107,8 +107,8 @@ impl PrivateQueue {
         }
     }
 
-    async fn subscribe(&self, link: &Arc<Link>) -> Result<Subscription, Trouble> {
-        let text = |text: &str| short(text).map_err(|error| Trouble::Unfit(error.to_string()));
+    async fn subscribe(&self, link: &Arc<BrokerConnection>) -> Result<Subscription, BrokerError> {
+        let text = |text: &str| short(text).map_err(|error| BrokerError::Unfit(error.to_string()));
         let (queue, exchange, key) = (text(&self.name)?, text(&self.exchange)?, text(&self.routing_key)?);
         let channel = link.channel().await?;
         let options =

@@ -1,4 +1,4 @@
-//! Publishes that matter: mandatory, confirmed, tried again until a deadline.
+//! Reliable publishing: mandatory, confirmed, retried until a deadline.
 
 use std::{pin::pin, time::Duration};
 
@@ -7,8 +7,8 @@ use lapin::{BasicProperties, Confirmation, options::BasicPublishOptions, types::
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
-    error::{PublishError, Trouble, within},
-    link::Link,
+    error::{BrokerError, PublishError, within},
+    link::BrokerConnection,
     refusal,
     session::{Role, Session, pauses},
 };
@@ -30,7 +30,7 @@ pub(super) struct Envelope {
 
 /// How often a refusal is worth another try.
 #[derive(Clone, Copy)]
-pub(super) struct Persistence {
+pub(super) struct RetryPolicy {
     /// Try again while no queue is bound; else that is final.
     pub(super) unroutable: bool,
     /// Tries while the queue takes nothing (it is full); `None`: up to the deadline.
@@ -51,7 +51,7 @@ enum Attempt {
 pub(super) async fn publish(
     session: &Session,
     envelope: &Envelope,
-    persistence: Persistence,
+    persistence: RetryPolicy,
     deadline: Instant,
 ) -> Result<(), PublishError> {
     let unroutable = || PublishError::Unroutable {
@@ -94,7 +94,7 @@ pub(super) async fn publish(
                 PublishError::Unconfirmed("the broker does not confirm".into())
             }
         };
-        tracing::debug!(error = %last, epoch = link.epoch, "publishing again");
+        tracing::debug!(error = %last, epoch = link.epoch, "publishing a message again");
         // No publish at the very deadline either.
         let again = Instant::now() + pauses.next().unwrap_or(Duration::from_secs(5));
         if again >= deadline {
@@ -105,12 +105,12 @@ pub(super) async fn publish(
 }
 
 /// One publish on a channel of its own. A channel that did not settle it is dropped, which closes it.
-async fn attempt(link: &Link, envelope: &Envelope) -> Attempt {
+async fn attempt(link: &BrokerConnection, envelope: &Envelope) -> Attempt {
     // The broker reads nothing there, not even a request for a channel.
     link.unblocked().await;
     let channel = match link.publisher().await {
         Ok(channel) => channel,
-        Err(Trouble::Silent(..)) => return Attempt::Silent,
+        Err(BrokerError::Silent(..)) => return Attempt::Silent,
         Err(error) => return Attempt::Lost(error.to_string()),
     };
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
@@ -136,7 +136,7 @@ async fn attempt(link: &Link, envelope: &Envelope) -> Attempt {
                 Confirmation::NotRequested => Attempt::Lost("the channel gives no confirms".into()),
             }
         }
-        Err(Trouble::Silent(..)) => Attempt::Silent,
+        Err(BrokerError::Silent(..)) => Attempt::Silent,
         Err(error) => match error.refusal() {
             Some((403, text)) => Attempt::Final(PublishError::Refused(text)),
             Some((404, text)) if !refusal::is_passing(&text) => Attempt::Unroutable,
@@ -149,18 +149,18 @@ async fn attempt(link: &Link, envelope: &Envelope) -> Attempt {
 /// Waits for a confirm, `limit` at most since the broker reads. A message that is on its way while the
 /// broker takes none is taken afterwards: sent again meanwhile, it would be there twice.
 async fn unblocked_within<T>(
-    link: &Link,
+    link: &BrokerConnection,
     limit: Duration,
     confirmed: impl Future<Output = lapin::Result<T>>,
-) -> Result<T, Trouble> {
+) -> Result<T, BrokerError> {
     let mut confirmed = pin!(confirmed);
     loop {
         let waited = within(limit, "a publish", &mut confirmed).await;
-        if !matches!(waited, Err(Trouble::Silent(..))) || !link.connection.status().blocked() {
+        if !matches!(waited, Err(BrokerError::Silent(..))) || !link.connection.status().blocked() {
             return waited;
         }
         tokio::select! {
-            settled = &mut confirmed => return settled.map_err(Trouble::Broker),
+            settled = &mut confirmed => return settled.map_err(BrokerError::Broker),
             () = link.unblocked() => {}
         }
     }

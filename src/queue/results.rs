@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     error::{PublishError, ReplyWarning},
     message::{JobProperties, PERSISTENT, short},
-    publisher::{Envelope, Persistence, publish},
+    publisher::{Envelope, RetryPolicy, publish},
     reply::reply_allowed,
     session::Session,
 };
@@ -18,7 +18,7 @@ const TRIES: u32 = 3;
 /// What a short answer keeps of a text.
 const SHORT_TEXT: usize = 1000;
 
-/// A result on its way to whoever waits for it.
+/// A result on its way to anyone who waits for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResultMessage {
     /// The job's id: `message_id`, and the routing key at `amqp.results_exchange`.
@@ -97,7 +97,7 @@ async fn send(
     properties: &BasicProperties,
     deadline: Instant,
 ) -> Result<Option<ReplyWarning>, PublishError> {
-    let persistence = Persistence { unroutable: false, nacks: Some(TRIES) };
+    let persistence = RetryPolicy { unroutable: false, nacks: Some(TRIES) };
     let mut envelope = Envelope {
         exchange: short(place.exchange)?,
         routing_key: short(place.routing_key)?,
@@ -157,5 +157,5 @@ pub(super) async fn submit(
         properties: properties.write()?,
         body,
     };
-    publish(session, &envelope, Persistence { unroutable: false, nacks: None }, deadline).await
+    publish(session, &envelope, RetryPolicy { unroutable: false, nacks: None }, deadline).await
 }

@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{dial::dial, error::QueueError, link::Link, topology};
+use super::{dial::dial, error::QueueError, link::BrokerConnection, topology};
 use crate::config::AmqpConfig;
 
 /// lapin announces no event for every way in which a connection can end.
@@ -91,8 +91,8 @@ pub(super) struct Session {
     pub(super) health: watch::Sender<Health>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
-    consuming: watch::Sender<Option<Arc<Link>>>,
-    publishing: watch::Sender<Option<Arc<Link>>>,
+    consuming: watch::Sender<Option<Arc<BrokerConnection>>>,
+    publishing: watch::Sender<Option<Arc<BrokerConnection>>>,
 }
 
 impl Session {
@@ -123,7 +123,7 @@ impl Session {
         Ok(session)
     }
 
-    fn line(&self, role: Role) -> &watch::Sender<Option<Arc<Link>>> {
+    fn line(&self, role: Role) -> &watch::Sender<Option<Arc<BrokerConnection>>> {
         match role {
             Role::Consume => &self.consuming,
             Role::Publish => &self.publishing,
@@ -131,12 +131,12 @@ impl Session {
     }
 
     /// The connection in use, if it is not known to be lost.
-    pub(super) fn current_link(&self, role: Role) -> Option<Arc<Link>> {
+    pub(super) fn current_link(&self, role: Role) -> Option<Arc<BrokerConnection>> {
         self.line(role).borrow().clone().filter(|link| !link.is_lost())
     }
 
     /// Waits for a connection; `None` once the session is closed.
-    pub(super) async fn link(&self, role: Role) -> Option<Arc<Link>> {
+    pub(super) async fn link(&self, role: Role) -> Option<Arc<BrokerConnection>> {
         let mut links = self.line(role).subscribe();
         let mut look = interval(LOOK_EVERY);
         loop {
@@ -189,9 +189,14 @@ pub(super) fn pauses() -> ExponentialBackoff {
         .build()
 }
 
-async fn establish(config: &AmqpConfig, name: &str, role: Role, epoch: u64) -> Result<Arc<Link>, QueueError> {
+async fn establish(
+    config: &AmqpConfig,
+    name: &str,
+    role: Role,
+    epoch: u64,
+) -> Result<Arc<BrokerConnection>, QueueError> {
     let (connection, socket) = dial(config, &format!("{name} {}", role.word())).await?;
-    let link = Link::new(epoch, connection, socket);
+    let link = BrokerConnection::new(epoch, connection, socket);
     if role == Role::Publish {
         return Ok(link);
     }
@@ -204,7 +209,7 @@ async fn establish(config: &AmqpConfig, name: &str, role: Role, epoch: u64) -> R
     }
 }
 
-async fn supervise(session: Arc<Session>, role: Role, mut link: Arc<Link>) {
+async fn supervise(session: Arc<Session>, role: Role, mut link: Arc<BrokerConnection>) {
     let line = session.line(role);
     loop {
         let why = tokio::select! {
@@ -244,7 +249,7 @@ async fn supervise(session: Arc<Session>, role: Role, mut link: Arc<Link>) {
 }
 
 /// Ends, with the reason, when the connection is lost.
-async fn watch_link(session: &Session, role: Role, link: &Link) -> String {
+async fn watch_link(session: &Session, role: Role, link: &BrokerConnection) -> String {
     let mut events = pin!(link.connection.events_listener());
     let mut look = interval(LOOK_EVERY);
     loop {
@@ -273,7 +278,7 @@ async fn watch_link(session: &Session, role: Role, link: &Link) -> String {
 
 /// Tries until it succeeds or the session stops. A misconfiguration that appears while the worker
 /// runs is retried as well: an operator may be mending it, and a job may be running.
-async fn reconnect(session: &Session, role: Role, epoch: u64) -> Option<Arc<Link>> {
+async fn reconnect(session: &Session, role: Role, epoch: u64) -> Option<Arc<BrokerConnection>> {
     let mut pauses = pauses();
     loop {
         let pause = pauses.next().unwrap_or(Duration::from_secs(5));

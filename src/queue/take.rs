@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 
 use super::{
     delivery::{Delivery, Settlement},
-    error::{Trouble, within},
-    link::Link,
+    error::{BrokerError, within},
+    link::BrokerConnection,
     message::short,
     session::{Role, Session},
 };
@@ -29,14 +29,14 @@ pub(super) async fn take(session: &Arc<Session>) -> Option<Delivery> {
                     delivery.settle(Settlement::HandBack).await;
                 }
             }
-            Err(Trouble::Silent(..)) => link.fail("the broker does not answer a get"),
-            Err(error) => tracing::debug!(%error, "no job could be asked for"),
+            Err(BrokerError::Silent(..)) => link.fail("the broker does not answer a get"),
+            Err(error) => tracing::debug!(%error, "cannot ask the broker for a job"),
         }
     });
     taken.await.ok().flatten()
 }
 
-async fn get(link: &Arc<Link>, queue: &str) -> Result<Option<Delivery>, Trouble> {
+async fn get(link: &Arc<BrokerConnection>, queue: &str) -> Result<Option<Delivery>, BrokerError> {
     let Ok(name) = short(queue) else { return Ok(None) };
     let channel = link.taker().await?;
     let got = channel.basic_get(name, BasicGetOptions { no_ack: false });

@@ -9,8 +9,8 @@ use lapin::{
 };
 
 use super::{
-    error::{QueueError, Trouble, within},
-    link::{ANSWER_LIMIT, Link},
+    error::{BrokerError, QueueError, within},
+    link::{ANSWER_LIMIT, BrokerConnection},
     refusal,
 };
 use crate::config::AmqpConfig;
@@ -49,7 +49,7 @@ pub(super) fn later_queue(queue: &str) -> String {
 }
 
 /// Declares the exchanges and queues, or with `declare = false` checks that they are there.
-pub(super) async fn ensure(link: &Link, config: &AmqpConfig) -> Result<(), QueueError> {
+pub(super) async fn ensure(link: &BrokerConnection, config: &AmqpConfig) -> Result<(), QueueError> {
     let channel = link.channel().await.map_err(|error| unavailable(&error))?;
     let topology = Topology { channel: &channel, declare: config.declare };
     let (dead, notices) = (dead_queue(&config.queue), notices_queue(&config.queue));
@@ -71,14 +71,14 @@ pub(super) async fn ensure(link: &Link, config: &AmqpConfig) -> Result<(), Queue
 
 /// The queue of jobs. One that an earlier version declared has no consumer timeout, and somebody may have
 /// given it another one: it is taken as it is when nothing else differs.
-pub(super) async fn job_queue(link: &Link, config: &AmqpConfig) -> Result<Argument, QueueError> {
+pub(super) async fn job_queue(link: &BrokerConnection, config: &AmqpConfig) -> Result<Argument, QueueError> {
     let declare = async |timeout| {
         // A refusal closes it.
         let channel = link.channel().await?;
         let topology = Topology { channel: &channel, declare: config.declare };
         topology.declare(&config.queue, job_queue_arguments(config, timeout)).await
     };
-    let refused = |error: &Trouble| explain(error, "queue", &config.queue, Some("amqp.queue"));
+    let refused = |error: &BrokerError| explain(error, "queue", &config.queue, Some("amqp.queue"));
     let Err(error) = declare(Some(CONSUMER_TIMEOUT_MS)).await else {
         return Ok(if config.declare { Argument::Is(CONSUMER_TIMEOUT) } else { Argument::Unseen });
     };
@@ -89,7 +89,7 @@ pub(super) async fn job_queue(link: &Link, config: &AmqpConfig) -> Result<Argume
 }
 
 /// The consumer timeout of a queue that was refused for having another one, if it has one at all.
-fn existing_timeout(error: &Trouble) -> Option<Option<i64>> {
+fn existing_timeout(error: &BrokerError) -> Option<Option<i64>> {
     let (_, text) = error.refusal().filter(|(code, _)| *code == 406)?;
     let difference = refusal::difference(&text).filter(|found| found.argument == "x-consumer-timeout")?;
     match difference.existing.as_str() {
@@ -173,10 +173,10 @@ impl Topology<'_> {
         declared.map_err(|error| explain(&error, "queue", name, Some("amqp.queue")))
     }
 
-    async fn declare(&self, name: &str, arguments: FieldTable) -> Result<(), Trouble> {
+    async fn declare(&self, name: &str, arguments: FieldTable) -> Result<(), BrokerError> {
         let options =
             QueueDeclareOptions { passive: !self.declare, durable: true, ..QueueDeclareOptions::default() };
-        let name = ShortString::try_new(name).map_err(|error| Trouble::Unfit(error.to_string()))?;
+        let name = ShortString::try_new(name).map_err(|error| BrokerError::Unfit(error.to_string()))?;
         let answer = self.channel.queue_declare(name, options, arguments);
         within(ANSWER_LIMIT, "queue.declare", answer).await.map(drop)
     }
@@ -204,13 +204,13 @@ fn short(name: &str) -> Result<ShortString, QueueError> {
     ShortString::try_new(name).map_err(|error| QueueError::Misconfigured(format!("{name:?}: {error}")))
 }
 
-fn unavailable(error: &Trouble) -> QueueError {
+fn unavailable(error: &BrokerError) -> QueueError {
     QueueError::Unavailable(format!("checking queues and exchanges: {error}"))
 }
 
 /// Turns a refused declaration into what differs and what to change. `key`: the setting that names
 /// the object, where there is one.
-fn explain(error: &Trouble, kind: &str, name: &str, key: Option<&str>) -> QueueError {
+fn explain(error: &BrokerError, kind: &str, name: &str, key: Option<&str>) -> QueueError {
     let Some((code, text)) = error.refusal() else { return unavailable(error) };
     let elsewhere = key.map_or_else(String::new, |key| format!(", or name another one in {key}"));
     let what = match code {

@@ -95,13 +95,13 @@ impl Budget {
 
 /// One source's part in a budget: given back unless the source is kept.
 #[derive(Debug)]
-pub(super) struct Share<'a> {
+pub(super) struct BudgetReservation<'a> {
     budget: &'a Budget,
     source: &'a str,
     taken: u64,
 }
 
-impl<'a> Share<'a> {
+impl<'a> BudgetReservation<'a> {
     pub(super) fn of(budget: &'a Budget, source: &'a str) -> Self {
         Self { budget, source, taken: 0 }
     }
@@ -121,7 +121,7 @@ impl<'a> Share<'a> {
     }
 }
 
-impl Drop for Share<'_> {
+impl Drop for BudgetReservation<'_> {
     fn drop(&mut self) {
         self.budget.used.fetch_sub(self.taken, Ordering::Relaxed);
     }

@@ -17,9 +17,9 @@ use uuid::Uuid;
 use super::{
     PARALLEL_FETCHES, PlaceError, Staged, Stager, UploadOptions,
     fetch::{self, Budget},
-    journal::Owned,
+    journal::EphemeralPath,
     model_folders::ModelFolders,
-    models::{self, Order, Placed},
+    models::{self, ModelRequest, Placed},
     names::{FileName, Subfolder},
     place,
 };
@@ -88,9 +88,9 @@ impl Stager {
         stream::iter(placing).buffer_unordered(PARALLEL_FETCHES).try_collect().await
     }
 
-    fn order(&self, file: &FileRequest) -> Result<Order, Failure> {
+    fn order(&self, file: &FileRequest) -> Result<ModelRequest, Failure> {
         let Target { name, options, path } = self.target(file)?;
-        Ok(Order {
+        Ok(ModelRequest {
             name: options.subfolder.join(&name),
             target: path,
             source: file.source.clone(),
@@ -132,7 +132,9 @@ impl Stager {
             && let Some(kind) = options.subfolder.parts().next()
             && !self.folders.takes_kind(kind)
         {
-            return Err(invalid(format!("models/{kind} is not there, and models has too many folders for another")));
+            return Err(invalid(format!(
+                "models/{kind} is not there, and models has too many folders for another"
+            )));
         }
         Ok(Target { name, options, path })
     }
@@ -143,7 +145,7 @@ impl Stager {
         job: &JobId,
         file: &FileRequest,
         budget: &Budget,
-    ) -> Result<Option<Owned>, Failure> {
+    ) -> Result<Option<EphemeralPath>, Failure> {
         let Target { name, options, path: target } = self.target(file)?;
         let existing = async || {
             // The same model is not fetched again, and stays: it was not this job that brought it.
@@ -168,7 +170,9 @@ impl Stager {
         let (searched, sum) = (self.searched(file.folder), file.sha256.as_deref());
         let by_name = file.folder == FolderType::Models && !file.overwrite;
         let elsewhere = async || match &searched {
-            Some(searched) => searched.has(&target, &self.folders, sum, by_name).await.map(|found| found.is_some()),
+            Some(searched) => {
+                searched.has(&target, &self.folders, sum, by_name).await.map(|found| found.is_some())
+            }
             None => Ok(false),
         };
         if elsewhere().await? {
@@ -193,7 +197,7 @@ impl Stager {
     }
 
     /// A folder of our own on the target's file system, for the file until it is whole.
-    async fn scratch_beside(&self, target: &Path) -> Result<Owned, Failure> {
+    async fn scratch_beside(&self, target: &Path) -> Result<EphemeralPath, Failure> {
         let parent = target.parent().unwrap_or(target);
         let name = format!(".comfy-worker-{}", Uuid::new_v4().simple());
         self.journal

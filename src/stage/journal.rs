@@ -1,4 +1,4 @@
-//! What must be removed when its use is over, written down before it exists.
+//! Journal of ephemeral files: each is written down before it exists and removed when its use is over.
 //!
 //! Each worker has a journal file of its own and holds a lock on it as long as it lives. The next
 //! worker that starts sweeps what the journals of dead owners list, and nothing else.
@@ -42,12 +42,12 @@ pub struct Journal {
 
 /// A file or folder of ours; its drop has it removed.
 #[derive(Debug)]
-pub struct Owned {
+pub struct EphemeralPath {
     entry: Entry,
     journal: Arc<Journal>,
 }
 
-impl Owned {
+impl EphemeralPath {
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -55,7 +55,7 @@ impl Owned {
     }
 }
 
-impl Drop for Owned {
+impl Drop for EphemeralPath {
     fn drop(&mut self) {
         // What cannot be removed stays listed, for the next start.
         self.journal.remover.take(self.entry.clone());
@@ -76,7 +76,7 @@ impl Journal {
         book::of_the_dead(&folder, |left| {
             left.iter().fold(true, |all_gone, entry| {
                 if !territory.holds(&entry.path) {
-                    tracing::warn!(path = %entry.path.display(), "a journal lists what no worker makes: left alone");
+                    tracing::warn!(path = %entry.path.display(), "ignoring a journal entry outside of the worker's folders");
                     return all_gone;
                 }
                 tracing::info!(path = %entry.path.display(), "removing what a dead worker left");
@@ -106,14 +106,14 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be listed; then nothing may be made there.
-    pub async fn own(self: &Arc<Self>, path: PathBuf) -> io::Result<Owned> {
+    pub async fn own(self: &Arc<Self>, path: PathBuf) -> io::Result<EphemeralPath> {
         self.remover.room().await;
         let journal = Arc::clone(self);
         spawn_blocking(move || journal.own_now(path)).await.map_err(io::Error::other)?
     }
 
     /// [`Journal::own`] on a thread that may block.
-    pub(super) fn own_now(self: &Arc<Self>, path: PathBuf) -> io::Result<Owned> {
+    pub(super) fn own_now(self: &Arc<Self>, path: PathBuf) -> io::Result<EphemeralPath> {
         self.list(Entry { path, inode: None })
     }
 
@@ -121,7 +121,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`] when something has that name.
-    pub async fn create_folder(self: &Arc<Self>, parent: &Path, name: &str) -> io::Result<Owned> {
+    pub async fn create_folder(self: &Arc<Self>, parent: &Path, name: &str) -> io::Result<EphemeralPath> {
         self.remover.room().await;
         let (journal, parent, name) = (Arc::clone(self), parent.to_owned(), name.to_owned());
         spawn_blocking(move || {
@@ -138,7 +138,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`] when something is; `scratch` is removed then.
-    pub fn adopt(self: &Arc<Self>, scratch: Owned, target: &Path) -> io::Result<Owned> {
+    pub fn adopt(self: &Arc<Self>, scratch: EphemeralPath, target: &Path) -> io::Result<EphemeralPath> {
         self.rename(&scratch, target, rename_new)
     }
 
@@ -146,25 +146,29 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be renamed; `scratch` is removed then.
-    pub(super) fn replace(self: &Arc<Self>, scratch: Owned, target: &Path) -> io::Result<Owned> {
+    pub(super) fn replace(
+        self: &Arc<Self>,
+        scratch: EphemeralPath,
+        target: &Path,
+    ) -> io::Result<EphemeralPath> {
         self.rename(&scratch, target, |from, to| fs::rename(from, to))
     }
 
     fn rename(
         self: &Arc<Self>,
-        scratch: &Owned,
+        scratch: &EphemeralPath,
         target: &Path,
         rename: impl FnOnce(&Path, &Path) -> io::Result<()>,
-    ) -> io::Result<Owned> {
+    ) -> io::Result<EphemeralPath> {
         let inode = Some(Inode::of(scratch.path())?);
         let owned = self.list(Entry { path: target.to_owned(), inode })?;
         rename(scratch.path(), target)?;
         Ok(owned)
     }
 
-    fn list(self: &Arc<Self>, entry: Entry) -> io::Result<Owned> {
+    fn list(self: &Arc<Self>, entry: Entry) -> io::Result<EphemeralPath> {
         self.book().list(&entry)?;
-        Ok(Owned { entry, journal: Arc::clone(self) })
+        Ok(EphemeralPath { entry, journal: Arc::clone(self) })
     }
 
     /// Whether what has this name is ours, and will be removed.

@@ -2,7 +2,7 @@
 //! journalled before they exist and removed after their job.
 //!
 //! Invariants: a file that was there before is never deleted, and only replaced when the caller
-//! says so; every name from a job is one checked component beneath its root.
+//! says so; every name from a job is one checked component under its root.
 
 mod fetch;
 mod files;
@@ -31,7 +31,7 @@ use contract::{
     result::ModelTimings,
 };
 pub(crate) use fetch::show;
-pub use journal::{Journal, Owned};
+pub use journal::{EphemeralPath, Journal};
 pub use models::Lease;
 pub use names::{FileName, NameError, Subfolder, open_beneath};
 pub use place::{PlaceError, UploadOptions};
@@ -53,7 +53,7 @@ pub struct Folders {
 }
 
 impl Folders {
-    /// Beneath ComfyUI's base folder (`comfyui.path`).
+    /// Under ComfyUI's base folder (`comfyui.path`).
     #[must_use]
     pub fn new(base: PathBuf) -> Self {
         Self { base }
@@ -102,7 +102,7 @@ pub struct Staged {
     /// How many bytes they have.
     pub bytes: u64,
     /// What is removed after the job; its drop removes.
-    pub owned: Vec<Owned>,
+    pub owned: Vec<EphemeralPath>,
     /// Models that stay where they are until the job is over.
     pub leases: Vec<Lease>,
     /// What its models took, where it has any.
@@ -110,7 +110,7 @@ pub struct Staged {
 }
 
 impl Stager {
-    /// A stager that reads from `store`, beneath the prefixes `allow` only, `max_bytes` a job.
+    /// A stager that reads from `store`, under the prefixes `allow` only, `max_bytes` a job.
     #[must_use]
     pub fn new(
         folders: Folders,
@@ -200,7 +200,7 @@ impl Stager {
         self.warm.read_ahead(names.map(str::to_owned).collect());
     }
 
-    /// Fetches every input of a job into a folder of its own beneath `input`, and its `files` to
+    /// Fetches every input of a job into a folder of its own under `input`, and its `files` to
     /// where they belong. On a full disk once more, if cached models there can make room.
     ///
     /// # Errors
@@ -320,7 +320,7 @@ impl Stager {
     /// `input/<job id>-<at random>`: jobs in ComfyUI side by side must not find one another's files. ComfyUI lists such
     /// folders to everybody, and has nodes that read a folder and those in it: files lie two levels deeper, behind
     /// another random name, which nobody is told.
-    async fn job_folder(&self, job_id: &str) -> Result<Owned, Failure> {
+    async fn job_folder(&self, job_id: &str) -> Result<EphemeralPath, Failure> {
         let input = self.folders.of(FolderType::Input);
         let name = format!("{job_id}-{}", Uuid::new_v4().simple());
         self.journal
@@ -337,7 +337,7 @@ impl Stager {
         &self,
         source: &Path,
         options: &UploadOptions,
-    ) -> Result<(PathBuf, Option<Owned>), PlaceError> {
+    ) -> Result<(PathBuf, Option<EphemeralPath>), PlaceError> {
         place::upload(&self.folders, &self.journal, source, options).await
     }
 }

@@ -23,7 +23,8 @@ impl ModelFolders {
     /// What ComfyUI says.
     pub(crate) fn set(&self, kinds: Kinds) {
         let canonical = |folder: PathBuf| folder.canonicalize().unwrap_or(folder);
-        let kinds = kinds.into_iter().map(|(kind, folders)| (kind, folders.into_iter().map(canonical).collect()));
+        let kinds =
+            kinds.into_iter().map(|(kind, folders)| (kind, folders.into_iter().map(canonical).collect()));
         self.0.send_replace(Some(Arc::new(kinds.collect())));
     }
 
@@ -85,7 +86,9 @@ mod tests {
     fn an_operators_model_is_found_where_comfyui_finds_it() {
         let root = tempfile::tempdir().unwrap();
         let place = |path: &str| root.path().join(path);
-        for folder in ["comfy/models/unet", "comfy/models/diffusion_models", "comfy/output/loras", "drive/loras/sub"] {
+        for folder in
+            ["comfy/models/unet", "comfy/models/diffusion_models", "comfy/output/loras", "drive/loras/sub"]
+        {
             fs::create_dir_all(place(folder)).unwrap();
         }
         symlink(place("drive"), place("link")).unwrap();

@@ -12,9 +12,9 @@
 //! that a job uses; and a model is in the index before it is in its place, so that none is forgotten.
 
 mod index;
+mod lock;
 mod part;
 mod room;
-mod slot;
 
 use std::{
     fs,
@@ -28,7 +28,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     Folders,
-    fetch::{self, Budget, Fetcher, OpenError, Share},
+    fetch::{self, Budget, BudgetReservation, Fetcher, OpenError},
     files::place_failure,
     journal::rename_new,
     model_folders::ModelFolders,
@@ -36,10 +36,10 @@ use super::{
 };
 use crate::checksum;
 use index::{FOLDER, Identity, IndexFile, Model, Origin, Part};
+use lock::{FetchLock, ModelLock};
 use part::PartFile;
-use slot::{Slot, Turn};
 
-pub use slot::Lease;
+pub use lock::Lease;
 
 /// How often a model may change at its source while it is fetched.
 const RESTARTS: u32 = 3;
@@ -55,8 +55,8 @@ pub(super) struct Models {
 
 /// A model that a job wants.
 #[derive(Debug)]
-pub(super) struct Order {
-    /// Its path beneath the models folder.
+pub(super) struct ModelRequest {
+    /// Its path under the models folder.
     pub(super) name: String,
     /// The same, whole and checked.
     pub(super) target: PathBuf,
@@ -71,10 +71,10 @@ pub(super) struct Order {
     pub(super) searched: Option<ModelFolders>,
 }
 
-impl Order {
+impl ModelRequest {
     /// The file beside the model that it is fetched to: each source has its own.
     fn part_name(&self) -> String {
-        slot::part_name(&self.name, &self.source)
+        lock::part_name(&self.name, &self.source)
     }
 }
 
@@ -103,13 +103,13 @@ impl Models {
     /// Has a model in its place, and leases it.
     pub(super) async fn place(
         &self,
-        order: &Order,
+        order: &ModelRequest,
         fetcher: Fetcher<'_>,
         budget: &Budget,
     ) -> Result<Placed, Failure> {
-        let slot = Slot::of(&self.root, &order.name);
+        let lock = ModelLock::of(&self.root, &order.name);
         // Before the look: what is found must still be there afterwards.
-        let lease = match slot.lease().await {
+        let lease = match lock.lease().await {
             Ok(lease) => Ok(lease),
             // A folder that cannot be written holds its owner's models only.
             Err(error) if is_read_only(&error) => Err(error),
@@ -122,7 +122,7 @@ impl Models {
             return Ok(Placed { lease: None, bytes, is_cold: false });
         }
         let lease = Some(lease.map_err(|error| self.failed(&error))?);
-        let turn = Arc::new(slot.turn(&order.source).await.map_err(|error| self.failed(&error))?);
+        let turn = Arc::new(lock.turn(&order.source).await.map_err(|error| self.failed(&error))?);
         // Somebody may have been faster.
         if let Some(bytes) = self.warm(order, fetcher).await? {
             return Ok(Placed { lease, bytes, is_cold: false });
@@ -139,7 +139,7 @@ impl Models {
     }
 
     /// The size of the model that is there, if it is the one that is wanted.
-    async fn warm(&self, order: &Order, fetcher: Fetcher<'_>) -> Result<Option<u64>, Failure> {
+    async fn warm(&self, order: &ModelRequest, fetcher: Fetcher<'_>) -> Result<Option<u64>, Failure> {
         let target = &order.target;
         if target.symlink_metadata().is_err() {
             return Ok(None);
@@ -178,7 +178,7 @@ impl Models {
     }
 
     /// The size of the model that ComfyUI finds elsewhere, if it is the one that is wanted.
-    async fn elsewhere(&self, order: &Order) -> Result<Option<u64>, Failure> {
+    async fn elsewhere(&self, order: &ModelRequest) -> Result<Option<u64>, Failure> {
         let Some(searched) = &order.searched else { return Ok(None) };
         let by_name = order.by_name && !order.overwrite;
         searched.has(&order.target, &self.folders, order.sha256.as_deref(), by_name).await
@@ -190,7 +190,7 @@ impl Models {
     }
 
     /// Remembers the checksum of somebody's own model: it was read as a whole.
-    async fn adopt(&self, order: &Order, file: Identity, sha256: &str) {
+    async fn adopt(&self, order: &ModelRequest, file: Identity, sha256: &str) {
         let (name, sha256) = (order.name.clone(), sha256.to_lowercase());
         self.note(move |index| {
             index.models.insert(name, Model { origin: None, sha256, file, used: 0, kept: true });
@@ -216,8 +216,8 @@ impl Models {
     /// Fetches a model into its place; its size.
     async fn fetch(
         &self,
-        order: &Order,
-        turn: &Arc<Turn>,
+        order: &ModelRequest,
+        turn: &Arc<FetchLock>,
         fetcher: Fetcher<'_>,
         budget: &Budget,
     ) -> Result<u64, Failure> {
@@ -232,19 +232,22 @@ impl Models {
     async fn fetch_into(
         &self,
         folder: &Path,
-        order: &Order,
-        turn: &Arc<Turn>,
+        order: &ModelRequest,
+        turn: &Arc<FetchLock>,
         fetcher: Fetcher<'_>,
         budget: &Budget,
     ) -> Result<u64, Failure> {
         let path = folder.join(order.part_name());
         let mut restarts = 0;
         loop {
-            let share = Share::of(budget, &order.source);
+            let share = BudgetReservation::of(budget, &order.source);
             match self.receive(order, &path, turn, fetcher, share).await {
                 Err(OpenError::Changed) if restarts < RESTARTS => {
                     restarts += 1;
-                    tracing::info!(model = order.name, "changed at its source: fetched from the start");
+                    tracing::info!(
+                        model = order.name,
+                        "the model changed at its source: downloading it from the start"
+                    );
                     self.forget_part(order, &path).await;
                 }
                 Err(error) => {
@@ -274,11 +277,11 @@ impl Models {
     /// Receives what is missing of a model; what the whole is known by.
     async fn receive(
         &self,
-        order: &Order,
+        order: &ModelRequest,
         path: &Path,
-        turn: &Arc<Turn>,
+        turn: &Arc<FetchLock>,
         fetcher: Fetcher<'_>,
-        mut share: Share<'_>,
+        mut share: BudgetReservation<'_>,
     ) -> Result<(String, Identity, Option<Origin>), OpenError> {
         let local = |error: io::Error| place_failure(PlaceError::io(path, error));
         let (source, digest) = (&order.source, digest(&order.source));
@@ -306,7 +309,7 @@ impl Models {
                 // Before the first byte: a part that nobody knows is begun again.
                 self.change(move |index| index.parts.insert(key, begun)).await.map_err(local)?;
             } else {
-                tracing::info!(model = order.name, offset = part.len(), "a model is fetched on");
+                tracing::info!(model = order.name, offset = part.len(), "resuming the download of a model");
             }
             while let Some(chunk) = fetch::next(&mut object, source).await? {
                 share.take(chunk.len() as u64)?;
@@ -330,7 +333,7 @@ impl Models {
     /// Gives a whole model its name.
     async fn settle(
         &self,
-        order: &Order,
+        order: &ModelRequest,
         path: &Path,
         sha256: String,
         file: Identity,
@@ -365,12 +368,12 @@ impl Models {
         }
     }
 
-    async fn part(&self, order: &Order) -> Option<Part> {
+    async fn part(&self, order: &ModelRequest) -> Option<Part> {
         let (index, key) = (self.index.clone(), order.part_name());
         spawn_blocking(move || index.read().parts.remove(&key)).await.ok().flatten()
     }
 
-    async fn forget_part(&self, order: &Order, path: &Path) {
+    async fn forget_part(&self, order: &ModelRequest, path: &Path) {
         let (key, path) = (order.part_name(), path.to_owned());
         self.note(move |index| {
             index.parts.remove(&key);
@@ -389,7 +392,7 @@ impl Models {
         Failure::local(self.root.display(), error)
     }
 
-    fn exists(&self, order: &Order) -> Failure {
+    fn exists(&self, order: &ModelRequest) -> Failure {
         let folder = self.root.file_name().unwrap_or_default().to_string_lossy();
         in_the_way(&folder, &order.name, order.overwrite)
     }

@@ -1,4 +1,4 @@
-//! Names from jobs and from ComfyUI: checked before they are joined to a path, opened beneath
+//! Names from jobs and from ComfyUI: checked before they are joined to a path, opened under
 //! their root without following links.
 
 use std::{
@@ -74,7 +74,7 @@ fn problem(name: &str) -> Option<&'static str> {
     }
 }
 
-/// Folders beneath one of ComfyUI's; empty for the folder itself.
+/// Folders under one of ComfyUI's; empty for the folder itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subfolder(Vec<FileName>);
 
@@ -135,7 +135,7 @@ impl Distinct {
     }
 }
 
-/// Opens a regular file beneath `root` by names that come from outside: no link is followed at any
+/// Opens a regular file under `root` by names that come from outside: no link is followed at any
 /// step, nothing that blocks (a FIFO) or has side effects (a device) is opened, and a file with
 /// several names is refused, since one of them may be somebody else's.
 ///

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     Folders,
-    journal::{Journal, Owned, rename_new},
+    journal::{EphemeralPath, Journal, rename_new},
     names::{FileName, NameError, Subfolder},
     parents,
 };
@@ -120,7 +120,7 @@ pub(super) async fn upload(
     journal: &Arc<Journal>,
     source: &Path,
     options: &UploadOptions,
-) -> Result<(PathBuf, Option<Owned>), PlaceError> {
+) -> Result<(PathBuf, Option<EphemeralPath>), PlaceError> {
     if options.folder == FolderType::Models && options.subfolder.is_empty() {
         return Err(PlaceError::ModelSubfolderMissing);
     }
@@ -177,7 +177,7 @@ pub(super) async fn settle(
     part: PathBuf,
     target: PathBuf,
     options: UploadOptions,
-) -> Result<Option<Owned>, PlaceError> {
+) -> Result<Option<EphemeralPath>, PlaceError> {
     // What an earlier job has let go of is no file that is there.
     journal.gone(&target).await;
     let journal = Arc::clone(journal);
@@ -190,7 +190,7 @@ fn settle_now(
     part: &Path,
     target: &Path,
     options: &UploadOptions,
-) -> Result<Option<Owned>, PlaceError> {
+) -> Result<Option<EphemeralPath>, PlaceError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::AlreadyExists => PlaceError::Exists(target.to_owned()),
         _ => PlaceError::io(target, source),

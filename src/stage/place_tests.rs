@@ -35,11 +35,11 @@ impl Bed {
         &self,
         source: &Path,
         options: &UploadOptions,
-    ) -> Result<(PathBuf, Option<Owned>), PlaceError> {
+    ) -> Result<(PathBuf, Option<EphemeralPath>), PlaceError> {
         upload(&self.folders, &self.journal, source, options).await
     }
 
-    /// Everything beneath ComfyUI's folder.
+    /// Everything under ComfyUI's folder.
     fn files(&self) -> Vec<String> {
         fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
             for entry in fs::read_dir(folder).into_iter().flatten() {
@@ -213,7 +213,7 @@ async fn ephemeral_files_go_and_others_stay() {
     assert!(owned.is_none());
     assert_eq!(fs::read_to_string(&theirs).unwrap(), "after");
 
-    // Ours, taken away and made anew by somebody else meanwhile: his.
+    // Ours, taken away and made again by somebody else meanwhile: his.
     let (path, owned) = bed.upload(&bed.source("mine", "x"), &ephemeral).await.unwrap();
     fs::write(bed.source("his", ""), "his").unwrap();
     fs::rename(bed.root.path().join("sources/his"), &path).unwrap();

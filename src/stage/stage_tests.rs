@@ -146,7 +146,7 @@ async fn an_ephemeral_file_has_the_name_of_the_last_jobs() {
     assert!(bed.names("input").is_empty(), "its folder goes with it");
 }
 
-/// Never the worker's fault: such a job would be handed back for ever.
+/// Never the worker's fault: such a job would be handed back forever.
 #[tokio::test]
 async fn files_that_cannot_be_placed_are_the_jobs_fault() {
     let bed = Bed::new();

@@ -25,7 +25,7 @@ pub(super) struct Warm {
 }
 
 impl Warm {
-    /// Beneath the folder `models`.
+    /// Under the folder `models`.
     pub(super) fn new(models: PathBuf) -> Self {
         Self { models, lately: Cache::builder().max_capacity(REMEMBERED).time_to_live(LATELY).build() }
     }
@@ -38,7 +38,7 @@ impl Warm {
         let warm = self.clone();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = warm.read(&names) {
-                tracing::debug!(%error, "models are not read ahead");
+                tracing::debug!(%error, "cannot read models ahead");
             }
         });
     }

@@ -1,4 +1,4 @@
-//! Inputs from the web: only beneath `inputs.allow`, at every step of a redirect, and by name only from
+//! Inputs from the web: only under `inputs.allow`, at every step of a redirect, and by name only from
 //! public addresses.
 //!
 //! A web address may be a signed link, which is a secret: messages and logs show it without its query.
@@ -64,7 +64,7 @@ pub(super) struct Web {
 
 /// What ended one try.
 #[derive(Debug)]
-enum Met {
+enum FetchError {
     Refused(Failure),
     /// Not the version that was asked for.
     Changed,
@@ -159,24 +159,24 @@ impl Asked {
         loop {
             let (reason, pause) = match self.follow(range, version).await {
                 Ok(answer) => return Ok(answer),
-                Err(Met::Changed) => return Err(OpenError::Changed),
-                Err(Met::Refused(failure)) => return Err(failure.into()),
-                Err(Met::Unavailable { reason, pause }) => (reason, pause),
+                Err(FetchError::Changed) => return Err(OpenError::Changed),
+                Err(FetchError::Refused(failure)) => return Err(failure.into()),
+                Err(FetchError::Unavailable { reason, pause }) => (reason, pause),
             };
             tries += 1;
             if tries == TRIES {
                 return Err(Failure::InputUnavailable(format!("{}: {reason}", self.shown())).into());
             }
-            tracing::debug!(input = self.shown(), reason, tries, "a web input is asked for again");
+            tracing::debug!(input = self.shown(), reason, tries, "retrying a web input");
             sleep(pause.max(BACKOFF * (1 << (tries - 1)))).await;
         }
     }
 
     /// One try, through its redirects. Nothing but the range goes along, wherever it leads.
-    async fn follow(&self, range: &str, version: Option<&str>) -> Result<Response, Met> {
+    async fn follow(&self, range: &str, version: Option<&str>) -> Result<Response, FetchError> {
         let mut url = self.url.clone();
         for _ in 0..=REDIRECTS {
-            self.check(&url).map_err(Met::Refused)?;
+            self.check(&url).map_err(FetchError::Refused)?;
             let mut request = self.client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity");
             if !range.is_empty() {
                 request = request.header(header::RANGE, range);
@@ -189,7 +189,7 @@ impl Asked {
                 Ok(Err(error)) => return Err(self.unsent(&error)),
                 Err(_) => return Err(unavailable(format!("no answer within {ANSWER_LIMIT:?}"))),
             };
-            match self.next(&url, &answer).map_err(Met::Refused)? {
+            match self.next(&url, &answer).map_err(FetchError::Refused)? {
                 Some(next) => url = next,
                 None => return self.judge(answer),
             }
@@ -213,7 +213,7 @@ impl Asked {
         Ok(Some(next))
     }
 
-    fn judge(&self, answer: Response) -> Result<Response, Met> {
+    fn judge(&self, answer: Response) -> Result<Response, FetchError> {
         let status = answer.status();
         match status.as_u16() {
             200 | 206 => {}
@@ -222,10 +222,13 @@ impl Asked {
                 return Err(self.refused(Failure::InputForbidden, &format!("access denied ({status})")));
             }
             // A range beyond its end, or a condition that does not hold: not what was begun.
-            412 | 416 => return Err(Met::Changed),
+            412 | 416 => return Err(FetchError::Changed),
             408 | 425 | 429 | 500..=599 => {
                 let pause = asked_pause(&answer);
-                return Err(Met::Unavailable { reason: format!("the server answers {status}"), pause });
+                return Err(FetchError::Unavailable {
+                    reason: format!("the server answers {status}"),
+                    pause,
+                });
             }
             _ => return Err(self.refused(Failure::Invalid, &format!("the server answers {status}"))),
         }
@@ -236,12 +239,12 @@ impl Asked {
         Ok(answer)
     }
 
-    fn refused(&self, failure: fn(String) -> Failure, reason: &str) -> Met {
-        Met::Refused(failure(format!("{}: {reason}", self.shown())))
+    fn refused(&self, failure: fn(String) -> Failure, reason: &str) -> FetchError {
+        FetchError::Refused(failure(format!("{}: {reason}", self.shown())))
     }
 
     /// A request without an answer.
-    fn unsent(&self, error: &reqwest::Error) -> Met {
+    fn unsent(&self, error: &reqwest::Error) -> FetchError {
         if causes(error).any(|cause| cause.is::<NotPublic>()) {
             return self.refused(Failure::InputForbidden, &NotPublic.to_string());
         }
@@ -262,8 +265,8 @@ fn broken(error: &reqwest::Error) -> &'static str {
     }
 }
 
-fn unavailable(reason: String) -> Met {
-    Met::Unavailable { reason, pause: Duration::ZERO }
+fn unavailable(reason: String) -> FetchError {
+    FetchError::Unavailable { reason, pause: Duration::ZERO }
 }
 
 fn asked_pause(answer: &Response) -> Duration {

@@ -203,7 +203,7 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
     /// than the credentials live that sign it); `None` where there is no such thing.
     async fn presign_get(&self, uri: &ObjectUri, lifetime: Duration) -> Result<Option<Url>, StoreError>;
 
-    /// Writes, creates again, reads and removes a small object beneath `prefix`: shows that the
+    /// Writes, creates again, reads and removes a small object under `prefix`: shows that the
     /// place is there, writable, and that its create-once is honoured.
     async fn probe(&self, prefix: &ObjectUri) -> Result<(), StoreError>;
 

@@ -14,7 +14,7 @@ pub(super) fn object_beneath(prefix: &ObjectUri) -> Result<ObjectUri, StoreError
 }
 
 /// Creates `uri`, is refused a second time, reads the first content back, and is told of an object
-/// beneath `prefix` that there is none.
+/// under `prefix` that there is none.
 pub(super) async fn run(
     store: &impl ObjectStore,
     prefix: &ObjectUri,

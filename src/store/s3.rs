@@ -1,14 +1,14 @@
 //! Objects in S3, by the AWS SDK: the only part of the crate that knows it.
 
-mod claim;
+mod buffer_pool;
 mod classify;
 mod client;
 mod download;
-mod memory;
 mod multipart;
 mod note;
+mod object_checksum;
+mod ranged_download;
 mod source;
-mod stretches;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -24,7 +24,7 @@ use secrecy::SecretString;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
-use self::{classify::Failure, client::Limits, download::Download, stretches::Stretches};
+use self::{classify::Failure, client::Limits, download::Download, ranged_download::RangedDownload};
 use super::{Content, Creation, Object, ObjectStore, StoreError, Stored, probe};
 use crate::config::StoreConfig;
 
@@ -94,7 +94,7 @@ impl ObjectStore for S3Store {
     ) -> Result<Object, StoreError> {
         let download = Box::pin(Download::start(self, uri, offset, version)).await?;
         let (size, version) = (download.size(), download.version().map(str::to_owned));
-        Ok(Object { size, version, body: Stretches::of(download) })
+        Ok(Object { size, version, body: RangedDownload::of(download) })
     }
 
     async fn version(&self, uri: &ObjectUri) -> Result<Option<String>, StoreError> {

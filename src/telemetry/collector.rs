@@ -21,7 +21,7 @@ use reqwest::redirect::Policy;
 use tokio::runtime::Handle;
 use url::Url;
 
-/// Where traces go beneath `traces.endpoint`.
+/// Where traces go under `traces.endpoint`.
 const PATH: &str = "/v1/traces";
 /// How often it is told that spans are lost.
 const TELL_EVERY: Duration = Duration::from_secs(300);
@@ -179,7 +179,7 @@ impl Arrivals {
             std::mem::take(&mut state.failing)
         };
         if recovered {
-            tracing::info!(endpoint = self.endpoint, "traces reach the collector again");
+            tracing::info!(endpoint = self.endpoint, "the trace collector is reachable again");
         }
     }
 
@@ -193,7 +193,7 @@ impl Arrivals {
             state.told_at = Some(Instant::now());
             state.reason.take().unwrap_or(error)
         };
-        tracing::warn!(endpoint = self.endpoint, reason, "traces do not reach the collector: spans are lost");
+        tracing::warn!(endpoint = self.endpoint, reason, "cannot reach the trace collector: spans are lost");
     }
 
     /// Tells how many were lost, after the last export.
@@ -201,7 +201,12 @@ impl Arrivals {
         let (ended, arrived) = (self.ended.load(Ordering::Relaxed), self.state().arrived);
         let lost = ended.saturating_sub(arrived);
         if lost > 0 {
-            tracing::warn!(endpoint = self.endpoint, lost, of = ended, "spans did not reach the collector");
+            tracing::warn!(
+                endpoint = self.endpoint,
+                lost,
+                of = ended,
+                "cannot send spans to the trace collector"
+            );
         }
     }
 }

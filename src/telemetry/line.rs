@@ -62,9 +62,9 @@ where
             fields.extend(of_spans.remove_entry(name));
         }
         fields.extend(of_spans);
-        let mut told = Told { message: String::new(), target: None, fields };
+        let mut told = LogLine { message: String::new(), target: None, fields };
         event.record(&mut told);
-        let Told { message, target, fields } = told;
+        let LogLine { message, target, fields } = told;
         let target = target.as_deref().unwrap_or_else(|| event.metadata().target());
         let mut time = String::new();
         SystemTime.format_time(&mut Writer::new(&mut time))?;
@@ -162,14 +162,14 @@ fn push_escaped(line: &mut String, text: &str) {
 }
 
 /// What an event says.
-struct Told {
+struct LogLine {
     message: String,
     /// Of an event by way of the crate `log`, whose own target is always `log`.
     target: Option<String>,
     fields: Map<String, Value>,
 }
 
-impl Told {
+impl LogLine {
     fn put(&mut self, field: &Field, value: Value) {
         match (field.name(), value) {
             ("message", Value::String(text)) => self.message = text,
@@ -183,7 +183,7 @@ impl Told {
     }
 }
 
-impl Visit for Told {
+impl Visit for LogLine {
     fn record_str(&mut self, field: &Field, value: &str) {
         let mut text = Bounded::default();
         let _ = text.write_str(value);

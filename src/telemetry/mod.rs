@@ -1,4 +1,4 @@
-//! What the worker tells whoever runs it: logs ([`init`]) and traces ([`Traces`]), both without secrets.
+//! What the worker tells anyone who runs it: logs ([`init`]) and traces ([`Traces`]), both without secrets.
 //!
 //! Of a job both tell by way of its [`JobSpan`]: whatever is logged within it has the job's fields, and if
 //! there are traces it is a span of the publisher's trace, with a [`StageSpan`] for each stage.
@@ -17,7 +17,7 @@ pub use logs::init;
 pub(crate) use places::name_places;
 pub use secrets::redact;
 pub(crate) use secrets::{is_credential, keep_secret, redact_in_place, redact_json};
-pub(crate) use spans::Trouble;
+pub(crate) use spans::SpanError;
 pub use spans::{JobSpan, NodeTime, StageSpan, Topic};
 pub use stages::StageName;
 pub use traces::{Received, Traces};

@@ -1,6 +1,6 @@
 //! The last line of defence: what is known to be a secret, or looks like one in an address, is replaced
-//! wherever text leaves by a log, a trace or an error. That nobody says it in the first place is the
-//! business of those who hold it.
+//! wherever text leaves by a log, a trace or an error. This is the last safeguard: code that
+//! holds a secret must not log it in the first place.
 
 use std::{
     borrow::Cow,

@@ -34,9 +34,9 @@ pub struct JobSpan {
 }
 
 /// What a stage that failed tells of that.
-pub(crate) trait Trouble {
+pub(crate) trait SpanError {
     /// The contract's code and words for people; `None`: it is nobody's failure.
-    fn trouble(&self) -> Option<(Code, String)>;
+    fn span_error(&self) -> Option<(Code, String)>;
 }
 
 impl JobSpan {
@@ -96,11 +96,11 @@ impl JobSpan {
     /// The job has this result.
     pub fn ended(&self, result: &JobResult) {
         let error = result.error.as_ref();
-        let trouble = error.filter(|_| result.status == JobStatus::Failed);
+        let span_error = error.filter(|_| result.status == JobStatus::Failed);
         self.outcome(
             result.status,
             error.map(|error| error.code),
-            trouble.map(|error| error.message.as_str()),
+            span_error.map(|error| error.message.as_str()),
         );
     }
 
@@ -121,17 +121,17 @@ impl JobSpan {
         self.set("comfy.job.repeated", || true);
         if let Ok(Ended { status, error }) = serde_json::from_slice(result) {
             let code = error.map(|error| error.code);
-            let trouble = (status == JobStatus::Failed).then_some("as it ended before");
-            self.outcome(status, code, trouble);
+            let span_error = (status == JobStatus::Failed).then_some("as it ended before");
+            self.outcome(status, code, span_error);
         }
     }
 
-    fn outcome(&self, status: JobStatus, code: Option<Code>, trouble: Option<&str>) {
+    fn outcome(&self, status: JobStatus, code: Option<Code>, span_error: Option<&str>) {
         self.set("comfy.job.status", || name_of(&status));
         if let Some(code) = code {
             self.set("error.type", || name_of(&code));
         }
-        self.fail(trouble);
+        self.fail(span_error);
     }
 
     /// It goes back to the queue; `fault`: something here is not well.
@@ -141,9 +141,9 @@ impl JobSpan {
     }
 
     /// It is no job that could be run.
-    pub(crate) fn is_refused(&self, why: &impl Trouble) {
+    pub(crate) fn is_refused(&self, why: &impl SpanError) {
         if self.trace.is_some()
-            && let Some((code, message)) = why.trouble()
+            && let Some((code, message)) = why.span_error()
         {
             self.outcome(JobStatus::Failed, Some(code), Some(&message));
         }
@@ -162,9 +162,9 @@ impl JobSpan {
         }
     }
 
-    fn fail(&self, trouble: Option<&str>) {
-        if let (Some(trace), Some(trouble)) = (&self.trace, trouble) {
-            trace.context.span().set_status(Status::error(shown(trouble)));
+    fn fail(&self, span_error: Option<&str>) {
+        if let (Some(trace), Some(span_error)) = (&self.trace, span_error) {
+            trace.context.span().set_status(Status::error(shown(span_error)));
         }
     }
 }
@@ -246,7 +246,7 @@ impl StageSpan {
     }
 
     /// `work`, which is all of it.
-    pub(crate) async fn run<T, E: Trouble>(
+    pub(crate) async fn run<T, E: SpanError>(
         mut self,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
@@ -261,9 +261,9 @@ impl StageSpan {
     }
 
     /// Notes why it failed.
-    pub(crate) fn fails(&self, error: &impl Trouble) {
+    pub(crate) fn fails(&self, error: &impl SpanError) {
         if let Some(begun) = &self.begun
-            && let Some((code, message)) = error.trouble()
+            && let Some((code, message)) = error.span_error()
         {
             let span = begun.context.span();
             span.set_attribute(KeyValue::new("error.type", name_of(&code)));

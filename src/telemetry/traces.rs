@@ -186,7 +186,7 @@ impl Trace {
         }
     }
 
-    /// A span beneath `parent`.
+    /// A span under `parent`.
     pub(super) fn child(
         &self,
         name: impl Into<std::borrow::Cow<'static, str>>,

@@ -7,7 +7,7 @@ use chromiumoxide::{
     cdp::js_protocol::runtime::{CallArgument, CallFunctionOnParams},
     handler::HandlerConfig,
 };
-use comfy_worker::child::{Group, LogTail};
+use comfy_worker::child::{LogTail, ProcessGroup};
 use futures_util::StreamExt;
 use serde_json::{Map, Value};
 use tempfile::TempDir;
@@ -25,7 +25,7 @@ pub(crate) struct Bare {
     // In this order: DevTools, then the processes, then their folders.
     _cdp: Cdp,
     _tasks: [AbortOnDropHandle<()>; 2],
-    _group: Group,
+    _group: ProcessGroup,
     _profile: TempDir,
     _temporary: TempDir,
 }
@@ -54,7 +54,7 @@ impl Bare {
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut group = Group::spawn(command, "bare-chromium").await.unwrap();
+        let mut group = ProcessGroup::spawn(command, "bare-chromium").await.unwrap();
         let (found, address) = oneshot::channel();
         let mut found = Some(found);
         let follow = LogTail::default().follow(group.take_output().1.unwrap(), move |line| {

@@ -63,9 +63,9 @@ async fn a_stopped_chromium_is_replaced_within_limits() {
     kill_process_group(leader, Signal::STOP).unwrap();
 
     let clock = Instant::now();
-    let ill = started.browser.validate().await.unwrap_err();
+    let unhealthy = started.browser.validate().await.unwrap_err();
     assert!(clock.elapsed() < Duration::from_secs(2), "{:?}", clock.elapsed());
-    println!("validate: {ill}");
+    println!("validate: {unhealthy}");
 
     let clock = Instant::now();
     assert_eq!(started.prompt(&simple(&json!(7))).await["1"], empty_image());

@@ -88,7 +88,7 @@ impl Bed {
         self.engine.path.join(name)
     }
 
-    /// Names beneath one of ComfyUI's folders that were not there at first.
+    /// Names under one of ComfyUI's folders that were not there at first.
     pub(crate) fn names(&self, folder: &str) -> Result<Vec<String>> {
         let mut names: Vec<_> = fs::read_dir(self.folder(folder))?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))

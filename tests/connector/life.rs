@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use contract::failure::Failure;
 
 use comfy_worker::{
-    ComfyConnector, ConnectorError, Ill, Payload, PlaceError, State,
+    ComfyConnector, ConnectorError, HealthError, Payload, PlaceError, State,
     browser::ConvertError,
     comfy::{ExecuteError, history::History},
 };
@@ -74,7 +74,7 @@ async fn a_connector_lives_and_leaves_nothing() -> Result<()> {
     bed.wait_nothing_runs().await?;
     connector.shutdown().await;
     ensure!(ComfyConnector::live().is_none() && connector.server_address().is_none());
-    ensure!(connector.validate_resources().await == Err(Ill::NotRunning));
+    ensure!(connector.validate_resources().await == Err(HealthError::NotRunning));
     let after = connector.run_workflow(Payload::Prompt(color(1))).await;
     ensure!(matches!(after, Err(ConnectorError::Killed)), "{after:?}");
     let after = connector.upload_data(&bed.source("late.txt", "late")?, &uploads::ephemeral()).await;

@@ -1,10 +1,10 @@
-//! Parts that are lost: `validate_resources` names them, the next call mends them.
+//! Parts that are lost: `validate_resources` names them, the next call fixes them.
 
 use std::{fs, net::TcpListener, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use comfy_worker::{
-    ComfyConnector, Config, ConnectorError, Ill, Payload, State,
+    ComfyConnector, Config, ConnectorError, HealthError, Payload, State,
     comfy::{BootError, ExecuteError},
 };
 use serde_json::json;
@@ -56,12 +56,12 @@ fn comfyui(connector: &ComfyConnector) -> Result<u32> {
     Ok(connector.running().context("nothing runs")?.server().pid())
 }
 
-async fn wait_ill(connector: &ComfyConnector, expected: impl Fn(&Ill) -> bool) -> Result<()> {
-    let ill = wait_for_value("an ill part", LIMIT, || async {
-        connector.validate_resources().await.err().filter(|ill| expected(ill))
+async fn wait_ill(connector: &ComfyConnector, expected: impl Fn(&HealthError) -> bool) -> Result<()> {
+    let unhealthy = wait_for_value("an unhealthy part", LIMIT, || async {
+        connector.validate_resources().await.err().filter(|unhealthy| expected(unhealthy))
     })
     .await?;
-    println!("{ill}");
+    println!("{unhealthy}");
     Ok(())
 }
 
@@ -82,7 +82,7 @@ async fn what_is_ill_is_named_and_mended_by_the_next_call() -> Result<()> {
 
     // ComfyUI is killed, and missed.
     signal(comfyui(&connector)?, Signal::KILL)?;
-    wait_ill(&connector, |ill| matches!(ill, Ill::Process(_))).await?;
+    wait_ill(&connector, |unhealthy| matches!(unhealthy, HealthError::Process(_))).await?;
     ensure!(connector.state() == State::Ready);
     let mut states = connector.watch_state();
     let two_states = async {
@@ -102,13 +102,13 @@ async fn what_is_ill_is_named_and_mended_by_the_next_call() -> Result<()> {
     // It lives and does not answer.
     let stopped = comfyui(&connector)?;
     signal(stopped, Signal::STOP)?;
-    wait_ill(&connector, |ill| matches!(ill, Ill::Http(_))).await?;
+    wait_ill(&connector, |unhealthy| matches!(unhealthy, HealthError::Http(_))).await?;
     ensure!(connector.prompt_from_workflow(&invert()?).await?.prompt.len() == 3);
     let alive = comfyui(&connector)?;
     ensure!(alive != stopped && !testbed::alive(stopped));
 
     signal(bed.chromium().context("no Chromium")?, Signal::KILL)?;
-    wait_ill(&connector, |ill| matches!(ill, Ill::Browser(_))).await?;
+    wait_ill(&connector, |unhealthy| matches!(unhealthy, HealthError::Browser(_))).await?;
     ensure!(connector.prompt_from_workflow(&invert()?).await?.prompt.len() == 3);
     ensure!(comfyui(&connector)? == alive, "ComfyUI was well");
 
@@ -134,7 +134,7 @@ async fn cut_websocket(connector: &ComfyConnector) -> Result<()> {
     wait_for("the websocket's loss to be seen", LIMIT, || async {
         let cut = http.post(&faults).json(&json!({"drop_ws": true})).send().await;
         for _ in 0..20 {
-            if connector.validate_resources().await == Err(Ill::Websocket) {
+            if connector.validate_resources().await == Err(HealthError::Websocket) {
                 return true;
             }
         }
@@ -158,7 +158,7 @@ async fn error_is_final(spaced: &Spaced, connector: ComfyConnector) -> Result<()
     let again = connector.run_workflow(Payload::Prompt(color(3))).await.err().context("it ran")?;
     println!("{again}");
     ensure!(matches!(&again, ConnectorError::Unusable(_)), "{again:?}");
-    ensure!(connector.validate_resources().await == Err(Ill::NotRunning));
+    ensure!(connector.validate_resources().await == Err(HealthError::NotRunning));
     spaced.bed.wait_nothing_runs().await?;
 
     let fresh = ComfyConnector::create(&spaced.config).await?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use comfy_worker::{ComfyConnector, ConnectorError, Ill, State};
+use comfy_worker::{ComfyConnector, ConnectorError, HealthError, State};
 use testbed::wait_for;
 use tokio::time::timeout;
 
@@ -26,7 +26,7 @@ async fn both_start_side_by_side_and_end_when_the_start_is_dropped_or_shut_down(
         let connector = ComfyConnector::live().context("none is live")?;
         ensure!(connector.state() == State::Initializing);
         ensure!(connector.server_address().is_none() && connector.client_id().is_none());
-        ensure!(connector.validate_resources().await == Err(Ill::NotRunning));
+        ensure!(connector.validate_resources().await == Err(HealthError::NotRunning));
         let clock = Instant::now();
         let shutdown = timeout(Duration::from_secs(5), ComfyConnector::shutdown_live());
         let outcome = match ending {

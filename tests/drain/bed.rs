@@ -113,7 +113,11 @@ impl Bed {
     }
 
     /// Publishes with more properties than the reply queue.
-    pub(super) async fn publish_with(&self, job: &impl serde::Serialize, properties: BasicProperties) -> Result<()> {
+    pub(super) async fn publish_with(
+        &self,
+        job: &impl serde::Serialize,
+        properties: BasicProperties,
+    ) -> Result<()> {
         let properties = properties.with_reply_to(self.replies().into());
         self.publish_body(&serde_json::to_vec(job)?, properties).await
     }
@@ -233,7 +237,7 @@ impl Bed {
         Ok(serde_json::from_slice(&marker)?)
     }
 
-    /// How many objects the job has beneath `attempts/`.
+    /// How many objects the job has under `attempts/`.
     pub(super) async fn attempts(&self, id: &str) -> Result<usize> {
         Ok(self.s3.list("results", &format!("jobs/{id}/attempts/")).await?.len())
     }

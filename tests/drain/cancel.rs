@@ -44,7 +44,10 @@ async fn a_queued_job_is_cancelled_in_the_store_and_never_run() -> Result<()> {
     ensure!(results["second"]["error"]["stage"] == "accept", "a worker began it: {results:#?}");
 
     let (code, out, err) = site.command(&["cancel", "over"]).await?;
-    ensure!(code == 1 && out.is_empty() && err.contains("over before it was cancelled (succeeded)"), "{err}");
+    ensure!(
+        code == 1 && out.is_empty() && err.contains("finished before it was cancelled (succeeded)"),
+        "{err}"
+    );
     let (code, _, err) = site.command(&["cancel", "../first"]).await?;
     ensure!(code == 2 && err.contains("../first"), "{err}");
     site.finish(worker, site.initial()).await?;

@@ -54,7 +54,7 @@ async fn the_publisher_of_a_job_at_its_delivery_limit_is_told_once() -> Result<(
     bed.publish(&slow_job("k", 0.1)).await?;
     ensure!(bed.answer("k").await?["status"] == "succeeded");
 
-    // The letter is still there, and its job can be run once the reason is mended.
+    // The letter is still there, and its job can be run once the reason is fixed.
     let letters = dead(&site, &["list"], 0).await?;
     let reasons: Vec<_> =
         letters.iter().map(|letter| letter["reason"].as_str().unwrap_or_default()).collect();

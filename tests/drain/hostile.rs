@@ -236,7 +236,9 @@ async fn large_bodies_take_memory_for_a_moment_only() -> Result<()> {
         for (name, values) in [("many", (16 << 20) / 3), ("most", 490_000)] {
             let id = format!("{name}-{round}");
             let list = vec!["{}"; values].join(",");
-            let body = format!(r#"{{"id":"{id}","workflow":{{"1":{{"class_type":"X","inputs":{{"x":[{list}]}}}}}}}}"#);
+            let body = format!(
+                r#"{{"id":"{id}","workflow":{{"1":{{"class_type":"X","inputs":{{"x":[{list}]}}}}}}}}"#
+            );
             let job = serde_json::value::RawValue::from_string(body)?;
             bed.publish_with(&job, BasicProperties::default().with_message_id(id.as_str().into())).await?;
             let answer = bed.answer(&id).await?;
@@ -245,14 +247,18 @@ async fn large_bodies_take_memory_for_a_moment_only() -> Result<()> {
     }
     let (peak, after) = (memory(&worker, "VmHWM")?, memory(&worker, "VmRSS")?);
     println!("MiB: {} before, {} at the peak, {} after", before / MIB, peak / MIB, after / MIB);
-    ensure!(peak < before + 400 * MIB && after < before + 150 * MIB, "{before} before, {peak}, {after} after");
+    ensure!(
+        peak < before + 400 * MIB && after < before + 150 * MIB,
+        "{before} before, {peak}, {after} after"
+    );
     site.finish(worker, site.initial()).await
 }
 
 /// What the kernel says of the worker's memory, in bytes.
 fn memory(worker: &Worker, what: &str) -> Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{}/status", worker.pid()))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':')).context("no such line")?;
+    let line =
+        text.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':')).context("no such line")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
 }
 

@@ -79,11 +79,15 @@ async fn a_model_on_an_operators_drive_is_not_stood_in_for() -> Result<()> {
     fs::write(&paths, json!({"drive": {"base_path": drive, "loras": "loras"}}).to_string())?;
     let site = Site::new(&bed, "a")?.arguments(&format!("--extra-model-paths-config {}", paths.display()));
     let file = |source: &str, more: serde_json::Value| {
-        let mut file = json!({"source": format!("s3://inputs/{source}"), "folder": "models", "subfolder": "loras"});
-        file.as_object_mut().into_iter().for_each(|file| file.extend(more.as_object().cloned().unwrap_or_default()));
+        let mut file =
+            json!({"source": format!("s3://inputs/{source}"), "folder": "models", "subfolder": "loras"});
+        file.as_object_mut()
+            .into_iter()
+            .for_each(|file| file.extend(more.as_object().cloned().unwrap_or_default()));
         file
     };
-    let sha256 = |content: &[u8]| Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let sha256 =
+        |content: &[u8]| Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let sum = sha256(b"theirs");
     let (good, evil) = ("theirs.safetensors", "evil/theirs.safetensors");
     let jobs = [
@@ -106,7 +110,10 @@ async fn a_model_on_an_operators_drive_is_not_stood_in_for() -> Result<()> {
         let expected = if *is_right { json!(["succeeded", null]) } else { json!(["failed", "invalid_job"]) };
         ensure!(json!([result["status"], result["error"]["code"]]) == expected, "{result:#}");
         let message = result["error"]["message"].as_str().unwrap_or_default();
-        ensure!(*is_right || message.contains("models/loras/theirs.safetensors would stand in for"), "{message}");
+        ensure!(
+            *is_right || message.contains("models/loras/theirs.safetensors would stand in for"),
+            "{message}"
+        );
     }
     ensure!(names(&site.folder("models/loras"))?.iter().all(|name| name.starts_with("put_")));
     worker.wait_ready(BOOT).await?;

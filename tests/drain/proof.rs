@@ -212,7 +212,8 @@ async fn a_node_that_takes_long_to_describe_itself_is_posted_all_the_same() -> R
     let bed = Bed::new("description").await?;
     let takes = bed.folder.path().join("takes");
     let site = Site::new(&bed, "a")?.with_nodes("proof.py", NODES)?;
-    let site = site.env("STANDIN_SLOW_DESCRIPTION", takes.display().to_string()).env("COMFY_LIMITS", "call=1.5");
+    let site =
+        site.env("STANDIN_SLOW_DESCRIPTION", takes.display().to_string()).env("COMFY_LIMITS", "call=1.5");
     let worker = site.boot().await?;
     let comfyui = child(&worker, "main.py")?;
     fs::write(&takes, "2")?;

@@ -81,7 +81,7 @@ async fn a_worn_comfyui_is_started_anew_between_two_jobs() -> Result<()> {
     let mut comfyui = child(&worker, "main.py")?;
     for round in 0..4 {
         for job in 0..2 {
-            ensure!(child(&worker, "main.py")? == comfyui, "started anew too early");
+            ensure!(child(&worker, "main.py")? == comfyui, "started again too early");
             let id = format!("j{round}{job}");
             bed.publish(&slow_job(&id, 0.01)).await?;
             ensure!(bed.answer(&id).await.with_context(|| worker.log())?["status"] == "succeeded");

@@ -41,12 +41,12 @@ pub(crate) struct Bench {
 }
 
 /// A bench for one test alone.
-pub(crate) struct Turn<'a> {
+pub(crate) struct JobPermit<'a> {
     bench: &'a Bench,
     _turn: MutexGuard<'a, ()>,
 }
 
-impl std::ops::Deref for Turn<'_> {
+impl std::ops::Deref for JobPermit<'_> {
     type Target = Bench;
 
     fn deref(&self) -> &Bench {
@@ -105,8 +105,8 @@ impl Bench {
         })
     }
 
-    pub(crate) async fn turn(&self) -> Turn<'_> {
-        Turn { bench: self, _turn: self.turn.lock().await }
+    pub(crate) async fn turn(&self) -> JobPermit<'_> {
+        JobPermit { bench: self, _turn: self.turn.lock().await }
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -158,7 +158,7 @@ impl Bench {
         serde_json::from_slice(&self.object(uri).await?).with_context(|| format!("{uri}: no JSON"))
     }
 
-    /// Keys with sizes beneath a job's folder in a bucket.
+    /// Keys with sizes under a job's folder in a bucket.
     pub(crate) async fn objects(&self, purpose: &str, prefix: &str) -> Result<Vec<(String, u64)>> {
         self.s3().list(&self.bucket(purpose), prefix).await
     }

@@ -39,7 +39,7 @@ impl Ended {
     }
 }
 
-/// The files of a folder with their names beneath it.
+/// The files of a folder with their names under it.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let files = files_beneath(folder, &[""])?;
     Ok(files

@@ -93,7 +93,7 @@ pub(crate) async fn fetched_once(suite: &Suite) -> Result<()> {
     ensure!(counts(&ask(&bench, with(&[summed.clone()])).await?.succeeded()?)? == (0, 1));
     bench.restart().await?;
     ensure!(counts(&ask(&bench, with(&[summed])).await?.succeeded()?)? == (0, 1));
-    // Changed at its source: only whoever wants that gets the new one.
+    // Changed at its source: only anyone who wants that gets the new one.
     bench.input(&name, &content(2)).await?;
     ensure!(counts(&ask(&bench, with(&[model(&source, &name)])).await?.succeeded()?)? == (0, 1));
     let mut newest = model(&source, &name);
@@ -119,7 +119,7 @@ pub(crate) async fn gone_on_with(suite: &Suite) -> Result<()> {
     ensure!(place.front.left() == 0, "not all of it was spoilt");
     let log = bench.whole_log();
     ensure!(
-        log.lines().any(|line| line.contains("a model is fetched on") && line.contains("60000")),
+        log.lines().any(|line| line.contains("resuming the download of a model") && line.contains("60000")),
         "it was fetched from the start"
     );
     ensure!(std::fs::read(path(&bench, &name))? == content(3), "it is another model");

@@ -10,7 +10,7 @@ use testbed::{
 use tokio::{runtime::Runtime, sync::OnceCell, time::timeout};
 
 use crate::{
-    bench::{Bench, Turn},
+    bench::{Bench, JobPermit},
     website::Website,
 };
 
@@ -36,7 +36,7 @@ pub(crate) struct Suite {
 /// hand at once.
 pub(crate) struct Web {
     bench: Bench,
-    /// It may read beneath `/open/` there, by the address and by the name `localhost`.
+    /// It may read under `/open/` there, by the address and by the name `localhost`.
     pub(crate) site: Website,
     /// Before the S3 server; its requests pass the gate.
     pub(crate) front: Front,
@@ -66,7 +66,7 @@ impl Web {
     }
 
     /// For the caller alone.
-    pub(crate) async fn bench(&self) -> Turn<'_> {
+    pub(crate) async fn bench(&self) -> JobPermit<'_> {
         self.bench.turn().await
     }
 }
@@ -107,14 +107,14 @@ impl Suite {
     }
 
     /// The worker on the environment's ComfyUI, for the caller alone.
-    pub(crate) async fn any(&self) -> Result<Turn<'_>> {
+    pub(crate) async fn any(&self) -> Result<JobPermit<'_>> {
         let site = self.site().await?;
         let start = || async { Bench::start(site, "any", Engine::from_env(&site.folder.join("any"))?).await };
         Ok(self.any.get_or_try_init(start).await?.turn().await)
     }
 
     /// The worker on the stand-in, for the caller alone.
-    pub(crate) async fn standin(&self) -> Result<Turn<'_>> {
+    pub(crate) async fn standin(&self) -> Result<JobPermit<'_>> {
         let site = self.site().await?;
         let start =
             || async { Bench::start(site, "standin", Engine::standin(&site.folder.join("standin"))?).await };
@@ -127,7 +127,7 @@ impl Suite {
         self.web.get_or_try_init(|| Web::start(site)).await
     }
 
-    /// Drains what runs and looks at what is left. `keep`: the data too, for whoever looks for a
+    /// Drains what runs and looks at what is left. `keep`: the data too, for anyone who looks for a
     /// failure's cause.
     pub(crate) fn close(&self, keep: bool) -> Result<()> {
         let Some(site) = self.site.get() else { return Ok(()) };

@@ -142,7 +142,7 @@ impl Place {
         self.life().admin = worker.admin_url("");
     }
 
-    /// An address of whoever lives here.
+    /// An address of anyone who lives here.
     pub(super) fn admin(&self, path: &str) -> String {
         self.life().admin.clone() + path
     }

@@ -53,7 +53,7 @@ impl fmt::Display for Case {
 }
 
 impl Case {
-    /// Answers that must come: one more where the job comes again after it was answered. Whoever has lost the message
+    /// Answers that must come: one more where the job comes again after it was answered. Anyone who has lost the message
     /// leaves the answer to the one that gets it again.
     fn answers(self) -> usize {
         1 + usize::from(self.harm != Harm::Term && self.phase == "published")

@@ -1,4 +1,4 @@
-//! History entries: no file is opened but those beneath ComfyUI's folders.
+//! History entries: no file is opened but those under ComfyUI's folders.
 
 use std::fs;
 
@@ -84,10 +84,9 @@ fn history_entries() {
         match deliver::find(&Folders::new(base.clone()), &own, &request, &history, Vec::new(), 1_000) {
             Ok(findings) => {
                 for path in findings.written() {
-                    let beneath =
-                        path.starts_with(base.join("output")) || path.starts_with(base.join("temp"));
+                    let under = path.starts_with(base.join("output")) || path.starts_with(base.join("temp"));
                     let straight = path.components().all(|part| part.as_os_str() != "..");
-                    prop_assert!(beneath && straight && !path.is_symlink(), "{path:?}");
+                    prop_assert!(under && straight && !path.is_symlink(), "{path:?}");
                     let real = path.canonicalize().map_err(|error| TestCaseError::fail(error.to_string()))?;
                     prop_assert_eq!(real.file_name(), path.file_name());
                     prop_assert!(!real.ends_with("canary"), "{real:?}");

@@ -1,4 +1,4 @@
-//! Names and addresses: what is accepted stays beneath its root.
+//! Names and addresses: what is accepted stays under its root.
 
 use std::path::{Component, Path};
 

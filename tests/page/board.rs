@@ -18,7 +18,7 @@ use contract::{
 };
 
 use comfy_worker::{
-    admin::{self, Admin, Board, JobPlace, Orders},
+    admin::{self, Admin, JobHandle, Orders, StatusBoard},
     comfy::events::Image,
     events::{EventSink, Preview},
     store::LocalStore,
@@ -31,7 +31,7 @@ pub(super) const TOKEN: &str = "a-long-random-text";
 /// A page's server and its board.
 pub(super) struct Desk {
     pub(super) admin: Admin,
-    pub(super) board: Board,
+    pub(super) board: StatusBoard,
     pub(super) told: Told,
     /// Where the outputs are.
     pub(super) folder: TempDir,
@@ -70,7 +70,7 @@ impl Desk {
     }
 
     pub(super) async fn at(address: SocketAddr, worker: &str, token: Option<&str>) -> Result<Self> {
-        let (board, told) = (Board::new(worker.into()), Told::default());
+        let (board, told) = (StatusBoard::new(worker.into()), Told::default());
         let admin = admin::serve(address, board.clone(), token.map(Into::into), told.clone()).await?;
         admin.shows_outputs_of(Arc::new(LocalStore));
         let folder = tempfile::tempdir()?;
@@ -104,7 +104,7 @@ impl Desk {
 
 /// A job in hand.
 pub(super) struct Job {
-    place: JobPlace,
+    place: JobHandle,
     id: JobId,
     at: u64,
 }

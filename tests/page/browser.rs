@@ -25,7 +25,7 @@ use chromiumoxide::{
     handler::HandlerConfig,
     page::ScreenshotParams,
 };
-use comfy_worker::child::{Group, LogTail};
+use comfy_worker::child::{LogTail, ProcessGroup};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
@@ -54,7 +54,7 @@ pub(super) struct Page {
     // In this order: DevTools, then the processes, then their folders.
     _cdp: Cdp,
     _tasks: Vec<AbortOnDropHandle<()>>,
-    _group: Group,
+    _group: ProcessGroup,
     _profile: TempDir,
     _temporary: TempDir,
 }
@@ -89,7 +89,8 @@ impl Page {
             .arg("about:blank")
             .env("TMPDIR", temporary.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut group = Group::spawn(command, "page-chromium").await.context("cannot start Chromium")?;
+        let mut group =
+            ProcessGroup::spawn(command, "page-chromium").await.context("cannot start Chromium")?;
         let (found, address) = oneshot::channel();
         let mut found = Some(found);
         let stderr = group.take_output().1.context("no standard error")?;

@@ -1,4 +1,4 @@
-//! How the page looks, to eyes, to keys, and to whoever would write into it.
+//! How the page looks, to eyes, to keys, and to anyone who would write into it.
 
 use anyhow::{Result, ensure};
 use contract::{

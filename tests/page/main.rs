@@ -2,7 +2,7 @@
 //! on the real parts (a worker's life).
 //!
 //! Pictures of it lie in `target/tmp/page` afterwards. With `STATUS_PAGE_PICTURE=1` the one in the README is
-//! made anew.
+//! made again.
 
 // Broker, store and place of a worker are those of the drain tests.
 #[path = "../drain/bed.rs"]

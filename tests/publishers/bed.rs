@@ -18,12 +18,12 @@ pub(crate) struct Bed {
     broker: &'static RabbitMq,
     builder: WorkerBuilder,
     _worker: Worker,
-    /// Held by whoever has jobs in the queue; alone by who starts a worker there that is killed.
+    /// Held by anyone who has jobs in the queue; alone by who starts a worker there that is killed.
     pub(crate) turns: RwLock<()>,
 }
 
 impl Bed {
-    /// Started by whoever asks first; it ends with this process.
+    /// Started by anyone who asks first; it ends with this process.
     pub(crate) async fn shared() -> Result<&'static Self> {
         static SHARED: OnceCell<Bed> = OnceCell::const_new();
         SHARED.get_or_try_init(Self::start).await

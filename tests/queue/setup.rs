@@ -83,7 +83,7 @@ async fn a_peer_that_never_answers_is_given_up_and_its_socket_closed() -> Result
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let (outcome, peer) = tokio::join!(Broker::connect(&config, "w"), listener.accept());
     assert!(matches!(outcome.err(), Some(QueueError::Unavailable(_))));
-    // lapin's thread would hold it for ever: end of file within the limit is what is tested.
+    // lapin's thread would hold it forever: end of file within the limit is what is tested.
     timeout(SOON, peer?.0.read_to_end(&mut Vec::new())).await??;
     Ok(())
 }

@@ -44,7 +44,7 @@ OTHER_SUFFIXES: dict[str, Optional[frozenset]] = {
     "classifiers": frozenset({""}),
     "custom_nodes": None,
 }
-# Nodes that save models write them beneath output/, and there they are found again.
+# Nodes that save models write them under output/, and there they are found again.
 MODELS_IN_OUTPUT = {"checkpoints": "checkpoints", "loras": "loras", "vae": "vae", "text_encoders": "clip",
                     "diffusion_models": "diffusion_models"}
 RENAMED_MODEL_FOLDERS = {"unet": "diffusion_models", "clip": "text_encoders"}
@@ -119,7 +119,7 @@ class Folders:
     # --- names of outputs -----------------------------------------------------------------
 
     def next_output(self, prefix: str, root: str, width: int = 0, height: int = 0) -> "OutputName":
-        """Expand a `filename_prefix` and find the first free counter beneath `root`.
+        """Expand a `filename_prefix` and find the first free counter under `root`.
 
         Raises with the real server's words when the prefix leads outside of `root`.
         """

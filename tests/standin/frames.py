@@ -77,7 +77,7 @@ class Hub:
         self.send("status", {"status": self.queue_status()})
 
     async def publish(self) -> None:
-        """Send queued frames for ever."""
+        """Send queued frames forever."""
         while True:
             frame, client_id = await self._outbox.get()
             await self._deliver(frame, client_id)

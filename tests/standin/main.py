@@ -113,7 +113,7 @@ def find_frontend(root: Optional[str]) -> Optional[str]:
 
 
 async def serve(options: argparse.Namespace, folders: Folders) -> None:
-    """Bind and serve for ever. A taken port raises OSError."""
+    """Bind and serve forever. A taken port raises OSError."""
     from server import PromptServer  # here, so that a boot fault costs no imports
 
     server = PromptServer(folders, find_frontend(options.front_end_root), options.max_upload_size)

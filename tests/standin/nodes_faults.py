@@ -117,7 +117,7 @@ class StandinKillParent(Node):
 @standin({}, OUTPUTS, output_node=True,
          optional={**IMAGE_INPUT, "how": [["exit", "exception"], {"default": "exit"}]})
 class StandinKillPromptThread(Node):
-    """Ends the prompt thread: the prompt stays listed as running for ever, HTTP goes on, nothing runs any more.
+    """Ends the prompt thread: the prompt stays listed as running forever, HTTP goes on, nothing runs any more.
 
     Python says nothing about an `exit`, and prints an `exception`.
     """

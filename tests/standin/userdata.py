@@ -1,4 +1,4 @@
-"""Settings and user files, stored beneath ./user/default as the frontend expects them."""
+"""Settings and user files, stored under ./user/default as the frontend expects them."""
 from __future__ import annotations
 
 import glob
@@ -14,7 +14,7 @@ from folders import Folders
 
 
 class UserData:
-    """The one user "default". Every path is checked to stay beneath `root`."""
+    """The one user "default". Every path is checked to stay under `root`."""
 
     def __init__(self, folders: Folders) -> None:
         self.root = os.path.join(folders.user, "default")

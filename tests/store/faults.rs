@@ -282,7 +282,7 @@ async fn a_place_that_forbids_everything_from_then_on_is_not_called_misconfigure
     assert!(matches!(error, StoreError::Forbidden { .. }), "{error}");
 }
 
-/// Without `s3:ListBucket` a redelivered job would go round for ever.
+/// Without `s3:ListBucket` a redelivered job would go round forever.
 #[tokio::test]
 async fn a_place_that_calls_missing_objects_forbidden_is_refused() {
     let fake = keeping(|asked| match asked.method.as_str() {

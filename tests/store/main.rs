@@ -33,7 +33,7 @@ fn uri(text: &str) -> ObjectUri {
     text.parse().unwrap()
 }
 
-/// Names of all files beneath `folder`, hidden ones too.
+/// Names of all files under `folder`, hidden ones too.
 fn files_beneath(folder: &Path) -> Vec<String> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {

@@ -34,7 +34,7 @@ async fn jobs(bed: &Bed, name: &str, collector: &Collector, count: usize) -> Res
 
 #[tokio::test]
 async fn a_collector_that_is_ill_harms_no_job_and_is_told_once() -> Result<()> {
-    let bed = Bed::new("ill").await?;
+    let bed = Bed::new("unhealthy").await?;
     for (name, reception) in [
         ("refuses", Reception::Refuse(503)),
         ("forbids", Reception::Refuse(403)),
@@ -49,7 +49,10 @@ async fn a_collector_that_is_ill_harms_no_job_and_is_told_once() -> Result<()> {
         let told = log.matches("traces do not reach the collector").count();
         // One that hangs is found out at the first limit, which may not have passed.
         ensure!(told == 1 || (name == "hangs" && told == 0), "{name}: told {told} times\n{log}");
-        ensure!(log.contains("spans did not reach the collector") && log.contains(" lost="), "{name}\n{log}");
+        ensure!(
+            log.contains("cannot send spans to the trace collector") && log.contains(" lost="),
+            "{name}\n{log}"
+        );
     }
     Ok(())
 }
@@ -69,8 +72,10 @@ async fn a_collector_that_is_away_and_comes_back_is_told_each_time() -> Result<(
     collector.receive(Reception::Take);
     bed.publish(&slow_job("found", 0.0)).await?;
     bed.answer("found").await?;
-    wait_for("word of it", SOON, || async { worker.log().contains("traces reach the collector again") })
-        .await?;
+    wait_for("word of it", SOON, || async {
+        worker.log().contains("the trace collector is reachable again")
+    })
+    .await?;
     site.finish(worker, site.initial()).await?;
 
     // Nobody listens there any more.

@@ -111,7 +111,7 @@ async fn remembered_nodes_are_told_apart_and_take_nothing() -> Result<()> {
         let node = second.node(id)?;
         ensure!(node.attributes["comfy.node.cached"] == true && node.begin == node.end, "{node:#?}");
     }
-    // It saves beneath the job's own prefix.
+    // It saves under the job's own prefix.
     ensure!(second.node("3")?.attributes["comfy.node.cached"] == false);
     let execute = second.stage("execute")?;
     ensure!(

@@ -43,7 +43,7 @@ pub fn is_model_name(text: &str) -> bool {
     MODELS.iter().any(|extension| text.ends_with(extension))
 }
 
-/// The models that a prompt names, as its nodes name them: beneath the folder of their kind.
+/// The models that a prompt names, as its nodes name them: under the folder of their kind.
 pub fn models_named(prompt: &Prompt) -> impl Iterator<Item = &str> {
     let inputs = prompt.values().filter_map(|node| node.get("inputs")?.as_object()).flatten();
     inputs.filter_map(|(_, value)| value.as_str()).filter(|text| is_model_name(text))

@@ -21,7 +21,7 @@ use crate::{
 /// A job, checked.
 #[derive(Clone, Debug)]
 pub struct JobRequest {
-    /// Its name; the manifest lies beneath it.
+    /// Its name; the manifest lies under it.
     pub id: JobId,
     /// SHA-256 of the body: same id with another digest is a conflict.
     pub digest: String,
@@ -152,7 +152,7 @@ pub enum FolderType {
 }
 
 impl FolderType {
-    /// The folder's name beneath ComfyUI's base folder.
+    /// The folder's name under ComfyUI's base folder.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -46,7 +46,7 @@ pub enum UriError {
 const MAX_KEY_BYTES: usize = 1024;
 
 impl ObjectUri {
-    /// The address of `relative` beneath this one. Invariant: the result lies beneath `self`.
+    /// The address of `relative` under this one. Invariant: the result lies under `self`.
     ///
     /// # Errors
     /// When a part of `relative` is empty, `.` or `..`, or holds a control character, or the key
@@ -72,7 +72,7 @@ impl ObjectUri {
         }
     }
 
-    /// Whether this address lies beneath one of `prefixes` (`s3://bucket/folder/`, `file:///folder/`,
+    /// Whether this address lies under one of `prefixes` (`s3://bucket/folder/`, `file:///folder/`,
     /// `s3://` for every bucket), or is one. Whole parts are compared: `s3://bucket/in` does not open
     /// `s3://bucket/internal`.
     #[must_use]

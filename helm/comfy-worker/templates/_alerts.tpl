@@ -37,7 +37,7 @@ RabbitMQ's numbers by queue come from /metrics/per-object (rabbitmq_queue_…) o
     summary: 'The dead letters of {{ $queue }} grow.'
     description: '{{ $value }} more than half an hour ago.'
     runbook: >-
-      `comfy-worker dead list` says why each job is there; after the cause is mended, `comfy-worker dead retry` puts it back.
+      `comfy-worker dead list` says why each job is there; after the cause is fixed, `comfy-worker dead retry` puts it back.
 - alert: ComfyWorkerDrainOverdue
   expr: |-
     kube_pod_deletion_timestamp{ {{- $pods -}} } - {{ .Values.grace.marginSeconds }} < time()
@@ -106,7 +106,7 @@ RabbitMQ's numbers by queue come from /metrics/per-object (rabbitmq_queue_…) o
     summary: '{{ .instance }} has not been ready for 45 minutes.'
     description: 'It boots again and again, waits for broker or store, or cannot get its ComfyUI back.'
     runbook: >-
-      /status of the pod names its phase and the ill part; `comfy-worker check` in the pod says how to mend it.
+      /status of the pod names its phase and the unhealthy part; `comfy-worker check` in the pod says how to fix it.
 - alert: ComfyWorkerPodRestarts
   expr: |-
     increase(kube_pod_container_status_restarts_total{ {{- .pods -}} ,container="worker"}[30m]) > 2
@@ -138,7 +138,7 @@ RabbitMQ's numbers by queue come from /metrics/per-object (rabbitmq_queue_…) o
     description: '{{ .value }} jobs in 30 minutes, each tried twice.'
     runbook: >-
       The workflows need a larger GPU or fewer pixels; if only some workers are hit, another program uses their GPU, or ComfyUI
-      leaks: comfyui.max_jobs starts it anew now and then.
+      leaks: comfyui.max_jobs starts it again now and then.
 - alert: ComfyWorkerChildRestarts
   expr: |-
     sum by (instance, child) (increase(comfy_worker_child_restarts_total{ {{- .own -}} }[30m])) > {{ .limits.childRestarts }}
@@ -244,6 +244,6 @@ RabbitMQ's numbers by queue come from /metrics/per-object (rabbitmq_queue_…) o
     summary: '{{ .pod }} is close to its memory limit.'
     description: '{{ .share }} of the limit is used.'
     runbook: >-
-      Set comfyui.max_rss and worker.max_rss below resources.limits.memory, so that ComfyUI or the worker is started anew between two
+      Set comfyui.max_rss and worker.max_rss below resources.limits.memory, so that ComfyUI or the worker is started again between two
       jobs instead of killed within one, or raise the limit.
 {{- end }}

@@ -11,7 +11,7 @@ export function make(name, attributes = {}, ...children) {
   return element;
 }
 
-/** Sets a text where it differs: nothing is announced or selected anew for nothing. */
+/** Sets a text where it differs: nothing is announced or selected again for nothing. */
 export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

@@ -51,7 +51,7 @@ function pictures(job) {
     .filter(({ output }) => output.file?.picture);
 }
 
-/** One that runs anew under its old name has other pictures. */
+/** One that runs again under its old name has other pictures. */
 function source(job, index) {
   return address(job.id, `outputs/${index}?${job.ended_at}`);
 }

@@ -100,7 +100,7 @@ export class HandCard {
       this.nodes.set(node.number, row);
       const near = this.list.scrollTop + this.list.clientHeight >= this.list.scrollHeight - 60;
       this.list.append(row.element);
-      // Whoever has scrolled up reads there.
+      // Anyone who has scrolled up reads there.
       if (near) row.follow = true;
     }
     row.told = node;

@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{files, stage::names::Subfolder};
 
-/// The cache's folder beneath `models`. ComfyUI looks into the folders of kinds only.
+/// The cache's folder under `models`. ComfyUI looks into the folders of kinds only.
 pub(super) const FOLDER: &str = ".comfy-worker";
 
 /// Bytes of an index that are read: some hundred thousand models.
 const LARGEST: u64 = 64 << 20;
 
-/// What is known of each model, by its path beneath the models folder.
+/// What is known of each model, by its path under the models folder.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Index {
@@ -47,7 +47,7 @@ pub(super) struct Model {
 /// A model that is not whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Part {
-    /// Its path beneath the models folder once it is whole; empty where that was the part's key (0.1).
+    /// Its path under the models folder once it is whole; empty where that was the part's key (0.1).
     #[serde(default)]
     pub(super) model: String,
     pub(super) path: PathBuf,
@@ -135,7 +135,7 @@ impl IndexFile {
             tracing::warn!(%error, index = %path.display(), "the index of models cannot be read: they stay for good");
             Index::default()
         });
-        // What is evicted lies beneath the models folder, whoever wrote the index.
+        // What is evicted lies under the models folder, no matter who wrote the index.
         index.models.retain(|name, _| Subfolder::parse(name).is_ok());
         index
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use rustix::fs::OFlags;
 use tokio::task::spawn_blocking;
 
-use super::{index::Identity, slot::Turn};
+use super::{index::Identity, lock::FetchLock};
 use crate::{checksum::Running, stage::parents};
 
 const CHUNK: usize = 1 << 20;
@@ -26,13 +26,13 @@ pub(super) struct PartFile {
     file: File,
     sum: Running,
     len: u64,
-    _turn: Arc<Turn>,
+    _turn: Arc<FetchLock>,
 }
 
 impl PartFile {
     /// Opens the part at `path`; from a part that was begun at most `most` bytes count, and none where it
     /// holds more.
-    pub(super) async fn open(path: &Path, most: u64, turn: Arc<Turn>) -> io::Result<Self> {
+    pub(super) async fn open(path: &Path, most: u64, turn: Arc<FetchLock>) -> io::Result<Self> {
         let path = path.to_owned();
         blocking(move || {
             let mut options = OpenOptions::new();

@@ -7,9 +7,9 @@ use std::{
 };
 
 use super::{
-    Models, Order,
+    ModelRequest, Models,
     index::{FOLDER, Identity, Index, Model},
-    slot::Slot,
+    lock::ModelLock,
 };
 
 /// Files that a cache with a limit keeps, however small: each is a line of its index, which is written whenever it
@@ -59,7 +59,7 @@ impl Models {
     }
 
     /// Bytes that are still to come, for all that is known.
-    pub(super) fn missing(&self, order: &Order) -> u64 {
+    pub(super) fn missing(&self, order: &ModelRequest) -> u64 {
         let part = self.index.read().parts.remove(&order.part_name());
         let here = part.as_ref().and_then(|part| fs::metadata(&part.path).ok()).map_or(0, |part| part.len());
         part.and_then(|part| part.size).map_or(u64::MAX, |size| size.saturating_sub(here))
@@ -72,8 +72,8 @@ impl Models {
             if !self.is_our_part(&part.path) {
                 return false;
             }
-            let slot = Slot::of(&self.root, if part.model.is_empty() { key } else { &part.model });
-            let Some(_eviction) = slot.evict().filter(|_| from(&part.path)) else { return true };
+            let lock = ModelLock::of(&self.root, if part.model.is_empty() { key } else { &part.model });
+            let Some(_eviction) = lock.evict().filter(|_| from(&part.path)) else { return true };
             let size = fs::metadata(&part.path).map_or(0, |part| part.len());
             if fs::remove_file(&part.path).is_ok() {
                 freed += size;
@@ -88,7 +88,9 @@ impl Models {
     fn is_our_part(&self, path: &Path) -> bool {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let is_named = name.starts_with(FOLDER) && name.ends_with(".part");
-        is_named && path.starts_with(&self.root) && !path.components().any(|part| part == Component::ParentDir)
+        is_named
+            && path.starts_with(&self.root)
+            && !path.components().any(|part| part == Component::ParentDir)
     }
 
     /// Removes models, the least recently used first, until it is `enough`; those in use stay.
@@ -103,7 +105,7 @@ impl Models {
             if !from(&path) {
                 continue;
             }
-            let Some(_eviction) = Slot::of(&self.root, &name).evict() else { continue };
+            let Some(_eviction) = ModelLock::of(&self.root, &name).evict() else { continue };
             let Some(model) = index.models.remove(&name) else { continue };
             if !self.is_as_placed(&name, &model) {
                 continue;
@@ -128,7 +130,7 @@ impl Models {
     fn drop_stale(&self, index: &mut Index) {
         index.models.retain(|name, model| {
             // One that is about to be renamed into its place is not stale.
-            self.is_as_placed(name, model) || Slot::of(&self.root, name).evict().is_none()
+            self.is_as_placed(name, model) || ModelLock::of(&self.root, name).evict().is_none()
         });
     }
 

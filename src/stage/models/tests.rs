@@ -121,8 +121,8 @@ impl Bed {
         Models::new(&Folders::new(self.root.path().to_owned()), FolderType::Models, self.limit)
     }
 
-    fn order(&self, name: &str) -> Order {
-        Order {
+    fn order(&self, name: &str) -> ModelRequest {
+        ModelRequest {
             name: format!("loras/{name}"),
             target: self.path(name),
             source: format!("s3://models/{name}"),
@@ -134,7 +134,7 @@ impl Bed {
         }
     }
 
-    async fn place(&self, order: &Order) -> Result<Placed, Failure> {
+    async fn place(&self, order: &ModelRequest) -> Result<Placed, Failure> {
         let fetcher = Fetcher {
             store: &self.bucket,
             web: &Web::default(),
@@ -145,7 +145,7 @@ impl Bed {
     }
 
     /// Whether it had to be fetched; the lease is given back.
-    async fn is_cold(&self, order: &Order) -> bool {
+    async fn is_cold(&self, order: &ModelRequest) -> bool {
         self.place(order).await.unwrap().is_cold
     }
 
@@ -184,15 +184,15 @@ async fn jobs_that_want_a_model_at_once_fetch_it_once() {
     assert_eq!((bed.names(), bed.budget.used()), (vec!["x".to_owned()], 5));
 }
 
-/// Whoever may publish could else hold a model up by a host that sends a byte now and then.
+/// Anyone who may publish could else hold a model up by a host that sends a byte now and then.
 #[tokio::test]
 async fn a_source_that_drips_holds_up_nobody_who_has_another() {
     let bed = Bed::new();
     bed.bucket.put("dripping", "from one who waits", "1");
     bed.bucket.put("good", "from the good one", "1");
     *bed.bucket.breaks.lock().unwrap() = vec![(4, true)];
-    let dripping = Order { source: "s3://models/dripping".to_owned(), ..bed.order("x") };
-    let good = Order { source: "s3://models/good".to_owned(), ..bed.order("x") };
+    let dripping = ModelRequest { source: "s3://models/dripping".to_owned(), ..bed.order("x") };
+    let good = ModelRequest { source: "s3://models/good".to_owned(), ..bed.order("x") };
     let after = async {
         bed.bucket.stuck.notified().await;
         bed.place(&good).await.unwrap()
@@ -212,7 +212,7 @@ async fn a_source_that_drips_holds_up_nobody_who_has_another() {
 async fn what_could_not_be_fetched_leaves_no_folder() {
     let bed = Bed::new();
     fs::create_dir_all(bed.path("")).unwrap();
-    let nowhere = Order { target: bed.path("a/b/c/x"), ..bed.order("a/b/c/x") };
+    let nowhere = ModelRequest { target: bed.path("a/b/c/x"), ..bed.order("a/b/c/x") };
     bed.place(&nowhere).await.unwrap_err();
     assert!(bed.names().is_empty());
     bed.bucket.put("a/b/c/x", "x", "1");
@@ -226,7 +226,7 @@ async fn a_transfer_that_broke_off_is_gone_on_with() {
     let bed = Bed::new();
     bed.bucket.put("x", "0123456789", "1");
     *bed.bucket.breaks.lock().unwrap() = vec![(4, false), (3, false)];
-    let order = Order { sha256: Some(checksum::of_bytes(b"0123456789")), ..bed.order("x") };
+    let order = ModelRequest { sha256: Some(checksum::of_bytes(b"0123456789")), ..bed.order("x") };
     for _ in 0..2 {
         assert!(matches!(bed.place(&order).await, Err(Failure::InputUnavailable(_))));
         assert_eq!(bed.budget.used(), 0, "what was not kept does not count");
@@ -267,7 +267,7 @@ async fn a_model_that_changed_meanwhile_is_fetched_from_the_start() {
     bed.bucket.put("y", "0123456789", "1");
     bed.bucket.put("z", "ABCDEFGHIJ", "1");
     assert!(bed.place(&bed.order("y")).await.is_err());
-    let other = Order { source: "s3://models/z".into(), ..bed.order("y") };
+    let other = ModelRequest { source: "s3://models/z".into(), ..bed.order("y") };
     assert!(bed.is_cold(&other).await);
     assert_eq!(bed.read("y"), "ABCDEFGHIJ");
 }
@@ -276,7 +276,7 @@ async fn a_model_that_changed_meanwhile_is_fetched_from_the_start() {
 async fn a_wrong_checksum_leaves_nothing() {
     let bed = Bed::new();
     bed.bucket.put("x", "model", "1");
-    let order = Order { sha256: Some("0".repeat(64)), ..bed.order("x") };
+    let order = ModelRequest { sha256: Some("0".repeat(64)), ..bed.order("x") };
     assert!(matches!(bed.place(&order).await, Err(Failure::ChecksumMismatch(_))));
     assert!(bed.names().is_empty());
     assert!(matches!(bed.place(&bed.order("none")).await, Err(Failure::InputNotFound(_))));
@@ -290,7 +290,7 @@ async fn a_wrong_checksum_leaves_nothing() {
 async fn overwriting_asks_whether_the_source_has_changed() {
     let bed = Bed::new();
     bed.bucket.put("x", "first", "1");
-    let order = Order { overwrite: true, ..bed.order("x") };
+    let order = ModelRequest { overwrite: true, ..bed.order("x") };
     assert!(bed.is_cold(&order).await);
     assert!(!bed.is_cold(&order).await && !bed.is_cold(&bed.order("x")).await);
     bed.bucket.put("x", "second", "2");
@@ -300,10 +300,10 @@ async fn overwriting_asks_whether_the_source_has_changed() {
     assert_eq!(bed.read("x"), "second");
     // With a checksum nobody needs to be asked.
     let asked = *bed.bucket.asked.lock().unwrap();
-    let summed = Order { sha256: Some(checksum::of_bytes(b"second")), ..order };
+    let summed = ModelRequest { sha256: Some(checksum::of_bytes(b"second")), ..order };
     assert!(!bed.is_cold(&summed).await);
     assert_eq!(*bed.bucket.asked.lock().unwrap(), asked);
-    let other = Order { sha256: Some("0".repeat(64)), ..bed.order("x") };
+    let other = ModelRequest { sha256: Some("0".repeat(64)), ..bed.order("x") };
     assert!(matches!(bed.place(&other).await, Err(Failure::Invalid(_))));
 }
 
@@ -364,9 +364,11 @@ async fn what_the_cache_did_not_place_is_never_evicted() {
         bed.bucket.put(name, "9876543210", "1");
     }
     assert!(!bed.is_cold(&bed.order("theirs")).await);
-    let summed = Order { sha256: Some(sum), ..bed.order("summed") };
+    let summed = ModelRequest { sha256: Some(sum), ..bed.order("summed") };
     assert!(!bed.is_cold(&summed).await && !bed.is_cold(&summed).await);
-    assert!(bed.is_cold(&Order { overwrite: true, replace_foreign: true, ..bed.order("replaced") }).await);
+    assert!(
+        bed.is_cold(&ModelRequest { overwrite: true, replace_foreign: true, ..bed.order("replaced") }).await
+    );
     // Placed by the cache, and written by somebody since.
     assert!(bed.is_cold(&bed.order("rewritten")).await);
     let file = fs::File::options().write(true).open(bed.path("rewritten")).unwrap();
@@ -383,14 +385,14 @@ async fn what_the_cache_did_not_place_is_never_evicted() {
 async fn another_files_checksum_is_not_believed() {
     let bed = Bed::new();
     bed.bucket.put("x", "model", "1");
-    let order = Order { sha256: Some(checksum::of_bytes(b"model")), ..bed.order("x") };
+    let order = ModelRequest { sha256: Some(checksum::of_bytes(b"model")), ..bed.order("x") };
     assert!(bed.is_cold(&order).await);
     fs::write(bed.path("x"), "other").unwrap();
     assert!(matches!(bed.place(&order).await, Err(Failure::Invalid(_))));
     // By now it is somebody's.
-    let overwriting = Order { overwrite: true, ..order };
+    let overwriting = ModelRequest { overwrite: true, ..order };
     assert!(matches!(bed.place(&overwriting).await, Err(Failure::Invalid(_))));
-    assert!(bed.is_cold(&Order { replace_foreign: true, ..overwriting }).await);
+    assert!(bed.is_cold(&ModelRequest { replace_foreign: true, ..overwriting }).await);
     assert_eq!(bed.read("x"), "model");
 }
 

@@ -106,12 +106,7 @@ impl Download {
         sleep(BACKOFF * (1 << self.breaks)).await;
         self.breaks += 1;
         self.last_break = self.offset;
-        tracing::debug!(
-            input = self.asked.shown(),
-            offset = self.offset,
-            reason,
-            "a download goes on after a break"
-        );
+        tracing::debug!(input = self.asked.shown(), offset = self.offset, reason, "resuming a download");
         let rest = rest(&self.asked, self.offset, self.version.as_deref()).await;
         self.lately = (Instant::now(), 0);
         (self.answer, self.skip) = rest.map_err(|error| match error {

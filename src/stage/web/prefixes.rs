@@ -1,4 +1,4 @@
-//! Which web addresses a job may read: those beneath a prefix of `inputs.allow`.
+//! Which web addresses a job may read: those under a prefix of `inputs.allow`.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -16,7 +16,7 @@ pub(super) struct Prefixes(Arc<[Url]>);
 pub(super) enum Closed {
     /// A user name or password: what is sent where is the operator's to say.
     User,
-    /// Not beneath a prefix.
+    /// Not under a prefix.
     Elsewhere,
     /// An address that no configuration opens.
     Never,

@@ -12,7 +12,7 @@ use contract::ObjectUri;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::time::{Instant, timeout};
 
-use super::{S3Store, claim::Claim, object_of};
+use super::{S3Store, object_checksum::ObjectChecksum, object_of};
 use crate::store::StoreError;
 
 /// Broken connections in a row, with too little between them to call it progress.
@@ -32,7 +32,7 @@ pub(super) struct Download {
     /// The next byte, and that behind the last where not all of the rest is wanted.
     offset: u64,
     until: Option<u64>,
-    claim: Claim,
+    claim: ObjectChecksum,
     /// Time spent waiting, and what it brought, since the last look at the throughput.
     waited: Duration,
     brought: u64,
@@ -55,7 +55,7 @@ impl Download {
             .and_then(|rest| u64::try_from(rest).ok())
             .map(|rest| rest.saturating_add(offset));
         if offset == 0 {
-            download.claim = Claim::of(&answer);
+            download.claim = ObjectChecksum::of(&answer);
         }
         download.etag = answer.e_tag.or(download.etag);
         download.body = answer.body;
@@ -85,7 +85,7 @@ impl Download {
             size: None,
             offset,
             until: None,
-            claim: Claim::Nothing,
+            claim: ObjectChecksum::Nothing,
             waited: Duration::ZERO,
             brought: 0,
             breaks: 0,
@@ -114,8 +114,8 @@ impl Download {
     }
 
     /// What the store says of the whole object; for one caller.
-    pub(super) fn take_claim(&mut self) -> Claim {
-        std::mem::replace(&mut self.claim, Claim::Nothing)
+    pub(super) fn take_claim(&mut self) -> ObjectChecksum {
+        std::mem::replace(&mut self.claim, ObjectChecksum::Nothing)
     }
 
     /// The bytes as they arrive: one chunk is held in memory.
@@ -187,7 +187,7 @@ impl Download {
         tokio::time::sleep(self.store.limits.backoff * (1 << self.breaks)).await;
         self.breaks += 1;
         self.last_break = self.offset;
-        tracing::debug!(object = %self.uri, offset = self.offset, reason, "a download goes on after a break");
+        tracing::debug!(object = %self.uri, offset = self.offset, reason, "resuming a download");
 
         let answer = Box::pin(self.ask()).await?;
         let answer = answer.ok_or_else(|| self.broken_off("the store ignores ranges"))?;

@@ -63,7 +63,7 @@ pub(super) struct Target {
     note: Option<Note>,
 }
 
-/// Sends the file from its start; a call that follows a failed one reads it anew.
+/// Sends the file from its start; a call that follows a failed one reads it again.
 pub(super) async fn put(
     store: &S3Store,
     uri: &ObjectUri,
@@ -189,7 +189,7 @@ impl Target {
         match Note::write(folder, &self.uri, &self.id).await {
             Ok(note) => self.note = Some(note),
             // A full disk must not keep outputs from the store.
-            Err(error) => tracing::debug!(%error, "a multipart upload is not written down"),
+            Err(error) => tracing::debug!(%error, "cannot write the note of a multipart upload"),
         }
     }
 

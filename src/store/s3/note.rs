@@ -52,7 +52,7 @@ impl Note {
     pub(super) async fn strike(&self) {
         // What cannot be removed costs the next start one request.
         if let Err(error) = tokio::fs::remove_file(&self.path).await {
-            tracing::debug!(%error, path = %self.path.display(), "an upload's note stays");
+            tracing::debug!(%error, path = %self.path.display(), "cannot remove the note of a multipart upload");
         }
     }
 

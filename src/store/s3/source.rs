@@ -17,7 +17,7 @@ use crc_fast::CrcAlgorithm;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::SemaphorePermit;
 
-use super::memory::UPLOADS;
+use super::buffer_pool::UPLOADS;
 use crate::{
     checksum::Running,
     store::{StoreError, Stored},

@@ -201,5 +201,5 @@ async fn watch(bed: &Bed, size: &Size) -> Result<Infallible> {
         }
         ensure!(begin.elapsed() < size.span + DELAY, "not done after {seconds} s");
     }
-    unreachable!("it looks for ever")
+    unreachable!("it looks forever")
 }

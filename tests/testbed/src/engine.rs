@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use comfy_worker::child::Group;
+use comfy_worker::child::ProcessGroup;
 use tokio::{process::Command, sync::OnceCell};
 
 use crate::{
@@ -169,7 +169,7 @@ impl Engine {
         let mut command = Command::new(program);
         command.args(arguments).args(["--port", &port.to_string()]).current_dir(&self.workdir);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let group = background::run(Group::spawn(command, "comfyui"))
+        let group = background::run(ProcessGroup::spawn(command, "comfyui"))
             .await?
             .with_context(|| format!("cannot start {program}"))?;
         Ok(RunningEngine { group, port, log_file, path: self.path.clone(), real: self.real })
@@ -179,7 +179,7 @@ impl Engine {
 /// A ComfyUI that was started. Dropping it kills it.
 #[derive(Debug)]
 pub struct RunningEngine {
-    group: Group,
+    group: ProcessGroup,
     port: u16,
     log_file: PathBuf,
     path: PathBuf,

@@ -19,7 +19,7 @@ pub fn quantile(values: &[f64], share: f64) -> f64 {
     sorted.get(place.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// Rows beneath a head, good to read in a terminal and as Markdown.
+/// Rows under a head, good to read in a terminal and as Markdown.
 #[must_use]
 pub fn table<const COLUMNS: usize>(head: [&str; COLUMNS], rows: &[[String; COLUMNS]]) -> String {
     let head = head.map(str::to_owned);

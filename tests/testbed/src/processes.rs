@@ -60,7 +60,7 @@ fn stat(pid: u32) -> Option<(String, char, u32)> {
     Some((name.to_owned(), fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-/// Whether `text` holds the path `folder`, or one beneath it.
+/// Whether `text` holds the path `folder`, or one under it.
 fn names(text: &[u8], folder: &[u8]) -> bool {
     text.windows(folder.len().max(1)).enumerate().any(|(at, window)| {
         window == folder

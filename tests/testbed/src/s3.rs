@@ -197,7 +197,7 @@ impl S3Server {
         Ok(body.to_vec())
     }
 
-    /// The keys beneath `prefix` with their sizes, in order (the first thousand).
+    /// The keys under `prefix` with their sizes, in order (the first thousand).
     ///
     /// # Errors
     /// What S3 answers.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use comfy_worker::child::Group;
+use comfy_worker::child::ProcessGroup;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{process::Command, time::timeout};
 
@@ -114,7 +114,7 @@ impl WorkerBuilder {
                 command
             }
         };
-        // Neither the settings nor the AWS identity of whoever runs the tests.
+        // Neither the settings nor the AWS identity of anyone who runs the tests.
         for (name, _) in env::vars_os() {
             let named = |prefix: &str| name.to_str().is_some_and(|name| name.starts_with(prefix));
             if named("COMFY_WORKER_") || named("AWS_") || named("OTEL_") || named("TRACE") {
@@ -136,7 +136,7 @@ impl WorkerBuilder {
         let log_file = self.dir.join("worker.log");
         let log = File::options().create(true).append(true).open(&log_file)?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let group = background::run(Group::spawn(command, "comfy-worker"))
+        let group = background::run(ProcessGroup::spawn(command, "comfy-worker"))
             .await?
             .with_context(|| format!("cannot start {}", self.binary.display()))?;
         Ok(Worker { group, admin, log_file })
@@ -146,7 +146,7 @@ impl WorkerBuilder {
 /// A running `comfy-worker serve`. Dropping it kills it, and with it its children.
 #[derive(Debug)]
 pub struct Worker {
-    group: Group,
+    group: ProcessGroup,
     admin: String,
     log_file: PathBuf,
 }

@@ -89,7 +89,7 @@ async fn holder() -> Result<()> {
 #[tokio::test]
 async fn nothing_outlives_a_killed_test_process() -> Result<()> {
     let dir = scratch()?;
-    // Not through `Group`: only the holder itself is killed, none of what it started.
+    // Not through `ProcessGroup`: only the holder itself is killed, none of what it started.
     let mut holder = Command::new(env::current_exe()?)
         .args(["--exact", "holder"])
         .env(HOLD, dir.path())

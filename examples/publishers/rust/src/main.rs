@@ -207,7 +207,7 @@ async fn run(
     }
 }
 
-/// What stays so, whoever asks again: refused by the broker (403, 404), or found wrong here.
+/// What stays so, anyone who asks again: refused by the broker (403, 404), or found wrong here.
 fn is_final(error: &anyhow::Error) -> bool {
     match error.downcast_ref::<lapin::Error>().map(lapin::Error::kind) {
         Some(ErrorKind::ProtocolError(error)) => matches!(error.get_id(), 403 | 404),

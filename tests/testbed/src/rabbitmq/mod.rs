@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use comfy_worker::child::Group;
+use comfy_worker::child::ProcessGroup;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -58,8 +58,8 @@ struct Ports {
 
 #[derive(Debug)]
 struct Running {
-    broker: Group,
-    epmd: Group,
+    broker: ProcessGroup,
+    epmd: ProcessGroup,
 }
 
 impl RabbitMq {
@@ -209,11 +209,13 @@ impl RabbitMq {
         Ok(running)
     }
 
-    async fn spawn(&self, mut command: Command, name: &'static str) -> Result<Group> {
+    async fn spawn(&self, mut command: Command, name: &'static str) -> Result<ProcessGroup> {
         // A file, not a pipe: it must be able to write whatever becomes of the test that started it.
         let log = File::options().create(true).append(true).open(self.log_file())?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        background::run(Group::spawn(command, name)).await?.with_context(|| format!("cannot start {name}"))
+        background::run(ProcessGroup::spawn(command, name))
+            .await?
+            .with_context(|| format!("cannot start {name}"))
     }
 
     /// A command in this instance's environment, and in nobody else's.

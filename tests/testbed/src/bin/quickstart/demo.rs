@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use comfy_worker::child::Group;
+use comfy_worker::child::ProcessGroup;
 use serde_json::Value;
 use testbed::{Engine, Pixels, RabbitMq, S3Server, Worker, WorkerBuilder, checkout, landscape};
 
@@ -76,8 +76,9 @@ async fn submit(parts: &mut Parts, builder: &WorkerBuilder, output: &Path) -> Re
     println!("  $ comfy-worker submit {WORKFLOW} --input {input} --wait -o {output}\n");
     let mut command = builder.command(&["submit", WORKFLOW, "--input", &input, "--wait", "-o", output])?;
     command.current_dir(checkout()).stdin(Stdio::null());
-    let group =
-        Group::spawn(command, "comfy-worker submit").await.context("cannot start comfy-worker submit")?;
+    let group = ProcessGroup::spawn(command, "comfy-worker submit")
+        .await
+        .context("cannot start comfy-worker submit")?;
     let submit = parts.submit.insert(group);
     let worker = parts.worker.as_mut().context("the worker is not running")?;
     let status = tokio::select! {

@@ -3,7 +3,7 @@
 use std::{os::unix::process::ExitStatusExt as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use comfy_worker::child::Group;
+use comfy_worker::child::ProcessGroup;
 use testbed::{
     ProcessInfo, RabbitMq, S3Server, Signal, Worker, alive, descendants, processes_with_env_or_cwd_beneath,
     wait_for,
@@ -23,7 +23,7 @@ pub(crate) struct Parts {
     pub(crate) worker: Option<Worker>,
     /// It has been ready: from then on TERM must end it with exit code 0.
     pub(crate) worker_was_ready: bool,
-    pub(crate) submit: Option<Group>,
+    pub(crate) submit: Option<ProcessGroup>,
 }
 
 impl Parts {
@@ -54,7 +54,7 @@ impl Parts {
 
     async fn stop_worker(&mut self) -> Result<()> {
         let Some(mut worker) = self.worker.take() else { return Ok(()) };
-        // One that ended by itself has been reported by whoever noticed.
+        // One that ended by itself has been reported by anyone who noticed.
         if worker.exit_status().is_some() {
             return Ok(());
         }

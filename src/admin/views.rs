@@ -1,8 +1,8 @@
-//! What the board tells: `/status` everything, a page what has changed.
+//! What is shown of the board: `/status` gets everything, a page what has changed.
 
 use serde::Serialize;
 
-use super::{board::Phase, card::JobView, resources::Resources};
+use super::{board::Phase, job_status::JobView, resources::Resources};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Versions {
@@ -57,7 +57,7 @@ pub(super) struct WorkerView {
 
 /// What has changed since a revision.
 #[derive(Debug, Serialize)]
-pub(super) struct News {
+pub(super) struct StatusDelta {
     /// The worker's clock: Unix time in milliseconds.
     pub(super) now: u64,
     #[serde(skip)]

@@ -1,4 +1,4 @@
-//! One accepted message's way: its attempt opened, tries until there is a result, the result made durable.
+//! The run of one accepted message: its attempt opened, tries until there is a result, the result made durable.
 
 use std::{
     sync::Arc,
@@ -17,15 +17,15 @@ use super::{
     answer::failed,
     attempt::{OpenAttempt, Opened, Records},
     decision::{Decision, Recovery},
-    end::End,
     execution::{Done, Executor},
     heartbeat::{close, kept_alive},
+    in_flight::Cancellation,
     incoming::Incoming,
-    lane::Turn,
-    met::Met,
     report::Reporter,
-    retries::{InHand, Retries, Stopped},
+    retries::{Holding, Retries, Stopped},
     runner::{Answer, Runner, ms},
+    scheduler::JobPermit,
+    stage_failure::StageFailure,
 };
 use crate::{
     events::EventSink,
@@ -36,18 +36,18 @@ use crate::{
 const FREE_PAUSE: Duration = Duration::from_secs(1);
 
 /// One accepted message's way.
-pub(super) struct Life<'a> {
+pub(super) struct JobRun<'a> {
     pub(super) runner: &'a Runner,
     pub(super) incoming: &'a Incoming,
-    pub(super) turn: &'a Turn,
-    pub(super) end: &'a End,
+    pub(super) permit: &'a JobPermit,
+    pub(super) end: &'a Cancellation,
     pub(super) retries: &'a Retries<'a>,
     pub(super) span: &'a JobSpan,
     pub(super) accepted_at: Instant,
     pub(super) timings: Timings,
 }
 
-impl Life<'_> {
+impl JobRun<'_> {
     /// The answer; an error says what becomes of the message instead.
     pub(super) async fn live(
         mut self,
@@ -62,7 +62,7 @@ impl Life<'_> {
         let most = runner.limits.max_attempts;
         let incoming = self.incoming;
         let opening = || records.open(&job.digest, &runner.worker_id, most, incoming);
-        let attempt = match accept.run(self.retries.persist(InHand::Inputs, opening)).await {
+        let attempt = match accept.run(self.retries.persist(Holding::Inputs, opening)).await {
             Ok(Opened::Attempt(attempt)) => attempt,
             Ok(Opened::Finished { body, former }) => {
                 span.follows(former.as_deref());
@@ -115,7 +115,7 @@ impl Life<'_> {
 
     /// The result of a job that was not run.
     fn refused(&self, job: &JobRequest, attempt: u32, failure: Failure) -> JobResult {
-        let met = Met { stage: Stage::Accept, failure };
+        let met = StageFailure { stage: Stage::Accept, failure };
         failed(&self.runner.worker_id, &job.id, attempt, self.timings, job.metadata.clone(), &met)
     }
 
@@ -127,11 +127,11 @@ impl Life<'_> {
         reporter: &Reporter,
     ) -> Result<JobResult, Stopped> {
         if attempt.crashes > 0 {
-            self.retries.unless_interrupted(self.turn.alone(), InHand::Inputs).await?;
+            self.retries.unless_interrupted(self.permit.alone(), Holding::Inputs).await?;
         }
         let mut executor = Executor::new(
             self.runner,
-            self.turn,
+            self.permit,
             job,
             attempt.number,
             reporter,
@@ -146,7 +146,7 @@ impl Life<'_> {
             };
             let stage = StageName::from(met.stage);
             // What was executed is not given back for want of a place for its outputs.
-            let in_hand = if met.stage == Stage::Upload { InHand::Outputs } else { InHand::Inputs };
+            let in_hand = if met.stage == Stage::Upload { Holding::Outputs } else { Holding::Inputs };
             match self.retries.decide(&met.failure, in_hand).await {
                 Decision::Answer => {
                     tracing::info!(%stage, error = %met.failure, "job failed");
@@ -157,10 +157,10 @@ impl Life<'_> {
                     if let Failure::OutputMissing { nodes, .. } = met.failure {
                         executor.rerun = nodes;
                     }
-                    self.retries.unless_interrupted(self.recover(recovery), InHand::Inputs).await?;
+                    self.retries.unless_interrupted(self.recover(recovery), Holding::Inputs).await?;
                 }
                 Decision::WaitFor(need) => {
-                    self.retries.wait_for(need, met.failure, InHand::Inputs).await?;
+                    self.retries.wait_for(need, met.failure, Holding::Inputs).await?;
                 }
                 decision => {
                     tracing::warn!(%stage, error = %met.failure, "job not finished here");
@@ -223,7 +223,7 @@ impl Life<'_> {
         &mut self,
         job: &JobRequest,
         attempt: u32,
-        met: &Met,
+        met: &StageFailure,
         executor: &Executor<'_>,
     ) -> JobResult {
         let records = executor.left_records().await;

@@ -31,7 +31,7 @@ use crate::{
 /// One execution's early uploads. Dropped, those under way end, and what its nodes wrote beside the job's own
 /// folder goes: also that of an execution that is cancelled, and has no history.
 #[derive(Debug)]
-pub struct Early {
+pub struct EagerUploads {
     shared: Arc<Shared>,
     looks: Vec<AbortOnDropHandle<()>>,
 }
@@ -58,8 +58,8 @@ pub(super) struct Begun {
     upload: AbortOnDropHandle<Result<Stored, StoreError>>,
 }
 
-impl Early {
-    /// Of an execution whose outputs go beneath `base`; the rest as in [`find`](super::find) and
+impl EagerUploads {
+    /// Of an execution whose outputs go under `base`; the rest as in [`find`](super::find) and
     /// [`within`](super::Findings::within).
     #[must_use]
     pub fn new(
@@ -109,7 +109,7 @@ impl Early {
         Some((begun, same))
     }
 
-    /// Ends and removes what has not been taken. Whoever may not delete leaves it to the bucket's rules.
+    /// Ends and removes what has not been taken. Anyone who may not delete leaves it to the bucket's rules.
     pub async fn discard(&mut self) {
         self.settle().await;
         let rest = std::mem::take(&mut *self.shared.begun());
@@ -117,7 +117,7 @@ impl Early {
             upload.abort();
             let _ = upload.await;
             if let Err(error) = self.shared.store.delete(&uri).await {
-                tracing::debug!(%error, "an upload that nobody wants stays");
+                tracing::debug!(%error, "cannot remove an uploaded object that is no output");
             }
         }
     }
@@ -130,7 +130,7 @@ impl Begun {
         match self.upload.await {
             Ok(Ok(stored)) => Some(stored),
             Ok(Err(error)) => {
-                tracing::debug!(%error, "an early upload failed");
+                tracing::debug!(%error, "an eager upload failed; it is uploaded again at the end");
                 None
             }
             Err(_) => None,

@@ -7,23 +7,23 @@ use memmap2::MmapMut;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// What all uploads hold: three parts of one, or one each of three.
-pub(super) static UPLOADS: Memory = Memory::of(16 << 20);
+pub(super) static UPLOADS: BufferPool = BufferPool::of(16 << 20);
 /// What all downloads hold beside the chunk that each is handing over.
-pub(super) static DOWNLOADS: Memory = Memory::of(16 << 20);
+pub(super) static DOWNLOADS: BufferPool = BufferPool::of(16 << 20);
 
 /// So many bytes, lent and given back.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct BufferPool {
     free: Semaphore,
     all: u32,
 }
 
-impl Memory {
+impl BufferPool {
     const fn of(all: u32) -> Self {
         Self { free: Semaphore::const_new(all as usize), all }
     }
 
-    /// Room for `length` bytes, when it is free. Whoever waits here must hold none that only it can give back.
+    /// Room for `length` bytes, when it is free. Anyone who waits here must hold none that only it can give back.
     /// More than there is at all is lent to one at a time: a part of a file beyond 156 GiB.
     pub(super) async fn take(&'static self, length: usize) -> io::Result<Buffer> {
         match self.free.acquire_many(self.share(length)).await {

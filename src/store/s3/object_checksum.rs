@@ -1,10 +1,10 @@
-//! What the store says the checksum of a whole object is, checked while its bytes pass in order.
+//! Checks the bytes of an object, as they pass in order, against the checksum that the store has of it.
 
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use crc_fast::{CrcAlgorithm, Digest};
 
-pub(super) enum Claim {
+pub(super) enum ObjectChecksum {
     /// Nothing of the whole (nothing at all, or only a checksum of the checksums of parts).
     Nothing,
     /// One that costs next to nothing to make.
@@ -20,7 +20,7 @@ pub(super) struct Crc {
     claimed: String,
 }
 
-impl Claim {
+impl ObjectChecksum {
     pub(super) fn of(answer: &GetObjectOutput) -> Self {
         // `<sum>-<parts>`: of the parts' checksums.
         let whole =

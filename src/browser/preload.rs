@@ -29,7 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 use super::{
-    page::{Blank, Page},
+    page::{IdlePage, Page},
     process::{ANSWER_LIMIT, CallError, Chromium},
 };
 
@@ -45,8 +45,8 @@ const OPENING: &str = "opening ComfyUI's page";
 
 /// The page, waiting for ComfyUI.
 #[derive(Debug)]
-pub(super) struct Early {
-    blank: Blank,
+pub(super) struct PreloadedPage {
+    blank: IdlePage,
     server: Url,
     index: PathBuf,
     /// Set once ComfyUI answers.
@@ -55,14 +55,14 @@ pub(super) struct Early {
     _gate: AbortOnDropHandle<()>,
 }
 
-impl Early {
+impl PreloadedPage {
     /// Sends a new page to `server`, where nobody answers yet. `root`: the frontend's files.
     pub(super) async fn open(
         chromium: Arc<Chromium>,
         server: &Url,
         root: PathBuf,
     ) -> Result<Self, CallError> {
-        let blank = Blank::open(chromium).await?;
+        let blank = IdlePage::open(chromium).await?;
         let page = blank.cdp().clone();
         let listen = page.event_listener::<EventRequestPaused>();
         let requests = blank.chromium().call("requests", ANSWER_LIMIT, listen).await?;
@@ -157,7 +157,7 @@ impl Gate {
 
     async fn ask<T>(&self, what: &'static str, answer: impl Future<Output = Result<T, CdpError>>) {
         if let Err(error) = self.chromium.call(what, ANSWER_LIMIT, answer).await {
-            tracing::debug!(%error, "the early page");
+            tracing::debug!(%error, "the preloaded page failed");
         }
     }
 
@@ -193,12 +193,12 @@ impl Gate {
     }
 }
 
-/// The file beneath `root` that a path of the page's own address stands for.
+/// The file under `root` that a path of the page's own address stands for.
 fn file_of(root: &Path, path: &str) -> Option<PathBuf> {
     let path = percent_encoding::percent_decode_str(path.trim_start_matches('/')).decode_utf8().ok()?;
     let path = if path.is_empty() { "index.html" } else { &*path };
-    let beneath = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
-    beneath.then(|| root.join(path))
+    let under = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    under.then(|| root.join(path))
 }
 
 #[cfg(test)]

@@ -57,8 +57,14 @@ async fn arrived(client: &Client, prompt_id: PromptId) -> bool {
     let mut nowhere = 0;
     while nowhere < 2 {
         match look(client, prompt_id).await {
-            Ok(Look::Nowhere) => nowhere += 1,
-            Ok(Look::Over(_) | Look::Unreadable(_) | Look::Running | Look::Pending | Look::Next) => {
+            Ok(PromptStatus::Nowhere) => nowhere += 1,
+            Ok(
+                PromptStatus::Over(_)
+                | PromptStatus::Unreadable(_)
+                | PromptStatus::Running
+                | PromptStatus::Pending
+                | PromptStatus::Next,
+            ) => {
                 return true;
             }
             Err(error) => tracing::debug!(%error, "ComfyUI does not answer"),
@@ -69,7 +75,7 @@ async fn arrived(client: &Client, prompt_id: PromptId) -> bool {
 }
 
 /// Where a prompt is.
-pub(super) enum Look {
+pub(super) enum PromptStatus {
     /// In the history.
     Over(Box<History>),
     /// It is over: it has left the queue, and ComfyUI fails to give its history.
@@ -85,17 +91,19 @@ pub(super) enum Look {
 }
 
 /// Queue first, then history: a prompt moves that way, each time within one lock of ComfyUI's.
-pub(super) async fn look(client: &Client, prompt_id: PromptId) -> Result<Look, RequestError> {
+pub(super) async fn look(client: &Client, prompt_id: PromptId) -> Result<PromptStatus, RequestError> {
     let again = ConstantBuilder::new().with_delay(POLL_EVERY).with_max_times(3);
     match (|| client.queue_place(prompt_id)).retry(again).await? {
-        Some(QueuePlace::Running) => return Ok(Look::Running),
-        Some(QueuePlace::Pending) => return Ok(Look::Pending),
-        Some(QueuePlace::Next) => return Ok(Look::Next),
+        Some(QueuePlace::Running) => return Ok(PromptStatus::Running),
+        Some(QueuePlace::Pending) => return Ok(PromptStatus::Pending),
+        Some(QueuePlace::Next) => return Ok(PromptStatus::Next),
         None => {}
     }
     match (|| client.history(prompt_id)).retry(again).await {
-        Ok(history) => Ok(history.map_or(Look::Nowhere, |history| Look::Over(Box::new(history)))),
-        Err(error) if error.answered => Ok(Look::Unreadable(error)),
+        Ok(history) => {
+            Ok(history.map_or(PromptStatus::Nowhere, |history| PromptStatus::Over(Box::new(history))))
+        }
+        Err(error) if error.answered => Ok(PromptStatus::Unreadable(error)),
         Err(error) => Err(error),
     }
 }
@@ -112,15 +120,17 @@ pub(super) async fn cancel(client: &Client, prompt_id: PromptId, limit: Duration
             look(client, prompt_id).await
         };
         match timeout_at(until.into(), asked).await {
-            Ok(Ok(Look::Over(_) | Look::Unreadable(_))) => {
+            Ok(Ok(PromptStatus::Over(_) | PromptStatus::Unreadable(_))) => {
                 // Best effort: it is kept in memory.
                 let _ = timeout_at(until.into(), client.delete_history(prompt_id)).await;
                 return true;
             }
             // Deleted while pending: no history. Seen twice: its POST may just be on its way.
-            Ok(Ok(Look::Nowhere)) if nowhere == 1 => return true,
-            Ok(Ok(Look::Nowhere)) => nowhere += 1,
-            Ok(Ok(Look::Running | Look::Pending | Look::Next) | Err(_)) | Err(_) => nowhere = 0,
+            Ok(Ok(PromptStatus::Nowhere)) if nowhere == 1 => return true,
+            Ok(Ok(PromptStatus::Nowhere)) => nowhere += 1,
+            Ok(Ok(PromptStatus::Running | PromptStatus::Pending | PromptStatus::Next) | Err(_)) | Err(_) => {
+                nowhere = 0
+            }
         }
         sleep(CANCEL_EVERY).await;
     }

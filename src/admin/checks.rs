@@ -1,4 +1,4 @@
-//! What every request and every answer passes.
+//! Checks for all routes: the request's host, and headers that every answer gets.
 
 use std::net::{IpAddr, SocketAddr};
 

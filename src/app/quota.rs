@@ -1,4 +1,4 @@
-//! How much a worker does until it goes by itself: `worker.idle_exit`, `worker.max_jobs`,
+//! After how much work, or idle time, a worker ends by itself: `worker.idle_exit`, `worker.max_jobs`,
 //! `worker.max_rss`.
 
 use std::{
@@ -14,7 +14,7 @@ use crate::config::WorkerConfig;
 
 /// The worker's share of the work.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(super) struct WorkerQuota {
     idle_exit: Option<Duration>,
     max_jobs: Option<u32>,
     max_rss: Option<u64>,
@@ -23,7 +23,7 @@ pub(super) struct Share {
     pub(super) sampler: Sampler,
 }
 
-impl Share {
+impl WorkerQuota {
     pub(super) fn new(config: &WorkerConfig) -> Self {
         let WorkerConfig { idle_exit, max_jobs, max_rss, .. } = *config;
         Self { idle_exit, max_jobs, max_rss, jobs: AtomicU32::new(0), sampler: Sampler::default() }

@@ -1,5 +1,5 @@
-//! What ends a job from outside while it lives: the worker's drain, its publisher's cancel, its message's
-//! expiration.
+//! Jobs that run in this worker, and what ends one from outside: the worker's drain, its publisher's cancel, its
+//! message's expiration.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -13,12 +13,12 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// One job's end, called at most once.
 #[derive(Clone, Debug, Default)]
-pub(super) struct End {
+pub(super) struct Cancellation {
     called: CancellationToken,
     why: Arc<OnceLock<Failure>>,
 }
 
-impl End {
+impl Cancellation {
     /// Ends the job; the first reason stands.
     pub(super) fn call(&self, why: Failure) {
         let _ = self.why.set(why);
@@ -61,15 +61,15 @@ impl End {
 
 /// The jobs that this worker has in hand.
 #[derive(Clone, Debug, Default)]
-pub struct InHand(Arc<Jobs>);
+pub struct InFlightJobs(Arc<Jobs>);
 
 #[derive(Debug, Default)]
 struct Jobs {
-    held: Mutex<HashMap<JobId, End>>,
+    held: Mutex<HashMap<JobId, Cancellation>>,
     freed: Notify,
 }
 
-impl InHand {
+impl InFlightJobs {
     /// Cancels the job if it is in hand; whether it is.
     #[must_use]
     pub fn cancel(&self, id: &JobId) -> bool {
@@ -78,7 +78,7 @@ impl InHand {
     }
 
     /// Takes a job in hand, until the guard is dropped; waits while another copy of it is.
-    pub(super) async fn hold(&self, id: &JobId) -> Held {
+    pub(super) async fn hold(&self, id: &JobId) -> InFlightJob {
         loop {
             // Before the look, so that no end is missed.
             let freed = self.0.freed.notified();
@@ -89,30 +89,30 @@ impl InHand {
         }
     }
 
-    fn try_hold(&self, id: &JobId) -> Option<Held> {
+    fn try_hold(&self, id: &JobId) -> Option<InFlightJob> {
         match self.held().entry(id.clone()) {
             Entry::Occupied(_) => None,
             Entry::Vacant(free) => {
-                let end = free.insert(End::default()).clone();
-                Some(Held { id: id.clone(), end, jobs: self.clone() })
+                let end = free.insert(Cancellation::default()).clone();
+                Some(InFlightJob { id: id.clone(), end, jobs: self.clone() })
             }
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<JobId, End>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<JobId, Cancellation>> {
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A job in hand.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct InFlightJob {
     id: JobId,
-    pub(super) end: End,
-    jobs: InHand,
+    pub(super) end: Cancellation,
+    jobs: InFlightJobs,
 }
 
-impl Drop for Held {
+impl Drop for InFlightJob {
     fn drop(&mut self) {
         self.jobs.held().remove(&self.id);
         self.jobs.0.freed.notify_waiters();
@@ -129,7 +129,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_is_cancelled_while_it_is_in_hand_and_for_the_first_reason() {
-        let jobs = InHand::default();
+        let jobs = InFlightJobs::default();
         let id: JobId = "a".parse().unwrap();
         assert!(!jobs.cancel(&id));
         let held = jobs.hold(&id).await;

@@ -1,4 +1,4 @@
-//! Looks after what the worker cannot do without.
+//! Watches what the worker depends on: the store, and room on the disk.
 
 use std::path::PathBuf;
 

@@ -1,11 +1,12 @@
-//! Who is told how an execution goes: the lane, how near the end it is; followers; early uploads; the trace.
+//! Forwards the progress of an execution to the scheduler (time that is left), to event subscribers, to eager uploads and to
+//! the trace.
 
 use std::time::Instant;
 
 use contract::prompt::{Prompt, node_title};
 use serde_json::Value;
 
-use super::{lane::Place, met::Met, report::Reporter};
+use super::{report::Reporter, scheduler::PromptPermit, stage_failure::StageFailure};
 use crate::{
     comfy::{
         Executed, Observer, PromptId,
@@ -13,15 +14,15 @@ use crate::{
         history::Outcome,
         tracker::{NodeRun, Progress},
     },
-    deliver::Early,
+    deliver::EagerUploads,
     telemetry::{NodeTime, StageName, StageSpan},
 };
 
 /// Watches one execution.
-pub(super) struct Watched<'a> {
+pub(super) struct ExecutionObserver<'a> {
     reporter: Reporter,
-    place: &'a Place<'a>,
-    early: &'a mut Early,
+    place: &'a PromptPermit<'a>,
+    early: &'a mut EagerUploads,
     /// The wait for the execution, then that itself.
     stage: StageSpan,
     started: bool,
@@ -29,12 +30,12 @@ pub(super) struct Watched<'a> {
     runs: Vec<NodeRun>,
 }
 
-impl<'a> Watched<'a> {
+impl<'a> ExecutionObserver<'a> {
     /// Its prompt is about to be posted, in the stage `wait`.
     pub(super) fn new(
         reporter: Reporter,
-        place: &'a Place<'a>,
-        early: &'a mut Early,
+        place: &'a PromptPermit<'a>,
+        early: &'a mut EagerUploads,
         wait: StageSpan,
     ) -> Self {
         let (origin, runs) = (Instant::now(), Vec::new());
@@ -70,7 +71,7 @@ impl<'a> Watched<'a> {
     }
 
     /// It came to no history.
-    pub(super) fn failed(self, prompt: &Prompt, met: &Met) {
+    pub(super) fn failed(self, prompt: &Prompt, met: &StageFailure) {
         if self.started && self.stage.is_traced() {
             self.stage.nodes(self.nodes(prompt));
         }
@@ -99,7 +100,7 @@ fn node<'a>(prompt: &'a Prompt, id: &'a str, begin: Instant) -> NodeTime<'a> {
     }
 }
 
-impl Observer for Watched<'_> {
+impl Observer for ExecutionObserver<'_> {
     fn queued(&mut self, prompt_id: PromptId) {
         self.reporter.queued(prompt_id);
     }

@@ -2,7 +2,7 @@
 //!
 //! The stream (the head) needs no memory of the process's share, so that every download goes on, however much
 //! others hold; what lies ahead is asked for only while memory is free. The head ends where the first stretch
-//! that is there begins, and is opened anew where there was no memory for the next one.
+//! that is there begins, and is opened again where there was no memory for the next one.
 
 use std::{collections::VecDeque, io};
 
@@ -12,7 +12,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
-use super::{S3Store, claim::Claim, download::Download, memory::DOWNLOADS};
+use super::{S3Store, buffer_pool::DOWNLOADS, download::Download, object_checksum::ObjectChecksum};
 use crate::store::StoreError;
 
 /// Objects with more than this to read are read in stretches.
@@ -22,7 +22,7 @@ const STRETCH: u64 = 2 << 20;
 /// Stretches of one object on their way, or waiting to be read.
 const MOST_AHEAD: usize = 8;
 
-pub(super) struct Stretches {
+pub(super) struct RangedDownload {
     store: S3Store,
     uri: ObjectUri,
     version: String,
@@ -34,7 +34,7 @@ pub(super) struct Stretches {
     ahead: VecDeque<Stretch>,
     /// Where the next one begins.
     planned: u64,
-    claim: Claim,
+    claim: ObjectChecksum,
 }
 
 /// A stream whose next byte is the reader's.
@@ -50,7 +50,7 @@ struct Stretch {
     bytes: AbortOnDropHandle<Result<Option<Bytes>, StoreError>>,
 }
 
-impl Stretches {
+impl RangedDownload {
     /// The rest of `download`: in stretches where there is much of it, else itself.
     pub(super) fn of(mut download: Download) -> BoxStream<'static, io::Result<Bytes>> {
         let (size, version) = (download.size(), download.version().map(str::to_owned));
@@ -59,7 +59,7 @@ impl Stretches {
             (Some(size), Some(version), claim)
                 if size.saturating_sub(download.offset()) > SPLIT_FROM
                     && !version.starts_with("W/")
-                    && !matches!(claim, Claim::Other) =>
+                    && !matches!(claim, ObjectChecksum::Other) =>
             {
                 Self {
                     store: download.store().clone(),
@@ -79,9 +79,9 @@ impl Stretches {
     }
 
     fn into_stream(self) -> BoxStream<'static, io::Result<Bytes>> {
-        stream::try_unfold(Box::new(self), |mut stretches| async move {
-            let chunk = stretches.next().await?;
-            Ok(chunk.map(|chunk| (chunk, stretches)))
+        stream::try_unfold(Box::new(self), |mut ranged_download| async move {
+            let chunk = ranged_download.next().await?;
+            Ok(chunk.map(|chunk| (chunk, ranged_download)))
         })
         .boxed()
     }
@@ -112,7 +112,7 @@ impl Stretches {
             if self.head.is_none() {
                 return Err(self.unavailable("the store ignores ranges".to_owned()));
             }
-            tracing::debug!(object = %self.uri, "the store ignores ranges: the object is read in one stream");
+            tracing::debug!(object = %self.uri, "the store ignores range requests: reading the object in one stream");
             self.ahead.clear();
             self.planned = self.size;
         }

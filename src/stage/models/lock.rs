@@ -26,7 +26,7 @@ const USE_DIGITS: usize = 3;
 
 /// Where the locks of one model are.
 #[derive(Clone, Debug)]
-pub(super) struct Slot {
+pub(super) struct ModelLock {
     folder: PathBuf,
     name: String,
 }
@@ -37,24 +37,24 @@ pub struct Lease(#[allow(dead_code, reason = "holds a lock")] File);
 
 /// The right to fetch a model from one source.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct FetchLock {
     path: PathBuf,
     _lock: File,
 }
 
-impl Drop for Turn {
+impl Drop for FetchLock {
     fn drop(&mut self) {
-        // Before the lock goes: whoever takes it next sees that it is nobody's any more, and makes another.
+        // Before the lock goes: anyone who takes it next sees that it is nobody's any more, and makes another.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// The right to remove a model, and what there is of it: whoever fetches one has it in use.
+/// The right to remove a model, and what there is of it: anyone who fetches one has it in use.
 #[derive(Debug)]
 pub(super) struct Eviction(#[allow(dead_code, reason = "holds a lock")] File);
 
-impl Slot {
-    /// The slot of the model `name`, a path beneath the folder `models`.
+impl ModelLock {
+    /// The slot of the model `name`, a path under the folder `models`.
     pub(super) fn of(models: &Path, name: &str) -> Self {
         Self { folder: models.join(FOLDER), name: name.to_owned() }
     }
@@ -65,15 +65,15 @@ impl Slot {
         wait(&path, File::try_lock_shared).await.map(Lease)
     }
 
-    /// Waits for whoever fetches the model from there.
-    pub(super) async fn turn(&self, source: &str) -> io::Result<Turn> {
+    /// Waits for anyone who fetches the model from there.
+    pub(super) async fn turn(&self, source: &str) -> io::Result<FetchLock> {
         let path = self.lock(&format!("{}.fetch", fetch_key(&self.name, source)))?;
         loop {
             let lock = wait(&path, File::try_lock).await?;
             // Its last holder removed it, and another may have been made since.
             let (ours, there) = (lock.metadata()?, fs::symlink_metadata(&path));
             if there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
-                return Ok(Turn { path, _lock: lock });
+                return Ok(FetchLock { path, _lock: lock });
             }
         }
     }
@@ -149,8 +149,8 @@ mod tests {
     #[tokio::test]
     async fn a_fifo_in_a_locks_place_holds_nobody_up() {
         let folder = tempfile::tempdir().unwrap();
-        let slot = Slot::of(folder.path(), "loras/x");
-        let held = (slot.lease().await.unwrap(), slot.turn("s").await.unwrap());
+        let lock = ModelLock::of(folder.path(), "loras/x");
+        let held = (lock.lease().await.unwrap(), lock.turn("s").await.unwrap());
         let locks = folder.path().join(FOLDER).join("locks");
         for lock in fs::read_dir(&locks).unwrap() {
             let path = lock.unwrap().path();
@@ -158,34 +158,40 @@ mod tests {
             mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
         }
         drop(held);
-        let both = async { (slot.lease().await.unwrap(), slot.turn("s").await.unwrap()) };
+        let both = async { (lock.lease().await.unwrap(), lock.turn("s").await.unwrap()) };
         tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
     }
 
     #[tokio::test]
     async fn what_is_used_or_fetched_is_not_evicted() {
         let folder = tempfile::tempdir().unwrap();
-        let slot = Slot::of(folder.path(), "loras/x");
-        let (first, second) = (slot.lease().await.unwrap(), slot.lease().await.unwrap());
-        assert!(slot.evict().is_none());
+        let lock = ModelLock::of(folder.path(), "loras/x");
+        let (first, second) = (lock.lease().await.unwrap(), lock.lease().await.unwrap());
+        assert!(lock.evict().is_none());
         drop(first);
-        assert!(slot.evict().is_none());
+        assert!(lock.evict().is_none());
         drop(second);
-        let turn = slot.turn("here").await.unwrap();
-        assert!(slot.turn("here").now_or_never().is_none(), "one fetches at a time");
-        assert!(slot.turn("there").now_or_never().unwrap().is_ok(), "another source holds nobody up");
-        let next = slot.turn("here");
+        let turn = lock.turn("here").await.unwrap();
+        assert!(lock.turn("here").now_or_never().is_none(), "one fetches at a time");
+        assert!(lock.turn("there").now_or_never().unwrap().is_ok(), "another source holds nobody up");
+        let next = lock.turn("here");
         let (next, ()) = tokio::join!(next, async { drop(turn) });
-        assert!(slot.turn("here").now_or_never().is_none(), "the lock of the next one is the one that is there");
+        assert!(
+            lock.turn("here").now_or_never().is_none(),
+            "the lock of the next one is the one that is there"
+        );
         drop(next.unwrap());
         let locks = fs::read_dir(folder.path().join(FOLDER).join("locks")).unwrap();
         let names = locks.map(|lock| lock.unwrap().file_name().into_string().unwrap());
-        assert!(names.collect::<Vec<_>>().iter().all(|name| name.ends_with(".use")), "no lock of a fetch stays");
-        let eviction = slot.evict().unwrap();
-        assert!(slot.lease().now_or_never().is_none(), "a lease waits for the end of the eviction");
+        assert!(
+            names.collect::<Vec<_>>().iter().all(|name| name.ends_with(".use")),
+            "no lock of a fetch stays"
+        );
+        let eviction = lock.evict().unwrap();
+        assert!(lock.lease().now_or_never().is_none(), "a lease waits for the end of the eviction");
         // Another model is another matter.
-        assert!(Slot::of(folder.path(), "loras/y").lease().await.is_ok());
+        assert!(ModelLock::of(folder.path(), "loras/y").lease().await.is_ok());
         drop(eviction);
-        assert!(slot.lease().await.is_ok());
+        assert!(lock.lease().await.is_ok());
     }
 }

@@ -21,7 +21,7 @@ const NODE_ID: usize = 200;
 
 /// One job.
 #[derive(Clone, Debug)]
-pub(super) struct Card {
+pub(super) struct JobStatus {
     /// When it was taken in hand, in the order of all.
     key: u64,
     /// The board's at the last change.
@@ -64,14 +64,14 @@ pub(super) struct JobView {
     nodes_cached: usize,
     /// The number of the first one in `node_list`; those before it are no longer told of.
     first_node: u64,
-    node_list: Vec<nodes::Told>,
+    node_list: Vec<nodes::NodeStatus>,
     uploads: Option<Uploads>,
     /// The preview's number: another one, another picture.
     preview: Option<u64>,
     outcome: Option<Outcome>,
 }
 
-impl Card {
+impl JobStatus {
     /// A job that this is the first event of.
     pub(super) fn new(key: u64, event: &JobEvent, revision: u64) -> Self {
         let mut card = Self {

@@ -1,4 +1,4 @@
-//! Whose turn it is in ComfyUI: the jobs in hand in their order, and when another one is wanted.
+//! Schedules the jobs in hand: whose prompt goes to ComfyUI next, and when the worker takes another job.
 //!
 //! At most one prompt waits behind the one that runs, and a worker takes that one only when the running
 //! one is near its end: until then an idle worker may have it.
@@ -30,7 +30,7 @@ const OVERDUE: Duration = Duration::from_secs(10);
 
 /// The jobs in hand. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Lane(Arc<Shared>);
+pub struct Scheduler(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -48,12 +48,12 @@ struct State {
 
 #[derive(Debug)]
 struct Job {
-    at: At,
+    at: Phase,
     alone: bool,
 }
 
 #[derive(Debug)]
-enum At {
+enum Phase {
     /// Accepted, its prompt not posted.
     Preparing { since: Instant },
     /// Its prompt is in ComfyUI.
@@ -62,7 +62,7 @@ enum At {
     Executed,
 }
 
-impl At {
+impl Phase {
     fn preparing() -> Self {
         Self::Preparing { since: Instant::now() }
     }
@@ -77,7 +77,7 @@ pub enum Wanted {
     Ahead,
 }
 
-impl Lane {
+impl Scheduler {
     /// An empty one.
     #[must_use]
     pub fn new(lookahead: Lookahead) -> Self {
@@ -87,25 +87,25 @@ impl Lane {
 
     /// Takes a job in hand, behind the others, until the turn is dropped.
     #[must_use]
-    pub fn join(&self) -> Turn {
+    pub fn join(&self) -> JobPermit {
         let mut number = 0;
         self.0.state.send_modify(|state| {
             state.joined += 1;
             number = state.joined;
-            state.jobs.insert(number, Job { at: At::preparing(), alone: false });
+            state.jobs.insert(number, Job { at: Phase::preparing(), alone: false });
         });
-        Turn { lane: self.clone(), number }
+        JobPermit { scheduler: self.clone(), number }
     }
 
     /// Waits until another job is wanted.
     pub async fn wanted(&self) -> Wanted {
         let mut state = self.0.state.subscribe();
         loop {
-            let look = state.borrow_and_update().look(self.0.lookahead, Instant::now());
-            let from = match look {
-                Look::Now(wanted) => return wanted,
-                Look::From(at) => Some(at),
-                Look::Later => None,
+            let next_job = state.borrow_and_update().next_job(self.0.lookahead, Instant::now());
+            let from = match next_job {
+                NextJob::Now(wanted) => return wanted,
+                NextJob::From(at) => Some(at),
+                NextJob::Later => None,
             };
             tokio::select! {
                 () = due(from) => {}
@@ -128,7 +128,7 @@ impl Lane {
     }
 }
 
-/// Waits for a moment; without one for ever.
+/// Waits for a moment; without one forever.
 async fn due(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at.into()).await,
@@ -136,54 +136,55 @@ async fn due(at: Option<Instant>) {
     }
 }
 
-enum Look {
+enum NextJob {
     Now(Wanted),
     From(Instant),
     Later,
 }
 
 impl State {
-    fn look(&self, lookahead: Lookahead, now: Instant) -> Look {
+    fn next_job(&self, lookahead: Lookahead, now: Instant) -> NextJob {
         if self.jobs.is_empty() {
-            return Look::Now(Wanted::First);
+            return NextJob::Now(Wanted::First);
         }
         let closed = lookahead == Lookahead::Never
             || self.jobs.len() >= MOST_IN_HAND
             || self.jobs.values().any(|job| job.alone);
         if closed {
-            return Look::Later;
+            return NextJob::Later;
         }
         let slow_at = |job: &Job| match job.at {
-            At::Preparing { since } if lookahead == Lookahead::Auto => Some(since + SLOW_PREPARATION),
+            Phase::Preparing { since } if lookahead == Lookahead::Auto => Some(since + SLOW_PREPARATION),
             _ => None,
         };
-        let in_the_way =
-            |job: &&Job| !matches!(job.at, At::Executed) && slow_at(job).is_none_or(|slow_at| now < slow_at);
+        let in_the_way = |job: &&Job| {
+            !matches!(job.at, Phase::Executed) && slow_at(job).is_none_or(|slow_at| now < slow_at)
+        };
         let mut before = self.jobs.values().filter(in_the_way);
         let next_slow = self.jobs.values().filter(in_the_way).filter_map(slow_at).min();
         match (before.next(), before.next()) {
-            (None, _) => Look::Now(Wanted::Ahead),
-            (Some(_), _) if next_slow.is_some() => next_slow.map_or(Look::Later, Look::From),
-            (Some(_), Some(_)) => Look::Later,
-            (Some(_), None) if lookahead == Lookahead::Always => Look::Now(Wanted::Ahead),
-            (Some(Job { at: At::Posted { ends_at: Some(ends_at), .. }, .. }), None) => {
+            (None, _) => NextJob::Now(Wanted::Ahead),
+            (Some(_), _) if next_slow.is_some() => next_slow.map_or(NextJob::Later, NextJob::From),
+            (Some(_), Some(_)) => NextJob::Later,
+            (Some(_), None) if lookahead == Lookahead::Always => NextJob::Now(Wanted::Ahead),
+            (Some(Job { at: Phase::Posted { ends_at: Some(ends_at), .. }, .. }), None) => {
                 let from = ends_at.checked_sub(self.lead).unwrap_or(now);
                 if now > *ends_at + OVERDUE {
-                    Look::Later
+                    NextJob::Later
                 } else if from <= now {
-                    Look::Now(Wanted::Ahead)
+                    NextJob::Now(Wanted::Ahead)
                 } else {
-                    Look::From(from)
+                    NextJob::From(from)
                 }
             }
-            (Some(_), None) => Look::Later,
+            (Some(_), None) => NextJob::Later,
         }
     }
 
     /// When another job's prompt is overdue.
     fn late(&self, number: u64) -> Option<Instant> {
         self.jobs.iter().filter(|(other, _)| **other != number).find_map(|(_, job)| match &job.at {
-            At::Posted { ends_at, .. } => ends_at.map(|ends_at| ends_at + OVERDUE),
+            Phase::Posted { ends_at, .. } => ends_at.map(|ends_at| ends_at + OVERDUE),
             _ => None,
         })
     }
@@ -195,7 +196,7 @@ impl State {
             if *other < number && job.alone {
                 return None;
             }
-            if let At::Posted { over, .. } = &job.at {
+            if let Phase::Posted { over, .. } = &job.at {
                 posted.push(over.clone());
             }
         }
@@ -204,25 +205,25 @@ impl State {
             return None;
         }
         let over = CancellationToken::new();
-        job.at = At::Posted { over: over.clone(), ends_at: None };
+        job.at = Phase::Posted { over: over.clone(), ends_at: None };
         Some((posted.pop(), over))
     }
 }
 
 /// A job in hand.
 #[derive(Debug)]
-pub struct Turn {
-    lane: Lane,
+pub struct JobPermit {
+    scheduler: Scheduler,
     number: u64,
 }
 
-impl Turn {
-    pub(super) fn lane(&self) -> &Lane {
-        &self.lane
+impl JobPermit {
+    pub(super) fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
     }
 
-    fn set(&self, at: At) {
-        self.lane.0.state.send_modify(|state| {
+    fn set(&self, at: Phase) {
+        self.scheduler.0.state.send_modify(|state| {
             if let Some(job) = state.jobs.get_mut(&self.number) {
                 job.at = at;
             }
@@ -231,14 +232,14 @@ impl Turn {
 
     /// Another try begins.
     pub(super) fn prepare(&self) {
-        self.set(At::preparing());
+        self.set(Phase::preparing());
     }
 
     /// Keeps other jobs out and waits until those before it are gone: it may crash this worker, and
     /// they would be taken for what did.
     pub(super) async fn alone(&self) {
-        let mut state = self.lane.0.state.subscribe();
-        self.lane.0.state.send_modify(|state| {
+        let mut state = self.scheduler.0.state.subscribe();
+        self.scheduler.0.state.send_modify(|state| {
             if let Some(job) = state.jobs.get_mut(&self.number) {
                 job.alone = true;
             }
@@ -248,54 +249,54 @@ impl Turn {
     }
 
     /// Waits until ComfyUI may have its prompt.
-    pub(super) async fn post(&self) -> Place<'_> {
-        let mut state = self.lane.0.state.subscribe();
+    pub(super) async fn post(&self) -> PromptPermit<'_> {
+        let mut state = self.scheduler.0.state.subscribe();
         loop {
             state.mark_unchanged();
             let mut place = None;
-            self.lane.0.state.send_if_modified(|state| {
+            self.scheduler.0.state.send_if_modified(|state| {
                 place = state.post(self.number);
                 place.is_some()
             });
             if let Some((ahead, over)) = place {
-                return Place { turn: self, ahead, over };
+                return PromptPermit { permit: self, ahead, over };
             }
             let _ = state.changed().await;
         }
     }
 }
 
-impl Drop for Turn {
+impl Drop for JobPermit {
     fn drop(&mut self) {
-        self.lane.0.state.send_modify(|state| drop(state.jobs.remove(&self.number)));
+        self.scheduler.0.state.send_modify(|state| drop(state.jobs.remove(&self.number)));
     }
 }
 
 /// A prompt's place in ComfyUI; dropped once it is out of there.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
-    turn: &'a Turn,
+pub(super) struct PromptPermit<'a> {
+    permit: &'a JobPermit,
     /// Cancelled once the prompt before it is out.
     pub(super) ahead: Option<CancellationToken>,
     over: CancellationToken,
 }
 
-impl Place<'_> {
+impl PromptPermit<'_> {
     /// Notes that the prompt ends in so long; `None`: nobody knows.
     pub(super) fn expect(&self, left: Option<Duration>) {
         let ends_at = left.and_then(|left| Instant::now().checked_add(left));
-        self.turn.set(At::Posted { over: self.over.clone(), ends_at });
+        self.permit.set(Phase::Posted { over: self.over.clone(), ends_at });
     }
 }
 
-impl Place<'_> {
+impl PromptPermit<'_> {
     /// Waits until the prompt before this one goes on far longer than expected. What another worker
     /// could run is not held here then; `amqp.lookahead = 1` holds it all the same.
     pub(super) async fn is_held_up(&self) {
-        let shared = &self.turn.lane.0;
+        let shared = &self.permit.scheduler.0;
         let mut state = shared.state.subscribe();
         loop {
-            let late = state.borrow_and_update().late(self.turn.number);
+            let late = state.borrow_and_update().late(self.permit.number);
             let at = late.filter(|_| shared.lookahead == Lookahead::Auto);
             if at.is_some_and(|at| at <= Instant::now()) {
                 return;
@@ -308,13 +309,13 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for PromptPermit<'_> {
     fn drop(&mut self) {
         self.over.cancel();
-        self.turn.set(At::Executed);
+        self.permit.set(Phase::Executed);
     }
 }
 
 #[cfg(test)]
-#[path = "lane_tests.rs"]
+#[path = "scheduler_tests.rs"]
 mod tests;
