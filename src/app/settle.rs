@@ -5,12 +5,15 @@
 
 use std::time::Duration;
 
+use contract::failure::Cause;
 use tokio::time::Instant;
 
 use super::worker::{HAND_BACK_PAUSE, Worker};
 use crate::{
-    job::incoming::{Incoming, Returned},
+    job::incoming::{Incoming, JobOutcome, Returned},
+    metrics,
     queue::{Delivery, Postponement, PublishError, ResultMessage, Returns, Settlement},
+    telemetry::StageName,
 };
 
 /// Longest wait for a confirm until the broker is asked again, on another channel or connection.
@@ -36,6 +39,40 @@ impl Outcome {
 }
 
 impl Worker {
+    /// Publishes the result, or has the job back in a queue; how its message is then settled.
+    pub(super) async fn settling(
+        &self,
+        outcome: JobOutcome,
+        incoming: &Incoming,
+        delivery: &Delivery,
+    ) -> Outcome {
+        let span = &incoming.span;
+        match outcome {
+            JobOutcome::Answered { id, body, stored } => {
+                let publishing = self.publish(delivery, id.to_string(), body, stored);
+                if span.stage(StageName::Publish).within(publishing).await {
+                    return Outcome::done(Settlement::Ack);
+                }
+                metrics::handed_back(Cause::Broker);
+                span.goes_back("its result could not be published", true);
+                self.hand_back(delivery).await
+            }
+            JobOutcome::Reject { reason } => {
+                tracing::warn!(reason, "the message cannot be answered: dead-lettering it");
+                Outcome::done(Settlement::DeadLetter)
+            }
+            JobOutcome::HandBack { reason, cause, later } => {
+                metrics::handed_back(cause);
+                let Some((delay, returned)) = later else {
+                    tracing::warn!(reason, "handing the job back to the queue");
+                    return self.hand_back(delivery).await;
+                };
+                tracing::warn!(reason, ?delay, returns = returned.count, "giving the job back until later");
+                self.postpone(delivery, incoming, delay, returned).await
+            }
+        }
+    }
+
     /// Back to the head of the queue, at once. Before RabbitMQ 4.3 that counts to the delivery limit, where the broker
     /// would take the job for poison: then a copy takes its place, with a fresh count.
     pub(super) async fn hand_back(&self, delivery: &Delivery) -> Outcome {

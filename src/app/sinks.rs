@@ -12,13 +12,13 @@ use crate::{
 
 /// Events for the broker's followers and for the status page.
 pub(super) struct Sinks {
-    pub(super) place: Arc<JobHandle>,
+    pub(super) status: Arc<JobHandle>,
     pub(super) events: queue::EventSender,
 }
 
 impl EventSink for Sinks {
     fn event(&self, event: &JobEvent) {
-        self.place.event(event);
+        self.status.event(event);
         if let Ok(body) = serde_json::to_value(event) {
             self.events.send(queue::Event::Json {
                 job_id: event.id.to_string(),
@@ -29,7 +29,7 @@ impl EventSink for Sinks {
     }
 
     fn preview(&self, preview: &Preview<'_>) {
-        self.place.preview(preview);
+        self.status.preview(preview);
         self.events.send(queue::Event::Preview(queue::Preview {
             job_id: preview.id.to_string(),
             image: preview.image.bytes.clone(),
@@ -43,6 +43,6 @@ impl EventSink for Sinks {
     }
 
     fn ended(&self, result: &JobResult) {
-        self.place.ended(result);
+        self.status.ended(result);
     }
 }

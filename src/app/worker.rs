@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use contract::failure::Cause;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
@@ -21,12 +20,11 @@ use super::{
     boot::{BootMark, Starting, boot_error, starting},
     last_words,
     quota::WorkerQuota,
-    settle::Outcome,
     sinks::Sinks,
     spans::received,
 };
 use crate::{
-    admin::{JobHandle, Phase, StatusBoard},
+    admin::{Phase, StatusBoard},
     config::Config,
     connector::ConnectorError,
     job::{
@@ -37,7 +35,7 @@ use crate::{
     lifecycle::ShutdownTokens,
     metrics,
     queue::{self, Broker, Consumer, Delivery, Message, Returns, Settled, Settlement},
-    telemetry::{JobSpan, StageName, Traces},
+    telemetry::{JobSpan, Traces},
 };
 
 /// A message that is handed back comes again at once: wait before, or it is a hot loop.
@@ -178,7 +176,7 @@ impl Worker {
                     delivery = &mut next, if may_take => {
                         let Some(delivery) = delivery else { break StopReason::Drain };
                         let permit = self.runner.scheduler.join();
-                        lives.spawn(Arc::clone(self).live(delivery, permit));
+                        lives.spawn(Arc::clone(self).run_job(delivery, permit));
                         next = Box::pin(self.next());
                     }
                 }
@@ -233,7 +231,9 @@ impl Worker {
                     let mut subscription = self.subscription.lock().await;
                     return subscription.get_or_insert_with(|| self.broker.consume(1)).next().await;
                 }
-                Wanted::Ahead if self.runs() && self.leave().is_none() && self.quota.excess().is_none() => {
+                Wanted::Ahead
+                    if self.runs() && self.stop_reason().is_none() && self.quota.excess().is_none() =>
+                {
                     let mut subscription = self.subscription.lock().await;
                     if let Some(delivery) = self.broker.take().await.filter(|taken| !taken.is_stale()) {
                         self.taken().replace(delivery);
@@ -265,27 +265,42 @@ impl Worker {
     }
 
     /// One job from its delivery to its settlement. Why no other is taken, if none is.
-    async fn live(self: Arc<Self>, delivery: Delivery, permit: JobPermit) -> Option<StopReason> {
+    async fn run_job(self: Arc<Self>, delivery: Delivery, permit: JobPermit) -> Option<StopReason> {
         let span = self.traces.job(&received(&self.config.amqp.queue, &delivery.message));
-        let leave = span.around(self.live_in(&span, delivery, permit)).await;
+        let running = async {
+            let status = Arc::new(self.board.take_job());
+            metrics::job_taken(delivery.message.redelivered);
+            self.quota.take();
+            let incoming = Incoming { span: span.clone(), ..self.incoming(&delivery) };
+            let sink = Arc::new(Sinks { status: Arc::clone(&status), events: self.broker.events() });
+            let disowned = async {
+                delivery.lost().await;
+                incoming.lost.cancel();
+                std::future::pending::<Infallible>().await
+            };
+            let outcome = tokio::select! {
+                outcome = self.runner.run(&incoming, &permit, sink) => outcome,
+                never = disowned => match never {},
+            };
+            match &outcome {
+                JobOutcome::Answered { body, .. } => status.answered(body),
+                JobOutcome::HandBack { reason, .. } => status.handed_back(reason),
+                JobOutcome::Reject { .. } => {}
+            }
+            let settling = self.settling(outcome, &incoming, &delivery).await;
+            let enough = self.quota.settle(settling.returned).map(StopReason::Enough);
+            let stop = self.stop_reason().or(enough);
+            if stop.is_some() {
+                // Before the ack: the broker would send another at once.
+                self.unsubscribe().await;
+            }
+            self.settle(delivery, settling.settlement).await;
+            metrics::job_settled();
+            stop
+        };
+        let stop = span.around(running).await;
         span.end();
-        leave
-    }
-
-    async fn live_in(&self, span: &JobSpan, delivery: Delivery, permit: JobPermit) -> Option<StopReason> {
-        let place = Arc::new(self.board.take_job());
-        metrics::job_taken(delivery.message.redelivered);
-        self.quota.take();
-        let outcome = self.handle(span, &delivery, &permit, &place).await;
-        let enough = self.quota.settle(outcome.returned).map(StopReason::Enough);
-        let leave = self.leave().or(enough);
-        if leave.is_some() {
-            // Before the ack: the broker would send another at once.
-            self.unsubscribe().await;
-        }
-        self.settle(delivery, outcome.settlement).await;
-        metrics::job_settled();
-        leave
+        stop
     }
 
     fn runs(&self) -> bool {
@@ -293,7 +308,7 @@ impl Worker {
     }
 
     /// Whether ComfyUI is fit for another job; one that starts for the first time will be.
-    fn leave(&self) -> Option<StopReason> {
+    fn stop_reason(&self) -> Option<StopReason> {
         if !self.runs() {
             return None;
         }
@@ -304,65 +319,6 @@ impl Worker {
             return Some(StopReason::Lost("its process ended".to_owned()));
         }
         engine.worn(&self.config.comfyui).map(StopReason::Worn)
-    }
-
-    /// From the message to what becomes of it.
-    async fn handle(
-        &self,
-        span: &JobSpan,
-        delivery: &Delivery,
-        permit: &JobPermit,
-        place: &Arc<JobHandle>,
-    ) -> Outcome {
-        let incoming = Incoming { span: span.clone(), ..self.incoming(delivery) };
-        let sink = Arc::new(Sinks { place: Arc::clone(place), events: self.broker.events() });
-        let disowned = async {
-            delivery.lost().await;
-            incoming.lost.cancel();
-            std::future::pending::<Infallible>().await
-        };
-        let ending = tokio::select! {
-            ending = self.runner.run(&incoming, permit, sink) => ending,
-            never = disowned => match never {},
-        };
-        match &ending {
-            JobOutcome::Answered { body, .. } => place.answered(body),
-            JobOutcome::HandBack { reason, .. } => place.handed_back(reason),
-            JobOutcome::Reject { .. } => {}
-        }
-        match ending {
-            JobOutcome::Answered { id, body, stored } => {
-                let publishing = self.publish(delivery, id.to_string(), body, stored);
-                if span.stage(StageName::Publish).within(publishing).await {
-                    return Outcome::done(Settlement::Ack);
-                }
-                metrics::handed_back(Cause::Broker);
-                span.goes_back("its result could not be published", true);
-                self.hand_back(delivery).await
-            }
-            JobOutcome::Reject { reason } => {
-                tracing::warn!(reason, "the message cannot be answered: dead-lettering it");
-                Outcome::done(Settlement::DeadLetter)
-            }
-            JobOutcome::HandBack { reason, cause, later } => {
-                metrics::handed_back(cause);
-                match later {
-                    None => {
-                        tracing::warn!(reason, "handing the job back to the queue");
-                        self.hand_back(delivery).await
-                    }
-                    Some((delay, returned)) => {
-                        tracing::warn!(
-                            reason,
-                            ?delay,
-                            returns = returned.count,
-                            "giving the job back until later"
-                        );
-                        self.postpone(delivery, &incoming, delay, returned).await
-                    }
-                }
-            }
-        }
     }
 
     pub(super) fn incoming(&self, delivery: &Delivery) -> Incoming {

@@ -17,18 +17,17 @@ use contract::{
     result::{NodeTiming, Output, Stage, Timings},
 };
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
     attempt::JSON,
-    in_flight::Cancellation,
+    job_run::JobContext,
     observer::ExecutionObserver,
     preparation::Ready,
     report::Reporter,
-    retries::{Holding, Retries},
+    retries::Holding,
     runner::{BOOT_PATIENCE, Runner, ms},
-    scheduler::{JobPermit, PromptPermit},
     stage_failure::{AtStage, StageFailure},
 };
 use crate::{
@@ -36,21 +35,16 @@ use crate::{
     connector::{ConnectorError, Engine},
     deliver::{self, Destination, EagerUploads, Findings, OwnFolder},
     store::Content,
-    telemetry::{JobSpan, StageName, StageSpan, redact_json},
+    telemetry::{StageName, redact_json},
     text::json_of,
 };
 
 /// One try.
 pub(super) struct Executor<'a> {
-    pub(super) runner: &'a Runner,
-    pub(super) permit: &'a JobPermit,
+    pub(super) context: JobContext<'a>,
     pub(super) job: &'a JobRequest,
     pub(super) attempt: u32,
     pub(super) reporter: &'a Reporter,
-    /// Called when the job must end, whatever it is at.
-    pub(super) end: &'a Cancellation,
-    pub(super) retries: &'a Retries<'a>,
-    pub(super) span: &'a JobSpan,
     /// Nodes that must run again although ComfyUI remembers their outputs: an earlier try found
     /// their files gone.
     pub(super) rerun: BTreeSet<String>,
@@ -73,26 +67,17 @@ pub(super) struct RecordUris {
 }
 
 impl<'a> Executor<'a> {
-    #[allow(clippy::too_many_arguments, reason = "what one delivery has in hand")]
     pub(super) fn new(
-        runner: &'a Runner,
-        permit: &'a JobPermit,
+        context: JobContext<'a>,
         job: &'a JobRequest,
         attempt: u32,
         reporter: &'a Reporter,
-        end: &'a Cancellation,
-        retries: &'a Retries<'a>,
-        span: &'a JobSpan,
     ) -> Self {
         Self {
-            runner,
-            permit,
+            context,
             job,
             attempt,
             reporter,
-            end,
-            retries,
-            span,
             rerun: BTreeSet::new(),
             left: Mutex::default(),
             comfyui_version: OnceLock::new(),
@@ -100,15 +85,152 @@ impl<'a> Executor<'a> {
     }
 
     pub(super) async fn execute(&self, timings: &mut Timings) -> Result<Done, StageFailure> {
+        let JobContext { runner, permit, cancellation, span, .. } = self.context;
         let destination = self.destination().at_stage(Stage::Accept)?;
         let ready = Box::pin(self.ready(timings)).await?;
         self.try_place(&destination, &ready.prompt).await.at_stage(Stage::Stage)?;
         let mut early = self.early(&ready.own, &destination);
-        let done = self.run_and_deliver(ready, &destination, &mut early, timings).await;
+        let working = async {
+            let Ready { prompt, extra_data, own, mut warnings, _folder, _staged } = ready;
+            let wait = span.stage(StageName::Wait);
+            let prompt_permit = tokio::select! {
+                biased;
+                () = runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Post),
+                why = cancellation.called() => return Err(why).at_stage(Stage::Post),
+                prompt_permit = permit.post() => prompt_permit,
+            };
+            let about = wait.logs();
+            let executing = async {
+                // Another one, if that of the conversion was lost meanwhile.
+                let engine = self.engine().await.inspect_err(|met| wait.fails(met))?;
+                let back = runner.shutdown.stop.child_token();
+                let execution = Execution {
+                    prompt: &prompt,
+                    extra_data: Value::Object(extra_data),
+                    limit: self.job.timeout.unwrap_or(runner.limits.timeout),
+                    allow_partial: self.job.allow_partial,
+                    abort: &runner.shutdown.abort,
+                    cancel: cancellation.token(),
+                    behind: prompt_permit
+                        .ahead
+                        .as_ref()
+                        .map(|ahead_done| QueuedBehind { ahead_done, stop: &back }),
+                    known: runner.forecasts.of(&prompt),
+                };
+                let reporter = self.reporter.clone();
+                let mut observer = ExecutionObserver::new(reporter, &prompt_permit, &mut early, wait);
+                let give_back = async {
+                    prompt_permit.is_held_up().await;
+                    back.cancel();
+                    std::future::pending::<Infallible>().await
+                };
+                let outcome = tokio::select! {
+                    outcome = engine.execute(execution, &mut observer) => outcome,
+                    never = give_back => match never {},
+                };
+                let executed = match outcome {
+                    Ok(executed) => executed,
+                    Err(error) => {
+                        let met = self.failure_of(error, &engine).await;
+                        observer.failed(&prompt, &met);
+                        return Err(met);
+                    }
+                };
+                observer.ended(&prompt, &executed);
+                if matches!(executed.history.outcome().failure(), Some(Failure::EngineCrashed(_))) {
+                    // Its device is broken: the process lives and is of no use.
+                    runner.connector.kill_engine(&engine).await;
+                }
+                Ok(executed)
+            };
+            let executed = about.around(executing).await?;
+            drop(prompt_permit);
+            timings.waited_ms = ms(executed.waited);
+            timings.executed_ms = ms(executed.executed);
+            self.reporter.tell(EventKind::Executed);
+            crate::phases::reached("executed").await;
+            if let Some(node_errors) = &executed.node_errors {
+                warnings.push(format!("ComfyUI dropped outputs that failed validation: {node_errors}"));
+            }
+            let done = self.deliver(executed, prompt, &own, &destination, &mut early, timings).await?;
+            Ok(Done { warnings, ..done })
+        };
+        let done = working.await;
         if done.is_err() {
             self.discard(&mut early).await;
         }
         done
+    }
+
+    /// From the history to the uploaded outputs.
+    async fn deliver(
+        &self,
+        executed: Executed,
+        prompt: Prompt,
+        own: &OwnFolder,
+        destination: &Destination<'_>,
+        early: &mut EagerUploads,
+        timings: &mut Timings,
+    ) -> Result<Done, StageFailure> {
+        let JobContext { runner, cancellation, retries, span, .. } = self.context;
+        let Executed { history, images, images_lost, nodes, .. } = executed;
+        let (prompt, history) = (Arc::new(prompt), Arc::new(history));
+        if let Some(failure) = history.outcome().failure() {
+            // Nodes that were done before it: the websocket may have told of none.
+            deliver::discard(runner.connector.stager().folders(), own, Arc::clone(&history)).await;
+            *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((prompt, history));
+            return Err(failure).at_stage(Stage::Run);
+        }
+        runner.forecasts.learn(&prompt, &nodes);
+        let collecting = async {
+            early.settle().await;
+            self.find(own, &history, images, images_lost).await
+        };
+        let findings = span.stage(StageName::Collect).run(collecting).await.at_stage(Stage::Collect)?;
+        let begun = &*early;
+        let upload = || self.upload(destination, &findings, begun, &prompt, &history);
+        // The GPU's time is spent: what it made is kept until it can be stored.
+        let uploading = timed(retries.persist(Holding::Outputs, upload));
+        let uploading = async { uploading.await.map_err(|stopped| stopped.failure) };
+        let uploading = span.stage(StageName::Upload).run(uploading);
+        let ((outputs, records), uploaded_in) = tokio::select! {
+            biased;
+            uploaded = uploading => uploaded.at_stage(Stage::Upload)?,
+            why = cancellation.called() => return Err(why).at_stage(Stage::Upload),
+        };
+        self.discard(early).await;
+        timings.uploaded_ms = ms(uploaded_in);
+        crate::phases::reached("uploaded").await;
+        Ok(Done { outputs, records, warnings: Vec::new(), nodes })
+    }
+
+    /// What an execution that came to no history means for the job; a ComfyUI that must be started again is killed.
+    async fn failure_of(&self, error: ExecuteError, engine: &Arc<Engine>) -> StageFailure {
+        let JobContext { runner, cancellation, .. } = self.context;
+        if error.needs_restart() {
+            runner.connector.kill_engine(engine).await;
+        }
+        let message = error.to_string();
+        let (stage, failure) = match error {
+            ExecuteError::Refused { message, node_errors } => {
+                (Stage::Post, Failure::PromptRefused { message, node_errors: Some(node_errors) })
+            }
+            ExecuteError::TimedOut { limit, .. } => {
+                (Stage::Run, Failure::TimedOut { seconds: limit.as_secs_f64() })
+            }
+            ExecuteError::Aborted { .. } if !runner.shutdown.stop.is_cancelled() => {
+                (Stage::Run, Failure::HeldUp)
+            }
+            ExecuteError::Aborted { .. } => (Stage::Run, Failure::Draining),
+            ExecuteError::Cancelled { .. } => (Stage::Run, cancellation.why()),
+            ExecuteError::NotBegun(_) => (Stage::Run, Failure::EngineLost(message)),
+            ExecuteError::Unreadable(_) => (Stage::Collect, Failure::Internal(message)),
+            ExecuteError::Vanished => (Stage::Run, Failure::Interrupted),
+            ExecuteError::Died(_) | ExecuteError::Stalled(_) | ExecuteError::Unreachable(_) => {
+                (Stage::Run, Failure::EngineCrashed(message))
+            }
+        };
+        StageFailure { stage, failure }
     }
 
     /// Removes early uploads that nobody wants. A store that is away must not hold up a drain for it.
@@ -117,70 +239,7 @@ impl<'a> Executor<'a> {
             early.discard().await;
             Ok(())
         };
-        let _ = self.runner.shutdown.unless_aborted(discarded).await;
-    }
-
-    async fn run_and_deliver(
-        &self,
-        ready: Ready,
-        destination: &Destination<'_>,
-        early: &mut EagerUploads,
-        timings: &mut Timings,
-    ) -> Result<Done, StageFailure> {
-        let Ready { prompt, extra_data, own, mut warnings, _folder, _staged } = ready;
-        let prompt = Arc::new(prompt);
-        let wait = self.span.stage(StageName::Wait);
-        let place = tokio::select! {
-            biased;
-            () = self.runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Post),
-            why = self.end.called() => return Err(why).at_stage(Stage::Post),
-            place = self.permit.post() => place,
-        };
-        let about = wait.logs();
-        let running = self.run(&prompt, extra_data, &place, early, wait);
-        let (engine, executed) = about.around(running).await?;
-        drop(place);
-        timings.waited_ms = ms(executed.waited);
-        timings.executed_ms = ms(executed.executed);
-        self.reporter.tell(EventKind::Executed);
-        crate::phases::reached("executed").await;
-        let history = Arc::new(executed.history);
-        if let Some(failure) = history.outcome().failure() {
-            if matches!(failure, Failure::EngineCrashed(_)) {
-                // Its device is broken: the process lives and is of no use.
-                self.runner.connector.kill_engine(&engine).await;
-            }
-            // Nodes that were done before it: the websocket may have told of none.
-            deliver::discard(self.runner.connector.stager().folders(), &own, Arc::clone(&history)).await;
-            *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((prompt, history));
-            return Err(failure).at_stage(Stage::Run);
-        }
-        self.runner.forecasts.learn(&prompt, &executed.nodes);
-        if let Some(node_errors) = &executed.node_errors {
-            warnings.push(format!("ComfyUI dropped outputs that failed validation: {node_errors}"));
-        }
-        let Executed { images, nodes, .. } = executed;
-        let collecting = async {
-            early.settle().await;
-            self.find(&own, &history, images, executed.images_lost).await
-        };
-        let findings = self.span.stage(StageName::Collect).run(collecting).await.at_stage(Stage::Collect)?;
-        let begun = &*early;
-        let upload = || self.upload(destination, &findings, begun, &prompt, &history);
-        // The GPU's time is spent: what it made is kept until it can be stored.
-        let uploading = timed(self.retries.persist(Holding::Outputs, upload));
-        let uploading = async { uploading.await.map_err(|stopped| stopped.failure) };
-        let uploading = self.span.stage(StageName::Upload).run(uploading);
-        let (outputs, uploaded_in) = tokio::select! {
-            biased;
-            uploaded = uploading => uploaded.at_stage(Stage::Upload)?,
-            why = self.end.called() => return Err(why).at_stage(Stage::Upload),
-        };
-        self.discard(early).await;
-        timings.uploaded_ms = ms(uploaded_in);
-        crate::phases::reached("uploaded").await;
-        let (outputs, records) = outputs;
-        Ok(Done { outputs, records, warnings, nodes })
+        let _ = self.context.runner.shutdown.unless_aborted(discarded).await;
     }
 
     /// The version of the ComfyUI that this job met; empty when it met none.
@@ -190,7 +249,7 @@ impl<'a> Executor<'a> {
 
     /// `<output.uri, else store.uri>/<job id>/<attempt>`, if outputs may go there.
     fn destination(&self) -> Result<Destination<'a>, Failure> {
-        let Runner { base, outputs, store, .. } = self.runner;
+        let Runner { base, outputs, store, .. } = self.context.runner;
         let invalid = |problem: String| Failure::Invalid(format!("output.uri: {problem}"));
         let root = match &self.job.output.uri {
             None => base.clone(),
@@ -222,7 +281,7 @@ impl<'a> Executor<'a> {
     /// Shows that outputs can go where the job wants them, before the GPU works for them: by the prompt, which is stored
     /// there in any case. Remembered for a while.
     async fn try_place(&self, destination: &Destination<'_>, prompt: &Prompt) -> Result<(), Failure> {
-        let known = &self.runner.known_places;
+        let known = &self.context.runner.known_places;
         if destination.own || known.contains_key(&destination.root) {
             return Ok(());
         }
@@ -230,89 +289,17 @@ impl<'a> Executor<'a> {
         let storing = self.store_record(destination, "prompt.json", move || prompt);
         tokio::select! {
             biased;
-            () = self.runner.shutdown.stop.cancelled() => return Err(Failure::Draining),
-            why = self.end.called() => return Err(why),
+            () = self.context.runner.shutdown.stop.cancelled() => return Err(Failure::Draining),
+            why = self.context.cancellation.called() => return Err(why),
             stored = storing => stored?,
         };
         known.insert(destination.root.clone(), ());
         Ok(())
     }
 
-    async fn run(
-        &self,
-        prompt: &Prompt,
-        extra_data: Map<String, Value>,
-        place: &PromptPermit<'_>,
-        early: &mut EagerUploads,
-        stage: StageSpan,
-    ) -> Result<(Arc<Engine>, Executed), StageFailure> {
-        // Another one, if that of the conversion was lost meanwhile.
-        let engine = self.engine().await.inspect_err(|met| stage.fails(met))?;
-        let limit = self.job.timeout.unwrap_or(self.runner.limits.timeout);
-        let back = self.runner.shutdown.stop.child_token();
-        let execution = Execution {
-            prompt,
-            extra_data: Value::Object(extra_data),
-            limit,
-            allow_partial: self.job.allow_partial,
-            abort: &self.runner.shutdown.abort,
-            cancel: self.end.token(),
-            behind: place.ahead.as_ref().map(|ahead_done| QueuedBehind { ahead_done, stop: &back }),
-            known: self.runner.forecasts.of(prompt),
-        };
-        let mut observer = ExecutionObserver::new(self.reporter.clone(), place, early, stage);
-        let give_back = async {
-            place.is_held_up().await;
-            back.cancel();
-            std::future::pending::<Infallible>().await
-        };
-        let outcome = tokio::select! {
-            outcome = engine.execute(execution, &mut observer) => outcome,
-            never = give_back => match never {},
-        };
-        let error = match outcome {
-            Ok(executed) => {
-                observer.ended(prompt, &executed);
-                return Ok((engine, executed));
-            }
-            Err(error) => error,
-        };
-        if error.needs_restart() {
-            self.runner.connector.kill_engine(&engine).await;
-        }
-        let message = error.to_string();
-        let met = match error {
-            ExecuteError::Refused { message, node_errors } => StageFailure {
-                stage: Stage::Post,
-                failure: Failure::PromptRefused { message, node_errors: Some(node_errors) },
-            },
-            ExecuteError::TimedOut { limit, .. } => StageFailure {
-                stage: Stage::Run,
-                failure: Failure::TimedOut { seconds: limit.as_secs_f64() },
-            },
-            ExecuteError::Aborted { .. } if !self.runner.shutdown.stop.is_cancelled() => {
-                StageFailure { stage: Stage::Run, failure: Failure::HeldUp }
-            }
-            ExecuteError::Aborted { .. } => StageFailure { stage: Stage::Run, failure: Failure::Draining },
-            ExecuteError::Cancelled { .. } => StageFailure { stage: Stage::Run, failure: self.end.why() },
-            ExecuteError::NotBegun(_) => {
-                StageFailure { stage: Stage::Run, failure: Failure::EngineLost(message) }
-            }
-            ExecuteError::Unreadable(_) => {
-                StageFailure { stage: Stage::Collect, failure: Failure::Internal(message) }
-            }
-            ExecuteError::Vanished => StageFailure { stage: Stage::Run, failure: Failure::Interrupted },
-            ExecuteError::Died(_) | ExecuteError::Stalled(_) | ExecuteError::Unreachable(_) => {
-                StageFailure { stage: Stage::Run, failure: Failure::EngineCrashed(message) }
-            }
-        };
-        observer.failed(prompt, &met);
-        Err(met)
-    }
-
     /// ComfyUI, waited for while it starts, but not for longer than a job is held.
     pub(super) async fn engine(&self) -> Result<Arc<Engine>, StageFailure> {
-        let starting = self.runner.connector.engine();
+        let starting = self.context.runner.connector.engine();
         let started = async { starting.await.map_err(engine_failure).at_stage(Stage::Run) };
         self.patiently(started, "has not started").await
     }
@@ -323,7 +310,7 @@ impl<'a> Executor<'a> {
         waiting: impl Future<Output = Result<T, StageFailure>>,
         what: &str,
     ) -> Result<T, StageFailure> {
-        if !self.retries.may_give_back() {
+        if !self.context.retries.may_give_back() {
             return waiting.await;
         }
         let late = |_| Err(Failure::EngineUnavailable(format!("ComfyUI {what} within {BOOT_PATIENCE:?}")));
@@ -331,7 +318,7 @@ impl<'a> Executor<'a> {
     }
 
     fn early(&self, own: &OwnFolder, destination: &Destination<'_>) -> EagerUploads {
-        let Runner { store, connector, outputs, .. } = self.runner;
+        let Runner { store, connector, outputs, .. } = self.context.runner;
         EagerUploads::new(
             Arc::clone(store),
             destination.base.clone(),
@@ -353,16 +340,16 @@ impl<'a> Executor<'a> {
             let message = "pictures that ComfyUI sends over the websocket only did not come".to_owned();
             return Err(Failure::OutputMissing { message, nodes: images_lost });
         }
-        let folders = self.runner.connector.stager().folders().clone();
+        let folders = self.context.runner.connector.stager().folders().clone();
         let own = own.clone();
         let (request, history) = (self.job.output.clone(), Arc::clone(history));
-        let most = self.runner.outputs.max_files;
+        let most = self.context.runner.outputs.max_files;
         let find = move || deliver::find(&folders, &own, &request, &history, images, most);
         tokio::task::spawn_blocking(find)
             .await
             .map_err(|error| Failure::Internal(error.to_string()))?
             .map_err(|missing| Failure::OutputMissing { message: missing.message, nodes: missing.nodes })?
-            .within(&self.runner.outputs)
+            .within(&self.context.runner.outputs)
     }
 
     async fn upload(
@@ -418,7 +405,7 @@ impl<'a> Executor<'a> {
         let (prompt, history) = self.left.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         let destination = self.destination().ok()?;
         let store = || self.store_records(&destination, &prompt, &history);
-        let stored = self.retries.persist(Holding::Result, store).await;
+        let stored = self.context.retries.persist(Holding::Result, store).await;
         stored
             .inspect_err(|stopped| tracing::warn!(error = %stopped.failure, "cannot store the history"))
             .ok()

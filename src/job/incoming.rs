@@ -120,7 +120,9 @@ impl JobOutcome {
             let returned = incoming.returned_for(failure);
             (delay(returned.count), returned)
         });
-        Self::HandBack { reason: redact(&failure.to_string()).into_owned(), cause: failure.cause(), later }
+        let (reason, cause) = (redact(&failure.to_string()).into_owned(), failure.cause());
+        incoming.span.goes_back(&reason, cause != Cause::None);
+        Self::HandBack { reason, cause, later }
     }
 }
 

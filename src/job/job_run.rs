@@ -35,71 +35,68 @@ use crate::{
 /// From asking ComfyUI to free memory to the next prompt. It tells nobody when it has.
 const FREE_PAUSE: Duration = Duration::from_secs(1);
 
-/// One accepted message's way.
-pub(super) struct JobRun<'a> {
+/// What every step of an accepted message's run knows.
+#[derive(Clone, Copy)]
+pub(super) struct JobContext<'a> {
     pub(super) runner: &'a Runner,
     pub(super) incoming: &'a Incoming,
     pub(super) permit: &'a JobPermit,
-    pub(super) end: &'a Cancellation,
+    /// Called when the job must end, whatever it is at.
+    pub(super) cancellation: &'a Cancellation,
     pub(super) retries: &'a Retries<'a>,
     pub(super) span: &'a JobSpan,
-    pub(super) accepted_at: Instant,
-    pub(super) timings: Timings,
 }
 
-impl JobRun<'_> {
+/// The run of one accepted message.
+pub(super) struct JobRun<'a> {
+    context: JobContext<'a>,
+    accepted_at: Instant,
+    timings: Timings,
+}
+
+impl<'a> JobRun<'a> {
+    pub(super) fn new(context: JobContext<'a>, accepted_at: Instant, timings: Timings) -> Self {
+        Self { context, accepted_at, timings }
+    }
+
     /// The answer; an error says what becomes of the message instead.
-    pub(super) async fn live(
+    pub(super) async fn run(
         mut self,
         job: &JobRequest,
         accept: StageSpan,
         sink: Arc<dyn EventSink>,
     ) -> Result<Answer, Stopped> {
-        let (runner, span) = (self.runner, self.span);
+        let JobContext { runner, incoming, permit, retries, span, .. } = self.context;
         let records =
             Records::new(&*runner.store, &runner.base, job.id.as_str()).map_err(Stopped::unanswered)?;
         let records = records.traced(span.traceparent()).monitored(runner.store_monitor.dependency());
-        let most = runner.limits.max_attempts;
-        let incoming = self.incoming;
-        let opening = || records.open(&job.digest, &runner.worker_id, most, incoming);
-        let attempt = match accept.run(self.retries.persist(Holding::Inputs, opening)).await {
-            Ok(Opened::Attempt(attempt)) => attempt,
-            Ok(Opened::Finished { body, former }) => {
-                span.follows(former.as_deref());
-                span.had_ended(&body);
-                return Ok(Answer { body, stored: true });
-            }
-            Ok(Opened::Conflict) => {
-                // The manifest of this id is another job's: this answer is told and not kept.
-                let mut result = self.refused(job, 1, Failure::IdConflict(job.id.to_string()));
-                span.ended(&result);
-                return runner.tell(&mut result).await;
-            }
-            Ok(Opened::Poison { attempt, crashes }) => {
-                let mut result = self.refused(job, attempt.number, Failure::Poison { crashes });
-                span.tries(attempt.number, attempt.former.as_deref());
-                span.ended(&result);
-                return runner.record(&records, self.retries, &mut result).await;
-            }
-            Err(Stopped { failure, decision: Decision::Answer }) => {
-                let mut result = self.refused(job, 1, failure);
-                span.ended(&result);
-                return runner.record(&records, self.retries, &mut result).await;
-            }
-            Err(stopped) => return Err(stopped),
+        let attempt = match self.open(job, accept, &records).await? {
+            Start::Attempt(attempt) => attempt,
+            Start::Answered(answer) => return Ok(answer),
         };
-        span.tries(attempt.number, attempt.former.as_deref());
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
         reporter.tell(EventKind::Accepted);
         crate::phases::reached("accepted").await;
-        let lost = &self.incoming.lost;
         let work = async {
-            let mut result = Box::pin(self.attempts(job, &attempt, &reporter)).await?;
-            let recording = runner.record(&records, self.retries, &mut result);
+            if attempt.crashes > 0 {
+                retries.unless_interrupted(permit.alone(), Holding::Inputs).await?;
+            }
+            let mut executor = Executor::new(self.context, job, attempt.number, &reporter);
+            let mut result = loop {
+                match Box::pin(executor.execute(&mut self.timings)).await {
+                    Ok(done) => break self.succeeded(job, attempt.number, done, &executor),
+                    Err(failure) => {
+                        if let Some(result) = self.after(failure, job, attempt.number, &mut executor).await? {
+                            break result;
+                        }
+                    }
+                }
+            };
+            let recording = runner.record(&records, retries, &mut result);
             let answer = span.stage(StageName::Record).run(recording).await?;
             Ok::<_, Stopped>((result, answer))
         };
-        match kept_alive(&records, &attempt, lost, work).await {
+        match kept_alive(&records, &attempt, &incoming.lost, work).await {
             Ok((result, answer)) => {
                 span.ended(&result);
                 crate::phases::reached("result-stored").await;
@@ -113,61 +110,81 @@ impl JobRun<'_> {
         }
     }
 
+    /// Opens an attempt, unless there is an answer without one.
+    async fn open(
+        &self,
+        job: &JobRequest,
+        accept: StageSpan,
+        records: &Records<'_>,
+    ) -> Result<Start, Stopped> {
+        let JobContext { runner, incoming, retries, span, .. } = self.context;
+        let most = runner.limits.max_attempts;
+        let opening = || records.open(&job.digest, &runner.worker_id, most, incoming);
+        let (mut result, kept) = match accept.run(retries.persist(Holding::Inputs, opening)).await {
+            Ok(Opened::Attempt(attempt)) => {
+                span.tries(attempt.number, attempt.former.as_deref());
+                return Ok(Start::Attempt(attempt));
+            }
+            Ok(Opened::Finished { body, former }) => {
+                span.follows(former.as_deref());
+                span.had_ended(&body);
+                return Ok(Start::Answered(Answer { body, stored: true }));
+            }
+            // The manifest of this id is another job's: this answer is told and not kept.
+            Ok(Opened::Conflict) => (self.refused(job, 1, Failure::IdConflict(job.id.to_string())), false),
+            Ok(Opened::Poison { attempt, crashes }) => {
+                span.tries(attempt.number, attempt.former.as_deref());
+                (self.refused(job, attempt.number, Failure::Poison { crashes }), true)
+            }
+            Err(Stopped { failure, decision: Decision::Answer }) => (self.refused(job, 1, failure), true),
+            Err(stopped) => return Err(stopped),
+        };
+        span.ended(&result);
+        let answer = if kept {
+            runner.record(records, retries, &mut result).await
+        } else {
+            runner.tell(&mut result).await
+        };
+        answer.map(Start::Answered)
+    }
+
     /// The result of a job that was not run.
     fn refused(&self, job: &JobRequest, attempt: u32, failure: Failure) -> JobResult {
         let met = StageFailure { stage: Stage::Accept, failure };
-        failed(&self.runner.worker_id, &job.id, attempt, self.timings, job.metadata.clone(), &met)
+        failed(&self.context.runner.worker_id, &job.id, attempt, self.timings, job.metadata.clone(), &met)
     }
 
-    /// Tries until there is a result.
-    async fn attempts(
+    /// What follows from a try that failed: the result, or another try.
+    async fn after(
         &mut self,
+        met: StageFailure,
         job: &JobRequest,
-        attempt: &OpenAttempt,
-        reporter: &Reporter,
-    ) -> Result<JobResult, Stopped> {
-        if attempt.crashes > 0 {
-            self.retries.unless_interrupted(self.permit.alone(), Holding::Inputs).await?;
-        }
-        let mut executor = Executor::new(
-            self.runner,
-            self.permit,
-            job,
-            attempt.number,
-            reporter,
-            self.end,
-            self.retries,
-            self.span,
-        );
-        loop {
-            let met = match Box::pin(executor.execute(&mut self.timings)).await {
-                Ok(done) => return Ok(self.succeeded(job, attempt.number, done, &executor)),
-                Err(met) => met,
-            };
-            let stage = StageName::from(met.stage);
-            // What was executed is not given back for want of a place for its outputs.
-            let in_hand = if met.stage == Stage::Upload { Holding::Outputs } else { Holding::Inputs };
-            match self.retries.decide(&met.failure, in_hand).await {
-                Decision::Answer => {
-                    tracing::info!(%stage, error = %met.failure, "job failed");
-                    return Ok(self.failed(job, attempt.number, &met, &executor).await);
+        attempt: u32,
+        executor: &mut Executor<'_>,
+    ) -> Result<Option<JobResult>, Stopped> {
+        let retries = self.context.retries;
+        let stage = StageName::from(met.stage);
+        // What was executed is not given back for want of a place for its outputs.
+        let holding = if met.stage == Stage::Upload { Holding::Outputs } else { Holding::Inputs };
+        match retries.decide(&met.failure, holding).await {
+            Decision::Answer => {
+                tracing::info!(%stage, error = %met.failure, "job failed");
+                return Ok(Some(self.failed(job, attempt, &met, executor).await));
+            }
+            Decision::RetryHere(recovery) => {
+                tracing::warn!(%stage, error = %met.failure, "job tried again here");
+                if let Failure::OutputMissing { nodes, .. } = met.failure {
+                    executor.rerun = nodes;
                 }
-                Decision::RetryHere(recovery) => {
-                    tracing::warn!(%stage, error = %met.failure, "job tried again here");
-                    if let Failure::OutputMissing { nodes, .. } = met.failure {
-                        executor.rerun = nodes;
-                    }
-                    self.retries.unless_interrupted(self.recover(recovery), Holding::Inputs).await?;
-                }
-                Decision::WaitFor(need) => {
-                    self.retries.wait_for(need, met.failure, Holding::Inputs).await?;
-                }
-                decision => {
-                    tracing::warn!(%stage, error = %met.failure, "job not finished here");
-                    return Err(Stopped { failure: met.failure, decision });
-                }
+                retries.unless_interrupted(self.recover(recovery), Holding::Inputs).await?;
+            }
+            Decision::WaitFor(need) => retries.wait_for(need, met.failure, Holding::Inputs).await?,
+            decision => {
+                tracing::warn!(%stage, error = %met.failure, "job not finished here");
+                return Err(Stopped { failure: met.failure, decision });
             }
         }
+        Ok(None)
     }
 
     async fn recover(&self, recovery: Recovery) {
@@ -176,7 +193,7 @@ impl JobRun<'_> {
             Recovery::Pause(pause) => sleep(pause).await,
             Recovery::FreeMemory => {
                 // One that is started again has nothing to free.
-                let Some(engine) = self.runner.connector.running() else { return };
+                let Some(engine) = self.context.runner.connector.running() else { return };
                 match engine.server().client().free().await {
                     // A prompt that is there when the prompt thread wakes up goes first.
                     Ok(()) => sleep(FREE_PAUSE).await,
@@ -211,7 +228,7 @@ impl JobRun<'_> {
             nodes: done.nodes,
             attempt,
             worker: WorkerInfo {
-                id: self.runner.worker_id.clone(),
+                id: self.context.runner.worker_id.clone(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 comfyui_version: executor.comfyui_version(),
             },
@@ -228,7 +245,8 @@ impl JobRun<'_> {
     ) -> JobResult {
         let records = executor.left_records().await;
         let timings = self.total();
-        let mut result = failed(&self.runner.worker_id, &job.id, attempt, timings, job.metadata.clone(), met);
+        let mut result =
+            failed(&self.context.runner.worker_id, &job.id, attempt, timings, job.metadata.clone(), met);
         result.worker.comfyui_version = executor.comfyui_version();
         if let Some(records) = records {
             result.history = Some(records.history.to_string());
@@ -236,4 +254,10 @@ impl JobRun<'_> {
         }
         result
     }
+}
+
+/// How a run begins.
+enum Start {
+    Attempt(OpenAttempt),
+    Answered(Answer),
 }

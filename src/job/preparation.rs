@@ -70,25 +70,25 @@ impl Executor<'_> {
     /// Stages, converts and applies. Until the prompt is posted nothing is lost by handing the job back
     /// at once.
     pub(super) async fn ready(&self, timings: &mut Timings) -> Result<Ready, StageFailure> {
-        self.permit.prepare();
+        self.context.permit.prepare();
         let begun = Instant::now();
         // Staging may fail before ComfyUI is asked for.
-        self.runner.connector.running().iter().for_each(|engine| self.met(engine));
+        self.context.runner.connector.running().iter().for_each(|engine| self.met(engine));
         let before_post = async {
             let preparing = async {
                 let engine = self.engine().await?;
                 self.met(&engine);
-                self.span.stage(StageName::Convert).run(timed(self.prepare(&engine))).await
+                self.context.span.stage(StageName::Convert).run(timed(self.prepare(&engine))).await
             };
             // Files come while ComfyUI still starts.
-            let staging = self.span.stage(StageName::Stage).run(timed(self.stage()));
+            let staging = self.context.span.stage(StageName::Stage).run(timed(self.stage()));
             tokio::try_join!(staging, preparing)
         };
         let ((staged, staged_in), (prepared, converted_in)) = tokio::select! {
             // First: what needs neither files nor conversion would be ready at once.
             biased;
-            () = self.runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Stage),
-            why = self.end.called() => return Err(why).at_stage(Stage::Stage),
+            () = self.context.runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Stage),
+            why = self.context.cancellation.called() => return Err(why).at_stage(Stage::Stage),
             ready = before_post => ready?,
         };
         timings.staged_ms = ms(staged_in);
@@ -100,8 +100,8 @@ impl Executor<'_> {
         prompt_check::check(&mut prompt).at_stage(Stage::Post)?;
         let known = tokio::select! {
             biased;
-            () = self.runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Post),
-            why = self.end.called() => return Err(why).at_stage(Stage::Post),
+            () = self.context.runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Post),
+            why = self.context.cancellation.called() => return Err(why).at_stage(Stage::Post),
             known = self.classes(&prompt) => known?,
         };
         // A class that ComfyUI lacks it refuses by name.
@@ -110,8 +110,8 @@ impl Executor<'_> {
         }
         self.reporter.tell(EventKind::Converted { nodes: prompt.len() });
         crate::phases::reached("converted").await;
-        self.permit.scheduler().prepared_in(begun.elapsed());
-        self.runner.connector.stager().warm(models_named(&prompt));
+        self.context.permit.scheduler().prepared_in(begun.elapsed());
+        self.context.runner.connector.stager().warm(models_named(&prompt));
         Ok(Ready { prompt, extra_data, own, warnings, _folder: folder, _staged: staged })
     }
 
@@ -150,7 +150,7 @@ impl Executor<'_> {
 
     async fn stage(&self) -> Result<Staged, StageFailure> {
         crate::phases::reached("staging").await;
-        let staging = self.runner.connector.stager().stage_inputs(self.job);
+        let staging = self.context.runner.connector.stager().stage_inputs(self.job);
         let staged = self.in_time("the inputs were", staging).await.at_stage(Stage::Stage)?;
         let models = staged.models.unwrap_or_default().models_cold.bytes;
         metrics::received(models, staged.bytes.saturating_sub(models));
@@ -165,7 +165,7 @@ impl Executor<'_> {
         what: &str,
         fetching: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        let limit = self.runner.staging_limit;
+        let limit = self.context.runner.staging_limit;
         let slow = || Failure::InputUnavailable(format!("{what} not here within {limit:?} (inputs.timeout)"));
         timeout(limit, fetching).await.unwrap_or_else(|_| Err(slow()))
     }
@@ -175,7 +175,8 @@ impl Executor<'_> {
         let workflow = match &self.job.workflow {
             WorkflowSource::Inline(workflow) => workflow.clone(),
             WorkflowSource::At(uri) => {
-                let reading = self.runner.connector.stager().read(&self.job.id, uri, LARGEST_WORKFLOW);
+                let reading =
+                    self.context.runner.connector.stager().read(&self.job.id, uri, LARGEST_WORKFLOW);
                 let bytes = self.in_time("workflow_uri was", reading).await.at_stage(Stage::Stage)?;
                 let invalid = |problem| Failure::Invalid(format!("workflow_uri: {}: {problem}", show(uri)));
                 bounds::check_values(&bytes).map_err(invalid).at_stage(Stage::Stage)?;
@@ -184,7 +185,7 @@ impl Executor<'_> {
                     .at_stage(Stage::Stage)?
             }
         };
-        let most = self.runner.limits.max_nodes;
+        let most = self.context.runner.limits.max_nodes;
         bounds::check_workflow(&workflow, most).at_stage(Stage::Convert)?;
         let mut extra_data = Map::new();
         if let Some(key) = &self.job.api_key_comfy_org {
@@ -213,7 +214,7 @@ impl Executor<'_> {
     ) -> Result<(EphemeralPath, OwnFolder), Failure> {
         apply::set_inputs(prompt, &staged.values)?;
         apply::rename_files(prompt, &staged.renamed);
-        let stager = self.runner.connector.stager();
+        let stager = self.context.runner.connector.stager();
         let folder = format!("comfy-worker-{}", Uuid::new_v4().simple());
         apply::set_output_folder(prompt, &folder)?;
         apply::force_rerun(prompt, self.rerun.iter().map(String::as_str), &folder);

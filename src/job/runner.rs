@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use contract::{
     JobId, ObjectUri,
-    failure::{Cause, Failure},
+    failure::Failure,
     request::{JobRequest, Refused},
     result::{JobResult, Stage, Timings},
 };
@@ -22,7 +22,7 @@ use super::{
     decision::{Decision, GiveBack},
     in_flight::InFlightJobs,
     incoming::{Incoming, JobOutcome},
-    job_run::JobRun,
+    job_run::{JobContext, JobRun},
     retries::{Holding, Retries, Stopped},
     scheduler::{JobPermit, Scheduler},
     stage_failure::StageFailure,
@@ -118,19 +118,6 @@ impl Runner {
     /// Takes a message from acceptance to its durable result, or back to the queue; `permit`: its place
     /// among the others.
     pub async fn run(&self, incoming: &Incoming, permit: &JobPermit, sink: Arc<dyn EventSink>) -> JobOutcome {
-        let ending = Box::pin(self.bring_to_its_end(incoming, permit, sink)).await;
-        if let JobOutcome::HandBack { reason, cause, .. } = &ending {
-            incoming.span.goes_back(reason, *cause != Cause::None);
-        }
-        ending
-    }
-
-    async fn bring_to_its_end(
-        &self,
-        incoming: &Incoming,
-        permit: &JobPermit,
-        sink: Arc<dyn EventSink>,
-    ) -> JobOutcome {
         let (accepted_at, span) = (Instant::now(), &incoming.span);
         let accept = span.stage(StageName::Accept);
         let job = match self.accept(incoming) {
@@ -160,17 +147,11 @@ impl Runner {
         };
         let _expiry = incoming.expires_at.map(|at| held.end.expire(at, incoming.published_at));
         let retries = Retries::new(self, incoming, Some(&held.end));
-        let life = JobRun {
-            runner: self,
-            incoming,
-            permit,
-            end: &held.end,
-            retries: &retries,
-            span,
-            accepted_at,
-            timings,
-        };
-        ended(incoming, job.id.clone(), life.live(&job, accept, sink).await)
+        let context =
+            JobContext { runner: self, incoming, permit, cancellation: &held.end, retries: &retries, span };
+        // On the heap: a future of its size on every caller's stack would be large for nothing.
+        let answer = Box::pin(JobRun::new(context, accepted_at, timings).run(&job, accept, sink)).await;
+        ended(incoming, job.id.clone(), answer)
     }
 
     /// Takes a message that the broker gave up to its durable result: one that is there already, else
