@@ -56,10 +56,10 @@ fn is_local(host: &str) -> bool {
 
 /// Refuses what was sent to another name.
 pub(super) async fn check(State(names): State<Names>, request: Request, next: Next) -> Response {
-    let header = request.headers().get(HOST).map(|host| host.to_str().unwrap_or_default());
+    let headers = request.headers().get_all(HOST).into_iter().map(|host| host.to_str().unwrap_or_default());
     let authority = request.uri().authority().map(|authority| authority.as_str());
     // Without any it is HTTP/1.0, which no browser speaks.
-    if header.into_iter().chain(authority).all(|host| names.fit(host)) {
+    if headers.chain(authority).all(|host| names.fit(host)) {
         return next.run(request).await;
     }
     let told = "this endpoint listens on loopback and answers to localhost and 127.0.0.1 only\n";

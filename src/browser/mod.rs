@@ -238,8 +238,9 @@ impl Browser {
                         shared.discard(page).await;
                         let last = match error {
                             ConvertError::MissingNodes(_) => true,
-                            // In a used page an earlier workflow may be to blame.
-                            ConvertError::Refused(_) => fresh,
+                            // In a used page an earlier workflow may be to blame. A workflow that takes too long in a fresh
+                            // one would do so again, and hold up all others meanwhile.
+                            ConvertError::Refused(_) | ConvertError::TimedOut(_) => fresh,
                             _ => false,
                         };
                         (error, last)

@@ -192,8 +192,15 @@ impl Session<'_> {
         let mut tally = Counts::new(which);
         // Looked up once: the first of several letters of a job may remove what the others would meet.
         let mut ready = BTreeSet::new();
-        let decide = async |id: &JobId, _: &DeadLetter| {
+        let decide = async |id: &JobId, letter: &DeadLetter| {
             if !tally.wants(id) {
+                return Ok(Disposition::Keep);
+            }
+            let body = &letter.message.body;
+            if again && again::is_anothers(&stores, &base, id, body).await.map_err(unavailable)? {
+                if tally.refused.insert(id.clone()) {
+                    self.refuse(id, ANOTHERS);
+                }
                 return Ok(Disposition::Keep);
             }
             if !ready.contains(id) {
@@ -248,6 +255,8 @@ impl Session<'_> {
 const NO_SUCH: &str = "there is no such letter among the dead ones (`comfy-worker dead list` shows them)";
 const ANSWERED: &str = "has a result already, and a retry would only send that again; with --again it is removed first \
                         and the job runs again";
+
+const ANOTHERS: &str = "the job of this id had another body: its result is not removed for this letter, which `drop` throws away";
 
 /// What was asked for, and what became of it.
 struct Counts {

@@ -125,7 +125,9 @@ fn show_text(
         match (places.get(&position), file, text) {
             (Some(path), _, _) => writeln!(out, "{}", path.display())?,
             (None, Some(file), _) => writeln!(out, "{}", file.uri)?,
-            (None, None, Some(text)) => writeln!(out, "node {node}: {}", one_line(text, 2000))?,
+            (None, None, Some(text)) => {
+                writeln!(out, "node {}: {}", one_line(node, 80), one_line(text, 2000))?
+            }
             (None, None, None) => {}
         }
     }

@@ -15,8 +15,8 @@ const LONGEST_NAME: usize = 1000;
 /// A class of nodes.
 #[derive(Debug, Default)]
 pub struct NodeClass {
-    /// The inputs that it names, required and optional, each with the names that it can be chosen from, if it is chosen.
-    inputs: HashMap<String, Option<HashSet<String>>>,
+    /// The inputs that it names, required and optional.
+    inputs: HashMap<String, Input>,
     outputs: usize,
     /// Whether it makes outputs of a prompt.
     pub is_output: bool,
@@ -24,6 +24,17 @@ pub struct NodeClass {
     is_custom: bool,
     /// and those that name an output for any type give as many as they like.
     is_open: bool,
+}
+
+/// How an input gets a value that is no link.
+#[derive(Debug)]
+enum Input {
+    /// Chosen from these names.
+    Choice(HashSet<String>),
+    /// A text, a number, yes or no.
+    Plain,
+    /// By a widget of its own, such as one that takes a picture.
+    Widget,
 }
 
 impl NodeClass {
@@ -36,7 +47,7 @@ impl NodeClass {
         let is_custom =
             entry["python_module"].as_str().is_none_or(|module| module.starts_with("custom_nodes"));
         Self {
-            inputs: inputs.map(|(name, described)| (name.clone(), choices(described))).collect(),
+            inputs: inputs.map(|(name, described)| (name.clone(), Input::read(described))).collect(),
             outputs: outputs.len(),
             is_output: entry["output_node"] == true,
             is_custom,
@@ -62,18 +73,31 @@ impl NodeClass {
     /// Whether an input's value is among those that it can be chosen from; `None` if it is not chosen.
     #[must_use]
     pub fn chooses(&self, input: &str, value: &str) -> Option<bool> {
-        self.inputs.get(input)?.as_ref().map(|choices| choices.contains(value))
+        match self.inputs.get(input)? {
+            Input::Choice(choices) => Some(choices.contains(value)),
+            Input::Plain | Input::Widget => None,
+        }
+    }
+
+    /// Whether an input of ComfyUI's own gets its value by a widget: which files those name ComfyUI does not check.
+    #[must_use]
+    pub fn has_widget(&self, input: &str) -> bool {
+        !self.is_custom && matches!(self.inputs.get(input), Some(Input::Widget))
     }
 }
 
-fn choices(described: &Value) -> Option<HashSet<String>> {
-    // 0.3.64 lists them in the type's place, newer ones among the options.
-    let listed = match &described[0] {
-        Value::Array(listed) => listed,
-        Value::String(kind) if kind == "COMBO" => described[1]["options"].as_array()?,
-        _ => return None,
-    };
-    Some(listed.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+impl Input {
+    fn read(described: &Value) -> Self {
+        // 0.3.64 lists choices in the type's place, newer ones among the options.
+        let listed = match &described[0] {
+            Value::Array(listed) => Some(listed),
+            Value::String(kind) if kind == "COMBO" => described[1]["options"].as_array(),
+            Value::String(kind) if ["STRING", "INT", "FLOAT", "BOOLEAN"].contains(&kind.as_str()) => None,
+            _ => return Self::Widget,
+        };
+        let Some(listed) = listed else { return Self::Plain };
+        Self::Choice(listed.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+    }
 }
 
 /// The classes that were asked for.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use contract::{prompt::Prompt, result::NodeTiming};
+use contract::{failure::Failure, prompt::Prompt, result::NodeTiming};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +16,7 @@ use super::{
     events::Image,
     follow::{Run, follow},
     forecast::NodeTimes,
-    history::History,
+    history::{History, Outcome},
     prompt_status::{ABORT_LIMIT, CANCEL_LIMIT, cancel, post_once},
     prompt_thread::Switches,
     socket::Subscription,
@@ -88,6 +88,8 @@ pub struct Executed {
     pub prompt_id: PromptId,
     /// The truth about it.
     pub history: History,
+    /// Whether it failed for a device that was shown to be broken.
+    pub broken_device: bool,
     /// Outputs that ComfyUI dropped before it ran the rest.
     pub node_errors: Option<Value>,
     /// Pictures that exist only as websocket frames.
@@ -101,6 +103,17 @@ pub struct Executed {
     pub waited: Duration,
     /// From the start to the end.
     pub executed: Duration,
+}
+
+impl Executed {
+    /// How it failed, if it did.
+    #[must_use]
+    pub fn failure(&self) -> Option<Failure> {
+        match self.history.outcome() {
+            Outcome::Failed(node) if self.broken_device => Some(Failure::EngineCrashed(node.to_string())),
+            outcome => outcome.failure(),
+        }
+    }
 }
 
 /// Why there is no history.

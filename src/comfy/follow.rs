@@ -254,6 +254,7 @@ impl Run {
             nodes.entry(node).or_default().cached = true;
         }
         Executed {
+            broken_device: false,
             prompt_id,
             node_errors: posted.node_errors,
             images: self.images.into_iter().map(|(image, _)| image).collect(),

@@ -190,13 +190,21 @@ fn content(item: &Value) -> Option<OutputContent> {
 }
 
 impl Outcome {
+    /// Whether a node failed as one does whose device is broken: then every later call on the device fails, and only a new
+    /// process helps. No proof: a message can be a publisher's own words.
+    #[must_use]
+    pub fn blames_device(&self) -> bool {
+        let Self::Failed(node) = self else { return false };
+        let message = node.exception_message.trim_start();
+        is_torchs(node) && ["CUDA error", "HIP error"].iter().any(|error| message.starts_with(error))
+    }
+
     /// The failure that a job's answer describes; `None` for success.
     #[must_use]
     pub fn failure(self) -> Option<Failure> {
         match self {
             Self::Succeeded => None,
             Self::Failed(node) if is_out_of_memory(&node) => Some(Failure::OutOfMemory(Box::new(node))),
-            Self::Failed(node) if is_broken_device(&node) => Some(Failure::EngineCrashed(node.to_string())),
             Self::Failed(node) => Some(Failure::NodeFailed(Box::new(node))),
             Self::Interrupted => Some(Failure::Interrupted),
             Self::Unexplained => {
@@ -209,12 +217,13 @@ impl Outcome {
 /// `torch.OutOfMemoryError`, `torch.cuda.OutOfMemoryError`, and what other allocators say.
 fn is_out_of_memory(node: &NodeFailure) -> bool {
     node.exception_type.ends_with("OutOfMemoryError")
-        || node.exception_message.contains("CUDA out of memory")
-        || node.exception_message.contains("Allocation on device")
+        || is_torchs(node)
+            && ["CUDA out of memory", "Allocation on device"]
+                .iter()
+                .any(|words| node.exception_message.trim_start().starts_with(words))
 }
 
-/// After such an error every later call on the device fails: only a new process helps.
-fn is_broken_device(node: &NodeFailure) -> bool {
-    let message = &node.exception_message;
-    message.contains("CUDA error") || message.contains("HIP error") || message.contains("device-side assert")
+/// Whether torch itself raises such exceptions: others quote what a publisher wrote.
+fn is_torchs(node: &NodeFailure) -> bool {
+    node.exception_type == "RuntimeError" || node.exception_type.ends_with("AcceleratorError")
 }

@@ -12,10 +12,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use contract::prompt::prompt_from_value;
+use serde_json::json;
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use url::Url;
 use uuid::Uuid;
 
@@ -24,7 +27,7 @@ use super::{
     fate::Fate,
     restarts::Cause,
     run::NoopObserver,
-    selftest::{SelfTest, self_test, without_titles},
+    selftest::{self, SelfTest, self_test, without_titles},
 };
 use crate::{
     browser::{Browser, ConvertError},
@@ -40,6 +43,8 @@ use crate::{
 
 /// Longest self-test execution: the first prompt may import and compile.
 const SELF_TEST_LIMIT: Duration = Duration::from_secs(300);
+/// For the prompt that shows whether a device is broken: another one may run before it.
+const DEVICE_LIMIT: Duration = Duration::from_secs(60);
 /// Longest answer to a health question.
 const HEALTH_LIMIT: Duration = Duration::from_secs(5);
 /// How long an idle ComfyUI that does not answer may do nothing before it is given up.
@@ -67,6 +72,8 @@ pub struct Engine {
     proven_at: Mutex<Option<Instant>>,
     /// What a prompt has shown to be its end; the first word counts.
     fate: OnceLock<Fate>,
+    /// ComfyUI's folders.
+    folders: Folders,
     /// After the server: what it writes there ends with it.
     scratch: Mutex<Option<EphemeralPath>>,
 }
@@ -107,10 +114,10 @@ impl Engine {
             ran: AtomicU64::new(0),
             proven_at: Mutex::default(),
             fate: OnceLock::new(),
+            folders: Folders::new(config.comfyui.path.clone()),
             scratch: Mutex::new(scratch),
         };
-        let folders = Folders::new(config.comfyui.path.clone());
-        match Box::pin(engine.open_and_test(&test, &folders, &own, begun_at)).await {
+        match Box::pin(engine.open_and_test(&test, &own, begun_at)).await {
             Ok(()) => {
                 metrics::booted("total", begun_at.elapsed());
                 engine.ran.store(0, Ordering::Relaxed);
@@ -128,7 +135,6 @@ impl Engine {
     async fn open_and_test(
         &self,
         test: &SelfTest,
-        folders: &Folders,
         own: &deliver::OwnFolder,
         begun_at: Instant,
     ) -> Result<(), ConnectorError> {
@@ -136,7 +142,7 @@ impl Engine {
         let run = async |payload: &Payload| {
             let ran = self.run(payload, SELF_TEST_LIMIT, &mut NoopObserver::default()).await;
             metrics::booted("self_test", begun_at.elapsed());
-            deliver::discard(folders, own, Arc::new(ran.map_err(failed)?)).await;
+            deliver::discard(&self.folders, own, Arc::new(ran.map_err(failed)?)).await;
             Ok(())
         };
         let opening = async {
@@ -197,6 +203,37 @@ impl Engine {
         known
     }
 
+    /// Whether nothing runs on the device any more: a prompt of our own fails there, too. One that is not over in time proves
+    /// nothing.
+    async fn has_broken_device(&self, abort: &CancellationToken, cancel: &CancellationToken) -> bool {
+        let (begun_at, color) = (SystemTime::now(), Uuid::new_v4().as_u128() & 0xff_ffff);
+        let mut prompt = selftest::on_device();
+        // ComfyUI remembers one that it has run.
+        prompt["1"]["inputs"]["color"] = json!(color);
+        let Ok(prompt) = prompt_from_value(prompt) else { return false };
+        let execution = Execution {
+            prompt: &prompt,
+            extra_data: json!({}),
+            limit: DEVICE_LIMIT,
+            allow_partial: false,
+            abort,
+            cancel,
+            behind: None,
+            known: Arc::default(),
+        };
+        let ran = execute(&self.server, &self.socket, execution, &mut NoopObserver::default()).await;
+        let is_broken = match &ran {
+            Ok(executed) => executed.history.outcome().failure().is_some(),
+            Err(_) => false,
+        };
+        tracing::warn!(is_broken, "a node failed as on a broken device: a test prompt was run on it");
+        if let Ok(executed) = ran {
+            let own = deliver::OwnFolder::none(begun_at);
+            deliver::discard(&self.folders, &own, Arc::new(executed.history)).await;
+        }
+        is_broken
+    }
+
     /// Runs a prompt.
     ///
     /// # Errors
@@ -209,7 +246,13 @@ impl Engine {
         self.executing.fetch_add(1, Ordering::Relaxed);
         self.ran.fetch_add(1, Ordering::Relaxed);
         let _ended = Ended(&self.executing);
-        let outcome = execute(&self.server, &self.socket, execution, observer).await;
+        let (abort, cancel) = (execution.abort, execution.cancel);
+        let mut outcome = execute(&self.server, &self.socket, execution, observer).await;
+        if let Ok(executed) = &mut outcome
+            && executed.history.outcome().blames_device()
+        {
+            executed.broken_device = self.has_broken_device(abort, cancel).await;
+        }
         if let Some(fate) = Fate::of(&outcome) {
             let _ = self.fate.set(fate);
         }

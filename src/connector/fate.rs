@@ -1,7 +1,5 @@
 //! What a prompt's end says about the ComfyUI that ran it.
 
-use contract::failure::Failure;
-
 use super::restarts::Cause;
 use crate::comfy::{ExecuteError, Executed};
 
@@ -17,10 +15,7 @@ impl Fate {
     /// What that outcome means for the ComfyUI that it came of. `None`: nothing, or another prompt tells.
     pub(super) fn of(outcome: &Result<Executed, ExecuteError>) -> Option<Self> {
         let (cause, wants_stacks) = match outcome {
-            Ok(executed) => match executed.history.outcome().failure() {
-                Some(Failure::EngineCrashed(_)) => (Cause::Crashed, false),
-                _ => return None,
-            },
+            Ok(executed) if executed.broken_device => (Cause::Crashed, false),
             Err(ExecuteError::Died(_)) => (Cause::Crashed, false),
             Err(ExecuteError::Stalled(_) | ExecuteError::Unreachable(_)) => (Cause::Crashed, true),
             Err(ExecuteError::TimedOut { stuck: true, .. } | ExecuteError::Cancelled { stuck: true }) => {
@@ -28,7 +23,7 @@ impl Fate {
             }
             // A drain has no time for stacks.
             Err(ExecuteError::Aborted { stuck: true }) => (Cause::Killed, false),
-            Err(_) => return None,
+            _ => return None,
         };
         Some(Self { cause, wants_stacks })
     }

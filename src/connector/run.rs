@@ -160,7 +160,7 @@ impl Engine {
             known: Arc::default(),
         };
         let executed = self.execute(execution, observer).await?;
-        match executed.history.outcome().failure() {
+        match executed.failure() {
             None => Ok(executed.history),
             Some(failure) => Err(ConnectorError::Failed(failure)),
         }

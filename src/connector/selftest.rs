@@ -44,11 +44,15 @@ pub(super) fn self_test(config: &Config) -> Result<SelfTest, ConnectorError> {
         }
         None => {}
     }
-    let becomes = json!({
+    Ok(SelfTest { workflow: parse(SELF_TEST)?, becomes: Some(on_device()) })
+}
+
+/// The prompt that the built-in workflow becomes.
+pub(super) fn on_device() -> Value {
+    json!({
         "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 0}},
         // Computes on the device: a card that fell off the bus is found before a job is.
         "2": {"class_type": "ImageBlur", "inputs": {"image": ["1", 0], "blur_radius": 1, "sigma": 1.5}},
         "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
-    });
-    Ok(SelfTest { workflow: parse(SELF_TEST)?, becomes: Some(becomes) })
+    })
 }

@@ -3,7 +3,7 @@
 use contract::{JobId, ObjectUri, failure::Failure};
 
 use super::attempt::Records;
-use crate::store::ObjectStore;
+use crate::{checksum, store::ObjectStore};
 
 /// Whether the job has a result: run again it would only be answered from it.
 ///
@@ -11,6 +11,20 @@ use crate::store::ObjectStore;
 /// When the store cannot say.
 pub async fn is_answered(store: &dyn ObjectStore, base: &ObjectUri, id: &JobId) -> Result<bool, Failure> {
     Ok(Records::new(store, base, id.as_str())?.result().await?.is_some())
+}
+
+/// Whether the id is that of a job with another body: its records are not this one's to remove, whatever was published
+/// under its id since.
+///
+/// # Errors
+/// When the store cannot say.
+pub async fn is_anothers(
+    store: &dyn ObjectStore,
+    base: &ObjectUri,
+    id: &JobId,
+    body: &[u8],
+) -> Result<bool, Failure> {
+    Records::new(store, base, id.as_str())?.are_anothers(&checksum::of_bytes(body)).await
 }
 
 /// Removes the job's result and the markers of its attempts, which would make it poison at once.
@@ -42,7 +56,7 @@ mod tests {
         let delivered = Incoming { redelivered: true, ..Incoming::local("".into(), "j".to_owned()) };
         let open = async || {
             let records = Records::new(&LocalStore, &base, "j").unwrap();
-            records.open("digest", "w", 2, &delivered).await.unwrap()
+            records.open(&checksum::of_bytes(b"body"), "w", 2, &delivered).await.unwrap()
         };
         for crashed in [1, 2] {
             assert!(matches!(open().await, Opened::Attempt(attempt) if attempt.number == crashed));
@@ -52,6 +66,8 @@ mod tests {
         assert!(!is_answered(&LocalStore, &base, &id).await.unwrap());
         records.settle("{}".into()).await.unwrap();
         assert!(is_answered(&LocalStore, &base, &id).await.unwrap());
+        assert!(is_anothers(&LocalStore, &base, &id, b"another").await.unwrap());
+        assert!(!is_anothers(&LocalStore, &base, &id, b"body").await.unwrap());
         std::fs::create_dir(folder.path().join("j/1")).unwrap();
 
         for _ in 0..2 {

@@ -10,6 +10,8 @@ use contract::{
 };
 use serde_json::{Map, Value, json};
 
+use super::prompt_check::unwrapped;
+
 /// Sets inputs of nodes.
 ///
 /// # Errors
@@ -61,7 +63,7 @@ pub fn rename_files(prompt: &mut Prompt, staged: &BTreeMap<String, String>) {
     }
 }
 
-/// Puts `folder/` in front of every `filename_prefix`.
+/// Puts `folder/` in front of every `filename_prefix`, or of the `folder_name` beside it.
 ///
 /// A repeated prompt would otherwise be answered from ComfyUI's execution cache with the file names
 /// of the first run, whose files are gone (COMFYUI, "the execution cache"); this way the saving
@@ -71,15 +73,19 @@ pub fn rename_files(prompt: &mut Prompt, staged: &BTreeMap<String, String>) {
 /// [`Failure::Invalid`] for a prefix that would leave `folder`.
 pub fn set_output_folder(prompt: &mut Prompt, folder: &str) -> Result<(), Failure> {
     for (id, node) in prompt.iter_mut() {
-        let Some(prefix) = node.get_mut("inputs").and_then(|inputs| inputs.get_mut("filename_prefix")) else {
+        let Some(inputs) = node.get_mut("inputs").and_then(Value::as_object_mut) else { continue };
+        if !inputs.contains_key("filename_prefix") {
             continue;
-        };
+        }
+        // Nodes that save data sets name the folder apart from the files in it.
+        let input = if inputs.contains_key("folder_name") { "folder_name" } else { "filename_prefix" };
+        let Some(prefix) = inputs.get_mut(input) else { continue };
         // A prefix that comes from another node stays: its files are found by the history alone.
-        let Some(text) = prefix.as_str() else { continue };
+        let Some(text) = unwrapped(prefix).as_str() else { continue };
         let leaves = text.starts_with(['/', '\\']) || text.split(['/', '\\']).any(|part| part == "..");
         if leaves || text.contains('\0') {
             return Err(Failure::Invalid(format!(
-                "node {}: filename_prefix {} leaves the output folder",
+                "node {}: {input} {} leaves the output folder",
                 one_line(id, 40),
                 quoted(text, 80)
             )));
@@ -166,6 +172,16 @@ mod tests {
             assert_eq!(prompt["9"]["inputs"]["filename_prefix"], format!("job/{prefix}"));
         }
         // From another node: the history tells where its files are.
+        prompt["9"]["inputs"]["filename_prefix"] = json!({"__value__": "x"});
+        set_output_folder(&mut prompt, "job").unwrap();
+        assert_eq!(prompt["9"]["inputs"]["filename_prefix"], "job/x");
+        prompt["9"]["inputs"]["folder_name"] = json!("mine");
+        set_output_folder(&mut prompt, "job").unwrap();
+        assert_eq!(
+            (&prompt["9"]["inputs"]["folder_name"], &prompt["9"]["inputs"]["filename_prefix"]),
+            (&json!("job/mine"), &json!("job/x"))
+        );
+        prompt["9"]["inputs"].as_object_mut().unwrap().remove("folder_name");
         prompt["9"]["inputs"]["filename_prefix"] = json!(["3", 0]);
         set_output_folder(&mut prompt, "job").unwrap();
         assert_eq!(prompt["9"]["inputs"]["filename_prefix"], json!(["3", 0]));

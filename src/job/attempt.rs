@@ -144,6 +144,11 @@ impl<'a> Records<'a> {
         self.folder.join(name).map_err(|error| Failure::Internal(error.to_string()))
     }
 
+    /// Whether another body has had this id first.
+    pub(super) async fn are_anothers(&self, digest: &str) -> Result<bool, Failure> {
+        Ok(self.find_marker(1).await?.is_some_and(|first| !first.is_of(digest)))
+    }
+
     /// Begins an attempt at the job of that body, or finds that there is nothing to run.
     ///
     /// # Errors

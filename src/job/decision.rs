@@ -104,6 +104,8 @@ pub fn decide(failure: &Failure, now: &Circumstances) -> Decision {
         | F::UnsupportedUri(_)
         | F::MissingNodes(_)
         | F::ConversionRefused(_)
+        // It was tried in a fresh page.
+        | F::ConversionTimedOut(_)
         | F::PromptRefused { .. }
         | F::NodeFailed(_)
         | F::OutputTooLarge(_)
@@ -116,7 +118,7 @@ pub fn decide(failure: &Failure, now: &Circumstances) -> Decision {
         F::Unanswerable(_) => DeadLetter,
         F::ChecksumMismatch(_) | F::Interrupted => once_more(Recovery::Nothing),
         // The browser replaces itself, without touching ComfyUI.
-        F::ConversionTimedOut(_) | F::BrowserDown(_) => once_more(Recovery::Nothing),
+        F::BrowserDown(_) => once_more(Recovery::Nothing),
         F::OutputMissing { .. } => once_more(Recovery::RunAgain),
         F::OutOfMemory(_) => once_more(Recovery::FreeMemory),
         // Killed where it was met; the next try starts another.

@@ -41,7 +41,7 @@ fn table() -> Vec<(F, &'static str, Decision, Decision, Decision)> {
         always(F::UnsupportedUri(text()), "unsupported_uri", Answer),
         always(F::MissingNodes(Vec::new()), "missing_nodes", Answer),
         always(F::ConversionRefused(text()), "conversion_failed", Answer),
-        once(F::ConversionTimedOut(text()), "conversion_failed", Nothing),
+        always(F::ConversionTimedOut(text()), "conversion_failed", Answer),
         once(F::BrowserDown(text()), "conversion_failed", Nothing),
         always(F::PromptRefused { message: text(), node_errors: None }, "invalid_prompt", Answer),
         always(F::NodeFailed(Box::default()), "execution_error", Answer),

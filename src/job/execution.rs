@@ -137,8 +137,8 @@ impl<'a> Executor<'a> {
                     }
                 };
                 observer.ended(&prompt, &executed);
-                if matches!(executed.history.outcome().failure(), Some(Failure::EngineCrashed(_))) {
-                    // Its device is broken: the process lives and is of no use.
+                if executed.broken_device {
+                    // The process lives and is of no use.
                     runner.connector.kill_engine(&engine).await;
                 }
                 Ok(executed)
@@ -173,9 +173,10 @@ impl<'a> Executor<'a> {
         timings: &mut Timings,
     ) -> Result<Done, StageFailure> {
         let JobContext { runner, cancellation, retries, span, .. } = self.context;
+        let failure = executed.failure();
         let Executed { history, images, images_lost, nodes, .. } = executed;
         let (prompt, history) = (Arc::new(prompt), Arc::new(history));
-        if let Some(failure) = history.outcome().failure() {
+        if let Some(failure) = failure {
             // Nodes that were done before it: the websocket may have told of none.
             deliver::discard(runner.connector.stager().folders(), own, Arc::clone(&history)).await;
             *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((prompt, history));

@@ -65,7 +65,7 @@ impl<'a> ExecutionObserver<'a> {
             failed.failure = Some(failure.to_string());
         }
         self.stage.nodes(nodes);
-        if let Some(failure) = outcome.failure() {
+        if let Some(failure) = executed.failure() {
             self.stage.fails(&failure);
         }
     }

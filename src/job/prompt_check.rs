@@ -27,6 +27,15 @@ const LONGEST_ID: usize = 200;
 const MOST_OUTPUT_NODES: usize = 1000;
 /// Warnings of links that were left out.
 const MOST_WARNINGS: usize = 20;
+/// Inputs by which a class of ComfyUI's own says where it writes, unchecked by it (0.33.0, `nodes_dataset.py`).
+const PLACES: [(&str, &[&str]); 3] = [
+    ("SaveImageDataSetToFolder", &["folder_name", "filename_prefix"]),
+    ("SaveImageTextDataSetToFolder", &["folder_name", "filename_prefix"]),
+    ("SaveTrainingDataset", &["folder_name"]),
+];
+/// The class that is Python's `str.format`, and its format.
+const FORMAT: (&str, &str) = ("StringFormat", "f_string");
+
 /// What a node consists of. ComfyUI reads more there, what it was cached by (`is_changed`) among it.
 const FIELDS: [&str; 3] = ["class_type", "inputs", "_meta"];
 
@@ -46,6 +55,7 @@ pub(super) fn check(prompt: &mut Prompt) -> Result<(), Failure> {
         if !inputs.is_some_and(|inputs| inputs.is_object()) {
             return Err(refused(id, node, "its `inputs` must be an object, {} for none", ""));
         }
+        check_texts(id, node)?;
     }
     let places: HashMap<&str, usize> = prompt.keys().enumerate().map(|(at, id)| (id.as_str(), at)).collect();
     let mut users = vec![Vec::new(); prompt.len()];
@@ -66,6 +76,41 @@ pub(super) fn check(prompt: &mut Prompt) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Invalid(format!("workflow: {row} nodes follow one another, more than {LONGEST_ROW}")))
+}
+
+/// Texts that a class of ComfyUI's own uses as they are: as a path, or as a format that reads any object's attributes, and so
+/// ComfyUI's memory. A link would get around the look at them.
+fn check_texts(id: &str, node: &Value) -> Result<(), Failure> {
+    let class = class_of(node).unwrap_or_default();
+    let text = |input: &str| match node["inputs"].get(input).map(unwrapped) {
+        None => Ok(""),
+        Some(Value::String(text)) => Ok(text.as_str()),
+        Some(_) => Err(refused(id, node, "it must be a text, not a link: what it says is checked", input)),
+    };
+    for input in PLACES.iter().filter(|(writer, _)| *writer == class).flat_map(|(_, inputs)| *inputs) {
+        if leads_out(text(input)?) {
+            return Err(refused(id, node, "it must name something in the output folder", input));
+        }
+    }
+    if class == FORMAT.0 && reads_attributes(text(FORMAT.1)?) {
+        let problem =
+            "a field must be a name alone: attributes and items of objects are not open to a prompt";
+        return Err(refused(id, node, problem, FORMAT.1));
+    }
+    Ok(())
+}
+
+/// Whether a format of Python's has a field like `{a.b}` or `{a[b]}`, formats within formats included.
+fn reads_attributes(format: &str) -> bool {
+    let mut rest = format;
+    while let Some((_, after)) = rest.split_once('{') {
+        rest = after.strip_prefix('{').unwrap_or(after);
+        let field: &str = after.split(['}', ':', '!']).next().unwrap_or_default();
+        if !after.starts_with('{') && field.contains(['.', '[']) {
+            return true;
+        }
+    }
+    false
 }
 
 /// The classes of a prompt's nodes.
@@ -107,10 +152,10 @@ pub(super) fn check_by_class(
     }
     for (id, node) in prompt {
         for (name, value) in node.get("inputs").and_then(Value::as_object).into_iter().flatten() {
-            if let Some(text) = unwrapped(value).as_str()
-                && known_class(known, node).is_some_and(|class| class.chooses(name, text) == Some(false))
-                && leads_out(text)
-            {
+            let Some(class) = known_class(known, node) else { continue };
+            let value = unwrapped(value);
+            let is_out = |text: &str| leads_out(text) && class.chooses(name, text) == Some(false);
+            if value.as_str().is_some_and(is_out) || class.has_widget(name) && holds_path_out(value) {
                 return Err(refused(id, node, "it must name something in its folder", name));
             }
         }
@@ -131,6 +176,15 @@ fn known_class<'a>(known: &'a HashMap<String, Arc<NodeClass>>, node: &Value) -> 
 /// Whether a path leaves the folder that it is looked for in.
 fn leads_out(path: &str) -> bool {
     path.starts_with(['/', '~']) || path.split(['/', '\\']).any(|part| part == "..")
+}
+
+fn holds_path_out(value: &Value) -> bool {
+    match value {
+        Value::String(text) => leads_out(text),
+        Value::Array(values) => values.iter().any(holds_path_out),
+        Value::Object(fields) => fields.values().any(holds_path_out),
+        _ => false,
+    }
 }
 
 /// An input that is linked to a node that is there.
@@ -187,7 +241,7 @@ fn linked(value: &Value) -> Option<(&str, &Value)> {
 }
 
 /// What ComfyUI takes for an input's value: a list that is none of links is given as `{"__value__": […]}`.
-fn unwrapped(value: &Value) -> &Value {
+pub(super) fn unwrapped(value: &Value) -> &Value {
     value.get("__value__").unwrap_or(value)
 }
 
@@ -323,6 +377,67 @@ mod tests {
         for within in ["a.png", "job/cat.png [temp]", "/models/there", "a..b/x", "..."] {
             assert!(!refused(&known, "image", within), "{within}");
         }
+    }
+
+    #[test]
+    fn files_that_widgets_name_are_in_comfyuis_folders() {
+        let class = |module: &str| {
+            let inputs = json!({"image": ["WEBCAM", {}], "steps": ["INT", {}]});
+            let entry = json!({"input": {"required": inputs}, "output": [], "python_module": module});
+            HashMap::from([("Take".to_owned(), Arc::new(NodeClass::read(&entry)))])
+        };
+        let refused = |module: &str, image: Value| {
+            let prompt = json!({"1": {"class_type": "Take", "inputs": {"image": image}}});
+            check_by_class(&mut prompt.as_object().unwrap().clone(), &class(module)).is_err()
+        };
+        for out in [json!("/etc/x.png"), json!({"image": "a", "mask": ["../x"]}), json!({"__value__": "/x"})]
+        {
+            assert!(refused("comfy_extras.nodes_webcam", out.clone()), "{out}");
+            assert!(!refused("custom_nodes.x", out), "what they take is their own affair");
+        }
+        assert!(!refused("comfy_extras.nodes_webcam", json!({"image": "webcam/1.png [temp]"})));
+    }
+
+    #[test]
+    fn places_to_write_to_are_texts_within_the_output_folder() {
+        let told = |input: &str, value: Value| {
+            refusal(
+                json!({"1": {"class_type": "SaveImageTextDataSetToFolder", "inputs": {input: value}}, "9": image()}),
+            )
+        };
+        for value in [json!("/x"), json!("../x"), json!(["9", 0]), json!({"__value__": "/x"}), json!(["a"])] {
+            for input in ["filename_prefix", "folder_name"] {
+                assert!(told(input, value.clone()).is_some(), "{input} {value}");
+            }
+        }
+        assert_eq!(told("filename_prefix", json!("a/b")), None);
+        let save = json!({"1": {"class_type": "SaveImage", "inputs": {"images": ["9", 0], "filename_prefix": ["9", 0]}}, "9": image()});
+        assert_eq!(refusal(save), None, "ComfyUI checks it");
+    }
+
+    #[test]
+    fn formats_read_no_attributes() {
+        let told = |format: Value| {
+            refusal(
+                json!({"1": {"class_type": "StringFormat", "inputs": {"f_string": format}}, "9": image()}),
+            )
+        };
+        for format in ["{a}", "{a:>10.3f} {b!r}", "{{a.b}}", "a.b[c]", "{a:{b}}", "", "{", "}"] {
+            assert_eq!(told(json!(format)), None, "{format}");
+        }
+        for format in [
+            "{a.b}",
+            "{a[b]}",
+            "{a.__globals__[torch]}",
+            "{a:{b.c}}",
+            "{{{a.b}}}",
+            "{0.x",
+            "{a!r:{b[0]}}",
+            "{[0]}",
+        ] {
+            assert!(told(json!(format)).is_some(), "{format}");
+        }
+        assert!(told(json!(["9", 0])).is_some() && told(json!({"__value__": "{a.b}"})).is_some());
     }
 
     #[test]

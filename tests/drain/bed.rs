@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
     options::{
-        BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+        BasicGetOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions, QueueDeclareOptions,
     },
     types::FieldTable,
 };
@@ -145,7 +145,8 @@ impl Bed {
             held.push(got.context("no job")?);
         }
         for job in held {
-            job.delivery.acker.nack(BasicNackOptions { requeue: true, ..Default::default() }).await?;
+            // Not by nack, which counts no more from RabbitMQ 4.3 on.
+            job.delivery.acker.reject(BasicRejectOptions { requeue: true }).await?;
         }
         channel.close(200, "done".into()).await?;
         Ok(())

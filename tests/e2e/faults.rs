@@ -104,6 +104,13 @@ pub(crate) async fn failures_of_two_kinds(suite: &Suite) -> Result<()> {
 pub(crate) async fn lost_devices(suite: &Suite) -> Result<()> {
     let bench = suite.standin().await?;
     let before = bench.stats().await?;
+    // Words are no proof, not even the right ones: ComfyUI is tried before it is killed.
+    for exception_type in ["KeyError", "RuntimeError"] {
+        let said = json!({"message": "CUDA error: said a publisher", "exception_type": exception_type, "seed": seed()});
+        ask_node(&bench, "StandinFail", said, 60.0).await?.failed("execution_error", "run")?;
+        next_job_works(&bench).await?;
+    }
+    ensure!(bench.stats().await?["pid"] == before["pid"], "ComfyUI was restarted for some words");
     let answer = ask_node(&bench, "StandinCudaError", json!({"sticky": true, "seed": seed()}), 60.0).await?;
     says(answer.failed("engine_crashed", "run")?, &["CUDA error: an illegal memory access"])?;
     next_job_works(&bench).await?;

@@ -25,9 +25,14 @@ async fn failures_are_told_apart() -> Result<()> {
 
     // What only a new process cures.
     let device = rig.run(alone("StandinCudaError", json!({"sticky": true}))).await?;
-    assert!(matches!(device.history.outcome().failure(), Some(Failure::EngineCrashed(_))));
+    assert!(device.history.outcome().blames_device());
     let after = rig.run(alone("StandinText", json!({"text": "x"}))).await?;
-    assert!(matches!(after.history.outcome().failure(), Some(Failure::EngineCrashed(_))));
+    assert!(after.history.outcome().blames_device());
+    // What others say in such words proves nothing.
+    let said = rig
+        .run(alone("StandinFail", json!({"message": "CUDA error: x", "exception_type": "KeyError"})))
+        .await?;
+    assert!(!said.history.outcome().blames_device());
     Ok(())
 }
 
