@@ -125,7 +125,7 @@ async fn what_is_nested_deep_kills_no_comfyui_on_the_way_in_or_out() -> Result<(
     site.finish(worker, site.initial()).await
 }
 
-/// ComfyUI takes these, and its thread that runs prompts ends over each: some 200 bytes had it killed twice.
+/// ComfyUI takes these, and its thread that runs prompts ends over most of them: some 200 bytes had it killed twice.
 #[tokio::test]
 async fn prompts_that_end_comfyuis_thread_are_refused() -> Result<()> {
     let bed = Bed::new("thread").await?;
@@ -172,6 +172,20 @@ async fn prompts_that_end_comfyuis_thread_are_refused() -> Result<()> {
             "file",
             Some("invalid_prompt"),
             json!({"8": {"class_type": "LoadImage", "inputs": {"image": "/etc/hostname"}}}),
+        ),
+        // These two no thread minds: they read ComfyUI's memory, and write where they like.
+        (
+            "format",
+            Some("invalid_prompt"),
+            json!({"7": image, "8": {"class_type": "StringFormat",
+            "inputs": {"f_string": "{a.backward.__globals__[torch].os.environ}", "values.a": ["7", 0]}},
+            "9": {"class_type": "PreviewAny", "inputs": {"source": ["8", 0]}}}),
+        ),
+        (
+            "place",
+            Some("invalid_prompt"),
+            json!({"7": image, "8": {"class_type": "SaveImageTextDataSetToFolder",
+            "inputs": {"images": ["7", 0], "texts": "x", "folder_name": "x", "filename_prefix": {"__value__": "/tmp/x"}, "mode": "overwrite"}}}),
         ),
         (
             "row",
