@@ -1,5 +1,5 @@
-//! Outputs: found on disk as the history lists them, opened under their folders, uploaded; those of a
-//! node that is done while others still run, at once.
+//! Finds the output files that the history lists, opens them under their folders and uploads them; those of a node that is
+//! done go up while others still run.
 
 mod eager;
 mod written;

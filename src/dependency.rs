@@ -1,5 +1,5 @@
-//! What the worker cannot do without: the store, room on its disk, the broker. While one is away the worker
-//! takes no job and waits; that is a state of the worker, and no verdict on the jobs that it has in hand.
+//! What no job can do without: the store, and room on the disk. While one is away the worker takes no job and waits; that
+//! is a state of the worker, and no verdict on the jobs that it has in hand.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

@@ -15,11 +15,11 @@
 //!                   └─ telemetry ........ logs, traces, secrets taken out of both
 //! ```
 //!
-//! A job's life begins in [`job::runner`]; what follows from a failure is decided in one
-//! function, [`job::decision::decide`].
+//! A delivery is taken and settled in [`app`]; its job runs in [`job::runner`]; what follows from a failure is
+//! decided in one function, [`job::decision::decide`].
 //!
-//! Invariants: outputs are durable before the manifest (`result.json`), the manifest before the
-//! published result's confirm, the confirm before the ack. A manifest is created once and never
+//! Invariants: outputs are durable before the result (`result.json`), the result before the
+//! published result's confirm, the confirm before the ack. A result is created once and never
 //! changed. No child, file or listener outlives the worker.
 
 pub mod admin;

@@ -121,7 +121,7 @@ impl Worker {
         }
     }
 
-    /// Order: the manifest is durable, then the confirm, then the ack. A broker that takes nothing is waited for as
+    /// Order: the result is durable, then the confirm, then the ack. A broker that takes nothing is waited for as
     /// long as the job is ours, up to the drain's grace; whether it is published.
     pub(super) async fn publish(
         &self,
@@ -144,7 +144,7 @@ impl Worker {
             let published = tokio::select! {
                 biased;
                 published = self.broker.publish_result(&result, Instant::now() + CONFIRM_LIMIT) => published,
-                // The manifest stands: the worker that gets the job next answers from it.
+                // The result stands: the worker that gets the job next answers from it.
                 () = self.runner.shutdown.abort.cancelled() => {
                     tracing::warn!(job = result.job_id, "the shutdown grace ended before the result was published");
                     return false;

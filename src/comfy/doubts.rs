@@ -1,5 +1,6 @@
-//! When a prompt that is not over is given up with its ComfyUI: on proof only. An ended thread, silence, or
-//! both are none; where there is only suspicion, the job's own time is the limit. Pure but for the clock.
+//! Decides when a ComfyUI is given up whose prompt is not over: on proof only. The end of the thread that runs prompts is
+//! proof; the end of another thread is none, nor is silence while its processes work. Where there is only suspicion, the
+//! job's own time is the limit. Pure but for the clock.
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,5 @@
-//! What ComfyUI, and so every workflow's nodes, see of the worker's environment: an allow-list, and what
-//! `comfyui.env` names. Whatever else an image, a platform or an operator gives the worker is nobody's
-//! business there.
+//! The environment variables that ComfyUI and its nodes get: an allow-list, and what `comfyui.env` names. All others of
+//! the worker are kept from them.
 
 use tokio::process::Command;
 

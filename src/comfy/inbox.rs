@@ -1,6 +1,6 @@
-//! What a prompt's follower has not read yet, and the pictures that it keeps: bounded in bytes. The
-//! websocket is read always, since a client that does not stalls ComfyUI for everybody; so what is too
-//! much is dropped, and what only shows how far a prompt is goes first.
+//! Buffers what a prompt's follower has not read yet, and the pictures that it keeps, both bounded in bytes. The websocket
+//! is read always, since a client that stops reading stalls ComfyUI for everybody: what is too much is dropped, events that
+//! only show progress first.
 
 use std::sync::{
     Arc,

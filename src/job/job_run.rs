@@ -130,7 +130,7 @@ impl<'a> JobRun<'a> {
                 span.had_ended(&body);
                 return Ok(Start::Answered(Answer { body, stored: true }));
             }
-            // The manifest of this id is another job's: this answer is told and not kept.
+            // The result of this id is another job's: this answer is told and not kept.
             Ok(Opened::Conflict) => (self.refused(job, 1, Failure::IdConflict(job.id.to_string())), false),
             Ok(Opened::Poison { attempt, crashes }) => {
                 span.tries(attempt.number, attempt.former.as_deref());

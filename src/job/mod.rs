@@ -1,6 +1,7 @@
-//! One job: its life, and what becomes of it. What it is by contract says the crate [`contract`].
+//! Runs jobs: accept, prepare, execute, deliver, and what follows from a failure. What a job is, the crate [`contract`]
+//! defines.
 //!
-//! Pure (no tokio, no vendor crate): [`decision`], [`apply`], `prompt_check`. The life itself is [`runner`].
+//! Pure (no tokio, no vendor crate): [`decision`], [`apply`], `prompt_check`. It begins in [`runner`].
 
 pub mod again;
 mod answer;

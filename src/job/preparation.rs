@@ -116,7 +116,7 @@ impl Executor<'_> {
     }
 
     /// What ComfyUI says of the classes of a prompt's nodes, asked until it answers: a node of another job can hold up
-    /// every answer, and nothing is posted unchecked.
+    /// every answer. A prompt is posted unchecked only where ComfyUI answers everything else.
     async fn classes(
         &self,
         prompt: &Prompt,

@@ -1,7 +1,8 @@
-//! What ComfyUI does not refuse in a prompt and what ends its thread that runs prompts, and so everybody's jobs, over a
-//! few bytes (tried with 0.3.64 and 0.33.0): inputs that are none, in a node that no output needs; links to nodes, outputs
-//! or inputs that are not there; a long row of nodes. And what it checks in no node that an undeclared input leads to, or
-//! checks by a list only that a link gets around: which files a node opens.
+//! Checks a prompt before it is posted. ComfyUI takes some prompts of a few bytes that then end the thread which runs
+//! prompts, and so everybody's jobs (tried with 0.3.64 and 0.33.0): a node that no output needs and whose `inputs` is no
+//! object; links to nodes, outputs or inputs that are not there; a very long row of nodes. It does not validate nodes that
+//! only an undeclared input leads to, and a link gets around its lists of allowed files: so the files that a node may open
+//! are checked here, too.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -193,7 +193,7 @@ impl Runner {
                 Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => {
                     self.record(&records, &retries, &mut answer(attempt.number)).await
                 }
-                // The manifest of this id is another job's, and not for this publisher's eyes.
+                // The result of this id is another job's, and not for this publisher's eyes.
                 Opened::Conflict => self.tell(&mut answer(1)).await,
             }
         };

@@ -1,7 +1,7 @@
 //! Schedules the jobs in hand: whose prompt goes to ComfyUI next, and when the worker takes another job.
 //!
-//! At most one prompt waits behind the one that runs, and a worker takes that one only when the running
-//! one is near its end: until then an idle worker may have it.
+//! At most one prompt waits behind the one that runs. The worker takes that next job only shortly before the running one is
+//! expected to end, so that an idle worker can take it until then.
 
 use std::{
     collections::BTreeMap,
@@ -85,7 +85,7 @@ impl Scheduler {
         Self(Arc::new(Shared { lookahead, state: watch::Sender::new(state) }))
     }
 
-    /// Takes a job in hand, behind the others, until the turn is dropped.
+    /// Takes a job in hand, behind the others, until the permit is dropped.
     #[must_use]
     pub fn join(&self) -> JobPermit {
         let mut number = 0;

@@ -1,10 +1,10 @@
-//! What of the queue of jobs does not go with this worker's settings, and is nothing that keeps it from
-//! working: how long the broker lets a worker hold a job, and how fast a returned one comes back.
+//! What of the queue of jobs does not fit this worker's settings, and does not stop it: how long the broker
+//! lets a worker hold a job, and how soon a returned one is delivered again.
 //!
 //! RabbitMQ takes a message back that is held longer than its consumer timeout, 30 minutes by default:
 //! the job is in the queue again while it still runs. The queue is declared with one that no job
-//! outlasts. Brokers since 3.12 know that argument, and the shorter of it and the policy's counts;
-//! where neither is set, and on older ones in any case, the server's own value does, which nobody shows.
+//! outlasts. Brokers since 3.12 know that argument; where a policy sets one too, the shorter counts. Where
+//! neither is set, and on older brokers in any case, the server's own value counts, which no API shows.
 
 use std::time::Duration;
 

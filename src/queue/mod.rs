@@ -17,8 +17,8 @@
 //!   none. At its end the channel is closed; from 4.3 on a subscription is only cancelled, and later acks
 //!   are passed over in silence.
 //! - *`x-consumer-timeout` of an existing queue*: before 4.3 not compared when it is declared again.
-//! - *Priorities in the delay queue*: before 4.0 none; then turns are taken, so that two of a higher one
-//!   are waited for at most; from 4.3 on each is looked at by itself.
+//! - *Priorities in the delay queue*: before 4.0 there are none; 4.0 alternates, so that a message waits
+//!   for two of a higher one at most; from 4.3 on each priority has a head of its own.
 //! - *Delivery limit*: from 4.0 on 20 where none is set, also of the dead letters.
 //! - *Largest message*: 128 MiB, from 4.0 on 16 MiB.
 //!

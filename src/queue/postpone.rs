@@ -2,9 +2,9 @@
 //! the queue of jobs, and the broker moves it back when its time has passed.
 //!
 //! The copy lies in `<queue>.later` with a time to live of its own, and dead-letters to the queue of
-//! jobs. A quorum queue looks at the message at its head only: a copy waits for those before it too,
-//! so nobody may ask for more than [`LONGEST_DELAY`], which bounds what anybody waits: of 2 jobs with a
-//! higher priority too in RabbitMQ 4.0, which takes turns; later ones look at each priority's head.
+//! jobs. A quorum queue expires only the message at its head, so a copy also waits for those in front of it:
+//! no delay is longer than [`LONGEST_DELAY`], which bounds the wait. RabbitMQ 4.0 alternates between
+//! priorities, so that a copy can wait for two of a higher one too; from 4.3 on each priority has a head.
 //!
 //! Invariant: the caller settles the original only after the copy is confirmed. A worker that dies in
 //! between leaves the job twice, never not at all: same id, same body, one job.

@@ -1,4 +1,4 @@
-//! The version by which RabbitMQ greets, which lapin keeps to itself. Only for what cannot be seen.
+//! RabbitMQ's version, from its greeting, which lapin does not show. Only for behaviour that cannot be observed.
 
 use std::{io, time::Duration};
 

@@ -1,5 +1,5 @@
-//! Where ComfyUI looks for models: an operator has given it folders of their own (`extra_model_paths.yaml`). It takes the first
-//! file of a name that it finds, so that a job's model would stand in for theirs, for everybody.
+//! The folders in which ComfyUI looks for models, an operator's own among them (`extra_model_paths.yaml`). It takes the first
+//! file of a name that it finds, so that a job's model could replace an operator's for all jobs.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! Models, and other files, that jobs bring for good: fetched once, kept, and shared between jobs, workers and restarts.
+//! Models, and other files, that jobs bring for good: fetched once from each address, kept, and shared between jobs, workers and restarts.
 //!
 //! ```text
 //! models/.comfy-worker/index.json         what was placed here, and what is not whole yet

@@ -1,4 +1,4 @@
-//! Where the worker's folders lie is nobody's business who reads a result: their paths are replaced by what they are.
+//! Hides where the worker's folders are: in texts that leave it their paths are replaced by names.
 
 use std::{
     path::Path,
