@@ -57,11 +57,11 @@ pub(crate) async fn are_taken_or_refused(bed: &Bed, connector: &ComfyConnector) 
     Ok(())
 }
 
-/// After the shutdown: what was there before, and what is not ephemeral.
+/// After the shutdown: what was there before, and what is not ephemeral. Folders that are empty then go as well.
 pub(crate) fn are_gone_but_for_what_stays(bed: &Bed) -> Result<()> {
-    ensure!(bed.names("input")? == ["batch", "theirs.txt", "twice.txt"], "{:?}", bed.names("input")?);
+    ensure!(bed.names("input")? == ["theirs.txt", "twice.txt"], "{:?}", bed.names("input")?);
     ensure!(fs::read_to_string(bed.folder("input/twice.txt"))? == "third");
-    ensure!(bed.names("input/batch")?.is_empty() && bed.names("models/checkpoints")?.is_empty());
+    ensure!(bed.names("models/checkpoints")?.is_empty());
     ensure!(bed.names("output")?.is_empty(), "{:?}", bed.names("output")?);
     ensure!(bed.names("models/loras")? == ["kept.safetensors"]);
     ensure!(fs::read_to_string(bed.folder("input/theirs.txt"))? == "after");

@@ -23,16 +23,17 @@ async fn failures_are_told_apart() -> Result<()> {
     let memory = rig.run(alone("StandinOutOfMemory", json!({"mode": "always"}))).await?;
     assert!(matches!(memory.history.outcome().failure(), Some(Failure::OutOfMemory(_))));
 
-    // What only a new process cures.
-    let device = rig.run(alone("StandinCudaError", json!({"sticky": true}))).await?;
-    assert!(device.history.outcome().blames_device());
-    let after = rig.run(alone("StandinText", json!({"text": "x"}))).await?;
-    assert!(after.history.outcome().blames_device());
     // What others say in such words proves nothing.
     let said = rig
         .run(alone("StandinFail", json!({"message": "CUDA error: x", "exception_type": "KeyError"})))
         .await?;
     assert!(!said.history.outcome().blames_device());
+
+    // What only a new process cures.
+    let device = rig.run(alone("StandinCudaError", json!({"sticky": true}))).await?;
+    assert!(device.history.outcome().blames_device());
+    let after = rig.run(alone("StandinText", json!({"text": "x"}))).await?;
+    assert!(after.history.outcome().blames_device());
     Ok(())
 }
 
