@@ -50,7 +50,7 @@ pub(super) async fn cancel(context: Context, args: Args) -> Result<(), Failed> {
                 print::result(json!({"id": id, "status": status}));
             } else {
                 print::note(format!(
-                    "{id}: over before it was cancelled ({})",
+                    "{id}: finished before it was cancelled ({})",
                     status.as_str().unwrap_or_default()
                 ));
             }
