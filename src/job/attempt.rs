@@ -144,9 +144,13 @@ impl<'a> Records<'a> {
         self.folder.join(name).map_err(|error| Failure::Internal(error.to_string()))
     }
 
-    /// Whether another body has had this id first.
+    /// Whether another body has had this id first. What is no marker says nothing.
     pub(super) async fn are_anothers(&self, digest: &str) -> Result<bool, Failure> {
-        Ok(self.find_marker(1).await?.is_some_and(|first| !first.is_of(digest)))
+        match self.store.read(&self.at("attempts/1.json")?, LARGEST_RECORD).await {
+            Ok(first) => Ok(serde_json::from_slice(&first).is_ok_and(|first: Marker| !first.is_of(digest))),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(unavailable(error)),
+        }
     }
 
     /// Begins an attempt at the job of that body, or finds that there is nothing to run.

@@ -149,8 +149,7 @@ async fn a_last_line_that_was_cut_is_passed_by() {
     let path = killed(journal).await;
     // In the middle of a character.
     let mut cut =
-        serde_json::to_vec(&Line::EphemeralPath(Entry { path: bed.input.join("größer"), inode: None }))
-            .unwrap();
+        serde_json::to_vec(&Line::Owned(Entry { path: bed.input.join("größer"), inode: None })).unwrap();
     let middle = cut.iter().position(|byte| *byte == 0xc3).unwrap();
     cut.truncate(middle + 1);
     OpenOptions::new().append(true).open(&path).unwrap().write_all(&cut).unwrap();

@@ -264,6 +264,14 @@ async fn the_command_shows_retries_and_drops_letters() -> Result<()> {
     ensure!(refused.out == "one: back in the queue\n", "{}", refused.out);
     next(&mut consumer).await?.settle(Settlement::Ack).await;
     ensure!(result.is_file() && desk.ids().await? == ["named", nameless.as_str(), "three"]);
+    // Another body's result is not this letter's to remove.
+    let marker = result.with_file_name("attempts").join("1.json");
+    let others = json!({"version": 1, "attempt": 1, "worker": "w", "body_sha256": "00", "closed": null});
+    std::fs::write(&marker, others.to_string())?;
+    let refused = desk.call(&["retry", "--again", "three"], 1).await?;
+    ensure!(refused.err.contains("three: the job of this id had another body"), "{}", refused.err);
+    ensure!(result.is_file() && desk.ids().await? == ["named", nameless.as_str(), "three"]);
+    std::fs::write(&marker, "{}")?;
     desk.call(&["retry", "--again", "three"], 0).await?;
     ensure!(!result.exists() && !result.with_file_name("attempts").join("1.json").exists());
     let again = next(&mut consumer).await?;

@@ -46,7 +46,7 @@ async fn a_collector_that_is_ill_harms_no_job_and_is_told_once() -> Result<()> {
         ensure!(collector.requests() > 0, "{name}: nobody asked: then this test shows nothing");
         // A drain takes a second or two in any case.
         ensure!(drain < Duration::from_secs(8), "{name}: the drain took {drain:?}");
-        let told = log.matches("traces do not reach the collector").count();
+        let told = log.matches("cannot reach the trace collector").count();
         // One that hangs is found out at the first limit, which may not have passed.
         ensure!(told == 1 || (name == "hangs" && told == 0), "{name}: told {told} times\n{log}");
         ensure!(
@@ -66,7 +66,7 @@ async fn a_collector_that_is_away_and_comes_back_is_told_each_time() -> Result<(
     let worker = site.boot().await?;
     bed.publish(&slow_job("lost", 0.0)).await?;
     bed.answer("lost").await?;
-    wait_for("word of it", SOON, || async { worker.log().contains("traces do not reach the collector") })
+    wait_for("word of it", SOON, || async { worker.log().contains("cannot reach the trace collector") })
         .await?;
     ensure!(worker.log().contains("status code: 500"), "{}", worker.log());
     collector.receive(Reception::Take);

@@ -34,7 +34,7 @@ pub(super) struct Entry {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Line {
-    EphemeralPath(Entry),
+    Owned(Entry),
     Gone(Entry),
 }
 
@@ -90,7 +90,7 @@ impl Book {
 
     /// Lists something before it exists: what cannot be listed must not be made.
     pub(super) fn list(&mut self, entry: &Entry) -> io::Result<()> {
-        self.append(&Line::EphemeralPath(entry.clone())).map_err(|error| {
+        self.append(&Line::Owned(entry.clone())).map_err(|error| {
             let place = self.path.display();
             io::Error::new(error.kind(), format!("cannot write the journal {place}: {error}"))
         })?;
@@ -168,7 +168,7 @@ impl Book {
     fn write_anew(&self, new: &Path) -> io::Result<File> {
         let mut text = Vec::new();
         for entry in &self.live {
-            write_line(&mut text, &Line::EphemeralPath(entry.clone()))?;
+            write_line(&mut text, &Line::Owned(entry.clone()))?;
         }
         let mut file = create(new)?;
         // Before it has the journal's name: a start that finds that one unlocked sweeps what we have in use.
@@ -246,7 +246,7 @@ fn left_in(journal: &mut File) -> io::Result<Vec<Entry>> {
     // lists nothing that exists.
     for line in text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()) {
         match line {
-            Line::EphemeralPath(entry) => left.insert(entry),
+            Line::Owned(entry) => left.insert(entry),
             // By inode too: a file of ours may have been replaced by another of ours.
             Line::Gone(entry) => left.remove(&entry),
         };
