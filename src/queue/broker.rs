@@ -178,7 +178,7 @@ impl Broker {
     }
 
     /// Listens for orders, such as `comfy-worker cancel` sends, from the first
-    /// [`next`](Orders::next) on.
+    /// [`next`](ControlCommands::next) on.
     #[must_use]
     pub fn orders(&self) -> ControlCommands {
         ControlCommands::new(&self.session)
