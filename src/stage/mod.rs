@@ -319,7 +319,7 @@ impl Stager {
 
     /// `input/<job id>-<at random>`: jobs in ComfyUI side by side must not find one another's files. ComfyUI lists such
     /// folders to everybody, and has nodes that read a folder and those in it: files lie two levels deeper, behind
-    /// another random name, which nobody is told.
+    /// another random name, which stays secret.
     async fn job_folder(&self, job_id: &str) -> Result<EphemeralPath, Failure> {
         let input = self.folders.of(FolderType::Input);
         let name = format!("{job_id}-{}", Uuid::new_v4().simple());
