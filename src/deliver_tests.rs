@@ -326,6 +326,21 @@ async fn a_file_that_is_older_than_the_job_is_not_its() {
     assert!(theirs.iter().all(|path| path.is_file()));
 }
 
+/// A prompt of our own that is over within a step of the file system's clock.
+#[tokio::test]
+async fn a_preview_of_the_clocks_same_step_goes() {
+    let bed = Bed::new();
+    for round in 0..20 {
+        let own = OwnFolder::none(std::time::SystemTime::now());
+        let preview = bed.write("temp/preview.png", "ours");
+        let outputs = json!({"1": {"images": [file("preview.png", "", "temp")]}});
+        let history = History::find(&json!({"p": {"outputs": outputs}}), "p").unwrap();
+        discard(&bed.folders, &own, Arc::new(history)).await;
+        settled().await;
+        assert!(!preview.exists(), "round {round}");
+    }
+}
+
 #[test]
 fn kinds_by_extension() {
     for (name, expected) in [

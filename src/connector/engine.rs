@@ -94,7 +94,6 @@ impl Engine {
             comfyui.env.0.insert(TMPDIR.to_owned(), scratch.path().display().to_string());
         }
         let begun_at = Instant::now();
-        // Not the self-test's own begin: file systems tell the time in steps, and its picture can be in the same one.
         let own = deliver::OwnFolder::none(SystemTime::now());
         let (server, browser) = boot_both(&comfyui, &config.browser, on_line).await?;
         metrics::booted("comfyui", begun_at.elapsed());

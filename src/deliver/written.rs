@@ -22,6 +22,10 @@ static REMOVALS: LazyLock<TaskTracker> = LazyLock::new(|| {
     removals
 });
 
+/// File systems tell the time in steps, so that a file can be older than the moment before it was written; and more than a
+/// step, because a file system may be another machine's.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
+
 /// Where a job's nodes write: a folder of its own under `output`, and since when. What lies elsewhere and is older is not
 /// its: a publisher can have nodes list any file whose name is known.
 #[derive(Clone, Debug)]
@@ -46,7 +50,7 @@ impl OwnFolder {
     #[must_use]
     pub fn none(since: SystemTime) -> Self {
         // No folder is called so.
-        Self { name: "/".to_owned(), since }
+        Self { name: "/".to_owned(), since: since - CLOCK_STEP }
     }
 
     /// Whether a listed file is outside the folder, which goes as a whole.
