@@ -6,7 +6,8 @@
 //! ```
 
 use anyhow::{Context, Result, bail, ensure};
-use comfy_worker::{ComfyConnector, Config, Payload, Subfolder, UploadOptions};
+use comfy_worker::Config;
+use connector::{ComfyConnector, Payload, Subfolder, UploadOptions};
 use serde_json::{Map, Value};
 
 const USAGE: &str = "usage: batch CONFIG WORKFLOW NODE.INPUT PICTURE...";
@@ -19,7 +20,7 @@ async fn main() -> Result<()> {
     let text = std::fs::read(workflow).with_context(|| format!("cannot read {workflow}"))?;
     let workflow: Value = serde_json::from_slice(&text).with_context(|| format!("{workflow}: no JSON"))?;
 
-    let connector = ComfyConnector::create(&Config::from_file(config.as_ref())?).await?;
+    let connector = ComfyConnector::create(Config::from_file(config.as_ref())?.connector().await).await?;
     let outcome = batch(&connector, &workflow, (node, input), pictures).await;
     connector.shutdown().await;
     outcome

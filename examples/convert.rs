@@ -5,7 +5,8 @@
 //! ```
 
 use anyhow::{Context, Result, bail};
-use comfy_worker::{ComfyConnector, Config};
+use comfy_worker::Config;
+use connector::ComfyConnector;
 use serde_json::Value;
 
 const USAGE: &str = "usage: convert CONFIG WORKFLOW...";
@@ -18,7 +19,7 @@ async fn main() -> Result<()> {
         bail!(USAGE);
     }
     let config = Config::from_file(config.as_ref())?;
-    let connector = ComfyConnector::create(&config).await?;
+    let connector = ComfyConnector::create(config.connector().await).await?;
     let outcome = convert(&connector, workflows).await;
     connector.shutdown().await;
     outcome

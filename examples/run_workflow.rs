@@ -5,7 +5,8 @@
 //! ```
 
 use anyhow::{Context, Result, bail};
-use comfy_worker::{ComfyConnector, Config};
+use comfy_worker::Config;
+use connector::ComfyConnector;
 use serde_json::Value;
 
 const USAGE: &str = "usage: run_workflow CONFIG WORKFLOW (a UI workflow or a prompt)";
@@ -18,7 +19,7 @@ async fn main() -> Result<()> {
     let text = std::fs::read(workflow).with_context(|| format!("cannot read {workflow}"))?;
     let workflow: Value = serde_json::from_slice(&text).with_context(|| format!("{workflow}: no JSON"))?;
 
-    let connector = ComfyConnector::create(&config).await?;
+    let connector = ComfyConnector::create(config.connector().await).await?;
     let outcome = connector.run_workflow(workflow.into()).await;
     connector.shutdown().await;
     for output in outcome?.outputs() {

@@ -2,7 +2,7 @@
 
 use contract::{JobId, event::JobEvent, result::JobResult};
 
-use crate::comfy::events::Image;
+use connector::comfy::events::Image;
 
 /// Takes events; must neither block nor fail.
 pub trait EventSink: Send + Sync {

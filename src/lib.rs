@@ -24,29 +24,17 @@
 
 pub mod admin;
 pub mod app;
-pub mod browser;
-pub(crate) mod checksum;
-pub mod child;
 pub mod cli;
-pub mod comfy;
 pub mod config;
-pub mod connector;
-pub mod deliver;
 pub mod dependency;
 pub mod events;
-pub(crate) mod files;
 pub mod job;
 pub mod lifecycle;
 pub mod metrics;
-mod phases;
 pub mod queue;
-pub mod stage;
 pub mod store;
 pub mod telemetry;
-pub(crate) mod text;
 
 pub use config::Config;
-pub use connector::{ComfyConnector, ConnectorError, HealthError, Payload, State};
+pub use connector;
 pub use contract;
-pub use contract::request::FolderType;
-pub use stage::{PlaceError, Subfolder, UploadOptions};

@@ -3,12 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-/// Each product file by its path under `src`, without tests, comments and strings.
+/// The sources of the worker and those of the connector, a crate of its own.
+const ROOTS: [&str; 2] = ["src", "crates/connector/src"];
+
+/// Each product file by its path under one of [`ROOTS`], without tests, comments and strings.
 fn sources() -> BTreeMap<String, String> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -20,18 +24,19 @@ fn sources() -> BTreeMap<String, String> {
             }
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    walk(&root, &mut files);
     let is_test = |path: &Path| path.file_stem().unwrap().to_str().unwrap().ends_with("tests");
-    files
-        .iter()
-        .filter(|path| !is_test(path))
-        .map(|path| {
-            let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-            (name, product_code(&fs::read_to_string(path).unwrap()))
-        })
-        .collect()
+    let mut sources = BTreeMap::new();
+    for root in ROOTS.map(|root| Path::new(env!("CARGO_MANIFEST_DIR")).join(root)) {
+        let mut files = Vec::new();
+        walk(&root, &mut files);
+        for path in files.iter().filter(|path| !is_test(path)) {
+            let name = path.strip_prefix(&root).unwrap().to_str().unwrap();
+            // Both have a `store`, a `metrics` and a `lib.rs`.
+            let code = product_code(&fs::read_to_string(path).unwrap());
+            sources.entry(name.to_owned()).or_insert_with(String::new).push_str(&code);
+        }
+    }
+    sources
 }
 
 fn product_code(text: &str) -> String {
@@ -128,10 +133,7 @@ fn vendor_crates_stay_in_their_adapters() {
         for (crates, folders) in homes {
             let at_home = folders.iter().any(|folder| file.starts_with(folder));
             for name in crates {
-                assert!(
-                    at_home || !names(&code, name),
-                    "src/{file} uses {name}, which belongs into {folders:?}"
-                );
+                assert!(at_home || !names(&code, name), "{file} uses {name}, which belongs into {folders:?}");
             }
         }
     }
@@ -165,12 +167,12 @@ fn pure_modules_know_neither_tokio_nor_a_vendor() {
     ];
     let sources = sources();
     for file in pure {
-        let code = sources.get(file).unwrap_or_else(|| panic!("src/{file} is gone: fix the list"));
+        let code = sources.get(file).unwrap_or_else(|| panic!("{file} is gone: fix the list"));
         for name in impure {
-            assert!(!names(code, name), "src/{file} is pure and uses {name}");
+            assert!(!names(code, name), "{file} is pure and uses {name}");
         }
         for thing in ["std::fs", "std::net", "std::process", "async fn", ".await"] {
-            assert!(!code.contains(thing), "src/{file} is pure and uses {thing}");
+            assert!(!code.contains(thing), "{file} is pure and uses {thing}");
         }
     }
 }
@@ -184,7 +186,7 @@ fn adapters_do_not_import_one_another() {
         };
         for module in own_modules(&code) {
             let foreign = module != **home && adapters.contains(&module.as_str());
-            assert!(!foreign, "src/{file} imports crate::{module}: adapters do not know one another");
+            assert!(!foreign, "{file} imports crate::{module}: adapters do not know one another");
         }
     }
 }
@@ -200,12 +202,49 @@ fn nobody_below_imports_the_command_line_the_wiring_or_the_life_of_a_job() {
             _ => &["cli", "app", "job"],
         };
         for module in own_modules(&code) {
-            assert!(
-                !above.contains(&module.as_str()),
-                "src/{file} imports crate::{module}, which is above it"
-            );
+            assert!(!above.contains(&module.as_str()), "{file} imports crate::{module}, which is above it");
         }
     }
+}
+
+/// A library for programs that have no queue: no broker, no S3, no server, no traces, whatever brings them in.
+#[test]
+fn the_connector_brings_no_worker() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tree = Command::new(env!("CARGO"))
+        .args([
+            "tree",
+            "--offline",
+            "--locked",
+            "--package",
+            "comfy-connector",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+        ])
+        .current_dir(root)
+        .output()
+        .unwrap();
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    let crates: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(crates.contains("chromiumoxide"), "{tree}");
+    let foreign = |name: &&&str| {
+        let heads = [
+            "lapin",
+            "amq-",
+            "aws-sdk",
+            "aws-config",
+            "aws-smithy",
+            "axum",
+            "opentelemetry",
+            "clap",
+            "comfy-worker",
+        ];
+        **name != "comfy-worker-contract" && heads.iter().any(|head| name.starts_with(head))
+    };
+    assert_eq!(crates.iter().find(foreign), None);
 }
 
 /// The contract is for publishers, too: types, and nothing that does something with them.

@@ -16,7 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use comfy_worker::{browser::Browser, config::BrowserConfig};
+use comfy_worker::config::BrowserConfig;
+use connector::browser::Browser;
 use page::LonePage;
 use resources::{Resources, processor_time};
 use sight::{Known, Sight, first_sight, known, median, milliseconds};
@@ -38,12 +39,7 @@ async fn main() {
     println!("{}", engine.describe());
     let server = engine.start().await.unwrap();
     let url = server.url();
-    let config = BrowserConfig {
-        executable: None,
-        args: Vec::new(),
-        convert_timeout: Duration::from_secs(60),
-        install: None,
-    };
+    let config = BrowserConfig::default().with_convert_timeout(Duration::from_secs(60));
     let browser = Browser::start(config, url.parse().unwrap()).await.unwrap();
     println!("{}, frontend {}", browser.version().await, browser.frontend_version().unwrap_or_default());
 

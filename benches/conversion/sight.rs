@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use comfy_worker::browser::Browser;
+use connector::browser::Browser;
 use serde_json::Value;
 
 use crate::{page::LonePage, templates::Template};

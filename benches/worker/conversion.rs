@@ -3,7 +3,8 @@
 use std::{panic::AssertUnwindSafe, time::Duration};
 
 use anyhow::{Result, anyhow};
-use comfy_worker::{browser::Browser, config::BrowserConfig};
+use comfy_worker::config::BrowserConfig;
+use connector::browser::Browser;
 use futures_util::FutureExt as _;
 
 use crate::{
@@ -21,12 +22,7 @@ pub(crate) async fn measure(bed: &Bed, on: On) -> Result<Vec<Figure>> {
         engine.command.extend(["--standin-extra-nodes".into(), templates::node_types()]);
     }
     let server = engine.start().await?;
-    let config = BrowserConfig {
-        executable: None,
-        args: Vec::new(),
-        convert_timeout: Duration::from_secs(60),
-        install: None,
-    };
+    let config = BrowserConfig::default().with_convert_timeout(Duration::from_secs(60));
     let browser = Browser::start(config, server.url().parse()?).await?;
     let url = server.url();
     let measured = AssertUnwindSafe(async {

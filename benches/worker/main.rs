@@ -37,7 +37,7 @@ use std::{fs, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum as _};
-use comfy_worker::ComfyConnector;
+use connector::ComfyConnector;
 use testbed::{Machine, build_folder, checkout, nothing_left, stopped};
 
 use crate::{

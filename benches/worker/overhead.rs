@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use comfy_worker::{ComfyConnector, Config, Payload};
+use comfy_worker::Config;
+use connector::{ComfyConnector, Payload};
 use testbed::{Worker, median, quantile};
 
 use crate::{
@@ -20,7 +21,7 @@ pub(crate) async fn measure(bed: &Bed, on: On) -> Result<Vec<Figure>> {
     let engine = bed.engine(on, &name)?;
     let builder = Worker::builder(&bed.binary, &bed.folder.join(&name))?.engine(&engine);
     let config = Config::from_file(&builder.write_config()?)?;
-    let connector = ComfyConnector::create(&config).await?;
+    let connector = ComfyConnector::create(config.connector().await).await?;
     let outcome = calls(bed, &connector).await;
     connector.shutdown().await;
     let (ours, bare) = outcome?;

@@ -21,11 +21,11 @@ use super::{
     views::{Counts, Status, StatusDelta, Versions, WorkerView},
 };
 use crate::{
-    comfy::events::Image,
     dependency::Dependency,
     events::{EventSink, Preview},
     queue::Health,
 };
+use connector::comfy::events::Image;
 
 /// How many ended jobs are kept.
 const LAST_JOBS: usize = 50;

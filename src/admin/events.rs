@@ -175,9 +175,10 @@ impl Listener {
         }
         let worker = worker.then_some(&news.worker);
         let message = Message { reset, worker, orders: self.site.token.is_some(), news: &news };
-        let event = Event::default().json_data(message);
+        let event = serde_json::to_string(&message);
         self.seen = Some((news.revision, news.worker));
         event
+            .map(|json| Event::default().data(json))
             .inspect_err(|error| tracing::error!(%error, "cannot serialize an event for the status page"))
             .ok()
     }

@@ -12,7 +12,8 @@ use super::{
     outcome::{Left, Outcome, Stored},
     stages::{Now, Spent, Stages},
 };
-use crate::{comfy::events::Image, events::Preview};
+use crate::events::Preview;
+use connector::comfy::events::Image;
 
 /// Largest preview that is kept: ComfyUI's are tens of kilobytes.
 const LARGEST_PREVIEW: usize = 4 << 20;

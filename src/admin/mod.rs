@@ -23,7 +23,7 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Router,
     extract::State,
     http::{StatusCode, header},
     middleware,
@@ -104,7 +104,7 @@ pub async fn serve(
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(measured))
-        .route("/status", get(async |State(site): State<Arc<Site>>| Json(site.board.status())))
+        .route("/status", get(status))
         .merge(page::routes())
         .route("/events", get(events::events))
         .route("/jobs/{id}/preview", get(pictures::preview))
@@ -116,6 +116,13 @@ pub async fn serve(
         .with_state(Arc::clone(&site));
     let server = tokio::spawn(listener::answer(listener, routes, closed.clone()));
     Ok(Admin { address, site, _closed: closed.drop_guard(), _server: AbortOnDropHandle::new(server) })
+}
+
+async fn status(State(site): State<Arc<Site>>) -> impl IntoResponse {
+    match serde_json::to_vec(&site.board.status()) {
+        Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
 }
 
 async fn measured(State(site): State<Arc<Site>>) -> impl IntoResponse {

@@ -17,7 +17,7 @@ use secrecy::ExposeSecret;
 use tokio::time::sleep;
 
 use super::{Site, listener::Peer};
-use crate::checksum;
+use connector::checksum;
 
 /// Before a wrong token is answered.
 const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 1_000 });

@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 use super::ServeError;
 use crate::{
     config::Config,
-    connector::{ComfyConnector, ConnectorError, Engine},
     metrics,
     queue::{Broker, ConsumerTimeout, Findings, QueueError},
     store::{ObjectStore, StoreError, Stores},
 };
+use connector::{ComfyConnector, ConnectorError, Engine};
 
 /// Broker and store side by side; `None` when told to stop meanwhile.
 pub(super) async fn boot(

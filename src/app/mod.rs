@@ -25,13 +25,12 @@ use self::{
 use crate::{
     admin::{self, Phase, StatusBoard},
     config::{Config, Mistake, Mistakes},
-    connector::ComfyConnector,
-    deliver,
     job::{in_flight::InFlightJobs, runner::Runner},
     lifecycle::ShutdownTokens,
     store::Stores,
     telemetry::Traces,
 };
+use connector::{ComfyConnector, deliver};
 
 /// What a broker or store may take for the last words after the grace is over.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -79,7 +78,10 @@ pub async fn serve(config: Config, shutdown: ShutdownTokens) -> Result<(), Serve
     if let Some(admin) = &admin {
         admin.shows_outputs_of(stores.clone());
     }
-    let connector = ComfyConnector::instance(&config, Arc::new(|_| {})).await;
+    let mut told = config.connector().await;
+    told.store = stores.clone();
+    crate::metrics::count_for_connector();
+    let connector = ComfyConnector::instance(told, Arc::new(|_| {})).await;
     let connector = connector.map_err(|error| boot_error(&error))?;
     let journal = Arc::clone(connector.stager().journal());
     let mark = BootMark::set(&config.worker.state_dir)

@@ -15,11 +15,9 @@ use tokio::{
 
 use crate::{
     admin::{Resources, StatusBoard, Usage},
-    child,
-    comfy::Device,
-    connector::ComfyConnector,
     metrics,
 };
+use connector::{ComfyConnector, child, comfy::Device};
 
 /// How often it is looked at: reading the process table costs some milliseconds.
 const LOOK_EVERY: Duration = Duration::from_secs(15);

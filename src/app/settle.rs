@@ -157,7 +157,7 @@ impl Worker {
                         tracing::warn!(job = result.job_id, %warning, "the result could not be sent there");
                     }
                     tracing::info!(job = result.job_id, "answered");
-                    crate::phases::reached("published").await;
+                    connector::phases::reached("published").await;
                     return true;
                 }
                 Err(error) => {

@@ -26,7 +26,6 @@ use super::{
 use crate::{
     admin::{Phase, StatusBoard},
     config::Config,
-    connector::ConnectorError,
     job::{
         incoming::{Incoming, JobOutcome, Returned},
         runner::{BOOT_PATIENCE, Runner},
@@ -37,6 +36,7 @@ use crate::{
     queue::{self, Broker, Consumer, Delivery, Message, Returns, Settled, Settlement},
     telemetry::{JobSpan, Traces},
 };
+use connector::ConnectorError;
 
 /// A message that is handed back comes again at once: wait before, or it is a hot loop.
 pub(super) const HAND_BACK_PAUSE: Duration = Duration::from_secs(5);
@@ -351,7 +351,7 @@ impl Worker {
                 "the connection that brought the job is gone: it comes again and is answered from its result"
             );
         }
-        crate::phases::reached("acked").await;
+        connector::phases::reached("acked").await;
     }
 
     pub(super) async fn pause(&self, pause: Duration) {

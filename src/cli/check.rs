@@ -5,10 +5,10 @@ use serde_json::json;
 use super::{Context, Failed, display::Display, print};
 use crate::{
     app::store_uri,
-    connector::{ComfyConnector, ConnectorError},
     queue::{Broker, ConsumerTimeout, QueueError},
     store::{ObjectStore, Stores},
 };
+use connector::{ComfyConnector, ConnectorError};
 
 struct Line {
     part: &'static str,
@@ -76,7 +76,7 @@ pub(super) async fn check(context: Context) -> Result<(), Failed> {
         }
     };
     let parts = async {
-        let created = ComfyConnector::create(&config).await;
+        let created = ComfyConnector::create(config.connector().await).await;
         let lines = comfyui_and_browser(created).await;
         ComfyConnector::shutdown_live().await;
         lines

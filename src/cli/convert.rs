@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::{Context, Failed, display::Display, print, workflow};
 use crate::{
-    connector::ComfyConnector,
     lifecycle::{self, ShutdownTokens},
     store::Stores,
 };
+use connector::ComfyConnector;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -40,7 +40,7 @@ pub(super) async fn convert(context: Context, args: Args) -> Result<(), Failed> 
         signals.map_err(|error| Failed::Environment(format!("cannot listen for signals: {error}")))?;
     let display = Display::new("starting ComfyUI and a browser");
     let work = async {
-        let connector = ComfyConnector::create(&config).await?;
+        let connector = ComfyConnector::create(config.connector().await).await?;
         let mut failed = 0_u32;
         for name in &args.workflows {
             display.say(&format!("converting {name}"));

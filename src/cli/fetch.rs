@@ -16,10 +16,8 @@ use tokio::{fs, io::AsyncWriteExt};
 use uuid::Uuid;
 
 use super::{Failed, print};
-use crate::{
-    stage::FileName,
-    store::{ObjectStore, Stores},
-};
+use crate::store::{ObjectStore, Stores};
+use connector::stage::FileName;
 
 /// Fetches every output file into `folder`; where each output is now, by its position.
 pub(super) async fn outputs(

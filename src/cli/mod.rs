@@ -27,15 +27,14 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
-    child,
     config::{
         Config, LogFormat, Mistakes, Sources,
         settings::{PREFIX, SETTINGS},
     },
-    connector::ConnectorError,
     queue::QueueError,
     telemetry,
 };
+use connector::{ConnectorError, child};
 
 /// The serverless ComfyUI worker: workflow jobs from RabbitMQ, results to S3.
 #[derive(Debug, Parser)]

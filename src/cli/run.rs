@@ -14,7 +14,6 @@ use super::{
     workflow,
 };
 use crate::{
-    connector::{ComfyConnector, ConnectorError},
     job::{
         incoming::{Incoming, JobOutcome},
         runner::Runner,
@@ -22,6 +21,7 @@ use crate::{
     lifecycle::{self, ShutdownTokens},
     store::Stores,
 };
+use connector::{ComfyConnector, ConnectorError};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -75,8 +75,9 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
     let display = Display::new("starting ComfyUI and a browser");
     let boot_display = display.clone();
     let on_line = Arc::new(move |line: &str| boot_display.hint(&format!("starting ComfyUI: {line}")));
+    let told = config.connector().await;
     let connector = tokio::select! {
-        connector = ComfyConnector::create_watched(&config, on_line) => connector,
+        connector = ComfyConnector::create_watched(told, on_line) => connector,
         () = shutdown.stop.cancelled() => Err(ConnectorError::Killed),
     };
     let ending = match connector {

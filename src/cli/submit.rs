@@ -22,10 +22,10 @@ use super::{
 use crate::{
     config::Config,
     queue::{Broker, Followed, JobProperties, PublishError},
-    stage::FileName,
     store::{Content, ObjectStore, StoreError, Stores},
     telemetry::Traces,
 };
+use connector::stage::FileName;
 
 /// Longest publishing.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(30);

@@ -3,6 +3,7 @@
 //! [`settings::SETTINGS`] is the one list of keys; the environment variables, the command line's
 //! flags and docs/configuration.md follow from it.
 
+mod connector;
 mod legacy;
 mod parse;
 mod reader;
@@ -11,10 +12,11 @@ pub mod settings;
 
 use std::{collections::BTreeMap, path::Path};
 
+pub use ::connector::config::{BrowserConfig, ComfyUiConfig, InstallConfig, OutputsConfig, Variables};
 pub use reader::{Mistake, Mistakes};
 pub use sections::{
-    AdminConfig, AmqpConfig, BrowserConfig, ComfyUiConfig, InputsConfig, InstallConfig, JobConfig, LogConfig,
-    LogFormat, Lookahead, MetricsConfig, OutputsConfig, StoreConfig, TracesConfig, Variables, WorkerConfig,
+    AdminConfig, AmqpConfig, InputsConfig, JobConfig, LogConfig, LogFormat, Lookahead, MetricsConfig,
+    StoreConfig, TracesConfig, WorkerConfig,
 };
 
 use reader::Reader;
@@ -111,12 +113,12 @@ impl Config {
         let mut reader = Reader::new(sources);
         let worker = WorkerConfig::read(&mut reader);
         let config = Self {
-            comfyui: ComfyUiConfig::read(&mut reader),
-            browser: BrowserConfig::read(&mut reader, &worker.state_dir),
+            comfyui: connector::comfyui(&mut reader),
+            browser: connector::browser(&mut reader, &worker.state_dir),
             amqp: AmqpConfig::read(&mut reader),
             store: StoreConfig::read(&mut reader),
             inputs: InputsConfig::read(&mut reader),
-            outputs: OutputsConfig::read(&mut reader),
+            outputs: connector::outputs(&mut reader),
             job: JobConfig::read(&mut reader),
             worker,
             admin: AdminConfig::read(&mut reader),

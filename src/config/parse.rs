@@ -11,7 +11,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use secrecy::SecretString;
 use url::{Host, Url};
 
-use super::sections::Variables;
+use super::Variables;
 
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|error| error.to_string())

@@ -1,77 +1,14 @@
 //! The sections of the configuration, typed.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use contract::ObjectUri;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
+use connector::config::default_state_dir;
+
 use super::{parse::*, reader::Reader};
-
-/// `[comfyui]`
-#[derive(Clone, Debug)]
-pub struct ComfyUiConfig {
-    /// Program and arguments; `--port N` is appended.
-    pub command: Vec<String>,
-    /// The folder that the command runs in.
-    pub workdir: PathBuf,
-    /// The folder that holds `input`, `output`, `temp` and `models`.
-    pub path: PathBuf,
-    /// Host name or address at which the worker reaches ComfyUI.
-    pub host: String,
-    /// The first port to try.
-    pub port: u16,
-    /// Longest wait for the boot.
-    pub boot_timeout: Duration,
-    /// Losses while idle within 10 minutes after which it is started again; not after one more.
-    pub max_restarts: u32,
-    /// Jobs until it is started again; `None`: no limit.
-    pub max_jobs: Option<u32>,
-    /// Bytes of memory until it is started again; `None`: no limit.
-    pub max_rss: Option<u64>,
-    /// Self-test workflow; `None`: the built-in one.
-    pub test_workflow: Option<PathBuf>,
-    /// More variables for ComfyUI.
-    pub env: Variables,
-}
-
-/// Variables by name. Their values may be credentials (`HF_TOKEN`): `Debug` shows the names only.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Variables(pub BTreeMap<String, String>);
-
-impl fmt::Debug for Variables {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
-}
-
-/// `[browser]`
-#[derive(Clone, Debug)]
-pub struct BrowserConfig {
-    /// Chromium, when it must not be looked for.
-    pub executable: Option<PathBuf>,
-    /// More flags for Chromium.
-    pub args: Vec<String>,
-    /// Longest conversion of one workflow.
-    pub convert_timeout: Duration,
-    /// What to do where no Chromium is found; `None`: say so.
-    pub install: Option<InstallConfig>,
-}
-
-/// Where a missing Chromium comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InstallConfig {
-    /// A zip archive, or Chrome for Testing's index of them.
-    pub source: Url,
-    /// Where it is kept for the next start.
-    pub folder: PathBuf,
-}
 
 /// `[amqp]`
 #[derive(Clone, Debug)]
@@ -158,17 +95,6 @@ pub struct InputsConfig {
     pub retry_for: Duration,
 }
 
-/// `[outputs]`
-#[derive(Clone, Debug)]
-pub struct OutputsConfig {
-    /// URI prefixes for `output.uri`, beside the store's own.
-    pub allow: Vec<String>,
-    /// Most files of one job.
-    pub max_files: u32,
-    /// Bytes of one job's files, all together.
-    pub max_bytes: u64,
-}
-
 /// `[job]`
 #[derive(Clone, Debug)]
 pub struct JobConfig {
@@ -243,63 +169,6 @@ pub enum LogFormat {
     Json,
 }
 
-impl ComfyUiConfig {
-    pub(super) fn read(reader: &mut Reader) -> Self {
-        let workdir: PathBuf = reader.required("comfyui.workdir", path);
-        let path = reader.optional("comfyui.path", path).unwrap_or_else(|| workdir.clone());
-        Self {
-            command: reader.required("comfyui.command", |text| match shell_words::split(text) {
-                Ok(words) if !words.is_empty() => Ok(words),
-                Ok(_) => Err("must name a program".into()),
-                Err(error) => Err(error.to_string()),
-            }),
-            path,
-            host: reader.required("comfyui.host", host),
-            port: reader.required("comfyui.port", |text| match text.parse() {
-                Ok(0) | Err(_) => Err(format!("{text:?} is no port (1-65535)")),
-                Ok(port) => Ok(port),
-            }),
-            boot_timeout: reader.required("comfyui.boot_timeout", duration),
-            max_restarts: reader.required("comfyui.max_restarts", at_least_one),
-            max_jobs: reader.optional("comfyui.max_jobs", at_least_one),
-            max_rss: reader.optional("comfyui.max_rss", bytes),
-            test_workflow: reader.optional("comfyui.test_workflow", |text| Ok(workdir.join(text))),
-            env: reader.required("comfyui.env", variables),
-            workdir,
-        }
-    }
-}
-
-impl BrowserConfig {
-    /// `state_dir`: where a downloaded Chromium is kept.
-    pub(super) fn read(reader: &mut Reader, state_dir: &Path) -> Self {
-        let source = reader.required("browser.download", |text| {
-            let source = endpoint(text)?;
-            // A program without a checksum is as good as the way that it comes by.
-            let is_here = source.host_str().is_some_and(|host| {
-                host == "localhost"
-                    || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-            });
-            if source.scheme() != "https" && !is_here {
-                return Err(format!(
-                    "{text:?} is no https:// address: a program must not be changed on its way"
-                ));
-            }
-            Ok(Some(source))
-        });
-        let install = reader.required("browser.auto_install", boolean);
-        Self {
-            executable: reader.optional("browser.executable", existing_file),
-            args: reader
-                .required("browser.args", |text| shell_words::split(text).map_err(|error| error.to_string())),
-            convert_timeout: reader.required("browser.convert_timeout", duration),
-            install: source
-                .filter(|_| install)
-                .map(|source| InstallConfig { source, folder: state_dir.join("chromium") }),
-        }
-    }
-}
-
 impl AmqpConfig {
     pub(super) fn read(reader: &mut Reader) -> Self {
         Self {
@@ -350,16 +219,6 @@ impl InputsConfig {
     }
 }
 
-impl OutputsConfig {
-    pub(super) fn read(reader: &mut Reader) -> Self {
-        Self {
-            allow: reader.required("outputs.allow", store_prefixes),
-            max_files: reader.required("outputs.max_files", at_least_one),
-            max_bytes: reader.required("outputs.max_bytes", bytes),
-        }
-    }
-}
-
 impl JobConfig {
     pub(super) fn read(reader: &mut Reader) -> Self {
         Self {
@@ -375,7 +234,9 @@ impl WorkerConfig {
     pub(super) fn read(reader: &mut Reader) -> Self {
         Self {
             id: reader.optional("worker.id", worker_id).unwrap_or_else(default_worker_id),
-            state_dir: reader.optional("worker.state_dir", path).unwrap_or_else(default_state_dir),
+            state_dir: reader
+                .optional("worker.state_dir", path)
+                .unwrap_or_else(|| default_state_dir("comfy-worker")),
             grace: reader.required("worker.grace", duration),
             idle_exit: reader.optional("worker.idle_exit", duration),
             max_jobs: reader.optional("worker.max_jobs", at_least_one),
@@ -439,12 +300,4 @@ fn default_worker_id() -> String {
         .collect();
     let random = uuid::Uuid::new_v4().simple().to_string();
     format!("{host}-{}", random.get(..8).unwrap_or_default())
-}
-
-fn default_state_dir() -> PathBuf {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_STATE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
-        .unwrap_or_else(std::env::temp_dir)
-        .join("comfy-worker")
 }

@@ -125,7 +125,8 @@ fn every_setting_is_taken_from_every_layer() {
 
 #[test]
 fn the_list_of_settings_is_what_the_sections_read() {
-    let sections: String = include_str!("sections.rs").split_whitespace().collect();
+    let files = [include_str!("sections.rs"), include_str!("connector.rs")];
+    let sections: String = files.iter().flat_map(|file| file.split_whitespace()).collect();
     let calls = [".required(\"", ".optional(\""].into_iter().flat_map(|call| sections.split(call).skip(1));
     let mut read: Vec<&str> = calls.filter_map(|call| call.split('"').next()).collect();
     let mut listed: Vec<&str> = SETTINGS.iter().map(|setting| setting.key).collect();

@@ -3,7 +3,8 @@
 use contract::{JobId, ObjectUri, failure::Failure};
 
 use super::attempt::Records;
-use crate::{checksum, store::ObjectStore};
+use crate::store::ObjectStore;
+use connector::checksum;
 
 /// Whether the job has a result: run again it would only be answered from it.
 ///

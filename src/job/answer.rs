@@ -10,10 +10,8 @@ use contract::{
 use serde_json::Value;
 
 use super::stage_failure::StageFailure;
-use crate::{
-    telemetry::{name_places, redact_in_place, redact_json},
-    text::json_of,
-};
+use crate::telemetry::{name_places, redact_in_place, redact_json};
+use connector::text::json_of;
 
 /// The result of a job that ended with `met`; `who` says so.
 pub(super) fn failed(

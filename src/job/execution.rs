@@ -31,11 +31,13 @@ use super::{
     stage_failure::{AtStage, StageFailure},
 };
 use crate::{
-    comfy::{ExecuteError, Executed, Execution, QueuedBehind, history::History},
-    connector::{ConnectorError, Engine},
-    deliver::{self, Destination, EagerUploads, Findings, OwnFolder},
     store::Content,
     telemetry::{StageName, redact_json},
+};
+use connector::{
+    ConnectorError, Engine,
+    comfy::{ExecuteError, Executed, Execution, QueuedBehind, history::History},
+    deliver::{self, Destination, EagerUploads, Findings, OwnFolder},
     text::json_of,
 };
 
@@ -148,7 +150,7 @@ impl<'a> Executor<'a> {
             timings.waited_ms = ms(executed.waited);
             timings.executed_ms = ms(executed.executed);
             self.reporter.tell(EventKind::Executed);
-            crate::phases::reached("executed").await;
+            connector::phases::reached("executed").await;
             if let Some(node_errors) = &executed.node_errors {
                 warnings.push(format!("ComfyUI dropped outputs that failed validation: {node_errors}"));
             }
@@ -201,7 +203,7 @@ impl<'a> Executor<'a> {
         };
         self.discard(early).await;
         timings.uploaded_ms = ms(uploaded_in);
-        crate::phases::reached("uploaded").await;
+        connector::phases::reached("uploaded").await;
         Ok(Done { outputs, records, warnings: Vec::new(), nodes })
     }
 
@@ -334,7 +336,7 @@ impl<'a> Executor<'a> {
         &self,
         own: &OwnFolder,
         history: &Arc<History>,
-        images: Vec<crate::comfy::tracker::OutputImage>,
+        images: Vec<connector::comfy::tracker::OutputImage>,
         images_lost: BTreeSet<String>,
     ) -> Result<Findings, Failure> {
         if !images_lost.is_empty() {
@@ -364,7 +366,7 @@ impl<'a> Executor<'a> {
         let each = |name: &str, bytes, done, of| {
             self.reporter.tell(EventKind::Uploaded { filename: name.to_owned(), bytes, done, of });
         };
-        crate::phases::reached("uploading").await;
+        connector::phases::reached("uploading").await;
         let outputs = findings.upload(destination, early, each);
         tokio::try_join!(outputs, self.store_records(destination, prompt, history))
     }

@@ -76,7 +76,7 @@ impl<'a> JobRun<'a> {
         };
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
         reporter.tell(EventKind::Accepted);
-        crate::phases::reached("accepted").await;
+        connector::phases::reached("accepted").await;
         let work = async {
             if attempt.crashes > 0 {
                 retries.unless_interrupted(permit.alone(), Holding::Inputs).await?;
@@ -99,7 +99,7 @@ impl<'a> JobRun<'a> {
         match kept_alive(&records, &attempt, &incoming.lost, work).await {
             Ok((result, answer)) => {
                 span.ended(&result);
-                crate::phases::reached("result-stored").await;
+                connector::phases::reached("result-stored").await;
                 reporter.ended(&result);
                 Ok(answer)
             }

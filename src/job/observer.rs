@@ -7,7 +7,8 @@ use contract::prompt::{Prompt, node_title};
 use serde_json::Value;
 
 use super::{report::Reporter, scheduler::PromptPermit, stage_failure::StageFailure};
-use crate::{
+use crate::telemetry::{NodeTime, StageName, StageSpan};
+use connector::{
     comfy::{
         Executed, Observer, PromptId,
         events::Image,
@@ -15,7 +16,6 @@ use crate::{
         tracker::{NodeRun, Progress},
     },
     deliver::EagerUploads,
-    telemetry::{NodeTime, StageName, StageSpan},
 };
 
 /// Watches one execution.

@@ -30,14 +30,13 @@ use super::{
     runner::ms,
     stage_failure::{AtStage, StageFailure},
 };
-use crate::{
+use crate::{metrics, telemetry::StageName};
+use connector::{
+    Engine,
     browser::{Conversion, ConvertError},
     comfy::classes::NodeClass,
-    connector::Engine,
     deliver::OwnFolder,
-    metrics,
     stage::{EphemeralPath, Staged, show},
-    telemetry::StageName,
 };
 
 /// Largest workflow that is fetched from an address.
@@ -109,7 +108,7 @@ impl Executor<'_> {
             warnings.extend(prompt_check::check_by_class(&mut prompt, &known).at_stage(Stage::Post)?);
         }
         self.reporter.tell(EventKind::Converted { nodes: prompt.len() });
-        crate::phases::reached("converted").await;
+        connector::phases::reached("converted").await;
         self.context.permit.scheduler().prepared_in(begun.elapsed());
         self.context.runner.connector.stager().warm(models_named(&prompt));
         Ok(Ready { prompt, extra_data, own, warnings, _folder: folder, _staged: staged })
@@ -149,13 +148,13 @@ impl Executor<'_> {
     }
 
     async fn stage(&self) -> Result<Staged, StageFailure> {
-        crate::phases::reached("staging").await;
+        connector::phases::reached("staging").await;
         let staging = self.context.runner.connector.stager().stage_inputs(self.job);
         let staged = self.in_time("the inputs were", staging).await.at_stage(Stage::Stage)?;
         let models = staged.models.unwrap_or_default().models_cold.bytes;
         metrics::received(models, staged.bytes.saturating_sub(models));
         self.reporter.tell(EventKind::Staged { files: staged.files, bytes: staged.bytes });
-        crate::phases::reached("staged").await;
+        connector::phases::reached("staged").await;
         Ok(staged)
     }
 
@@ -195,7 +194,7 @@ impl Executor<'_> {
             let prompt = prompt_from_value(workflow).at_stage(Stage::Convert)?;
             return Ok(Prepared { prompt, extra_data, warnings: Vec::new() });
         }
-        crate::phases::reached("converting").await;
+        connector::phases::reached("converting").await;
         let converted = engine.browser().convert(&workflow).await;
         let Conversion { prompt, workflow, warnings } =
             converted.map_err(conversion_failure).at_stage(Stage::Convert)?;

@@ -16,7 +16,7 @@ use contract::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::comfy::classes::NodeClass;
+use connector::comfy::classes::NodeClass;
 
 /// Nodes in a row, each of which takes what the one before gives. ComfyUI follows them by recursion, also those that no
 /// output needs, and Python ends that after some 980.
@@ -29,11 +29,12 @@ const MOST_OUTPUT_NODES: usize = 1000;
 /// Warnings of links that were left out.
 const MOST_WARNINGS: usize = 20;
 /// Inputs by which a class of ComfyUI's own says where it writes, unchecked by it (0.33.0, `nodes_dataset.py`).
-const PLACES: [(&str, &[&str]); 3] = [
+const PLACES: [(&str, &[&str]); 2] = [
     ("SaveImageDataSetToFolder", &["folder_name", "filename_prefix"]),
     ("SaveImageTextDataSetToFolder", &["folder_name", "filename_prefix"]),
-    ("SaveTrainingDataset", &["folder_name"]),
 ];
+/// A class of ComfyUI's own whose files are no outputs: they would stay for every later job to read.
+const LEAVES_FILES: &str = "SaveTrainingDataset";
 /// The class that is Python's `str.format`, and its format.
 const FORMAT: (&str, &str) = ("StringFormat", "f_string");
 
@@ -92,6 +93,10 @@ fn check_texts(id: &str, node: &Value) -> Result<(), Failure> {
         if leads_out(text(input)?) {
             return Err(refused(id, node, "it must name something in the output folder", input));
         }
+    }
+    if class == LEAVES_FILES {
+        let problem = "what it saves is no output and would stay on this machine: a worker does not run it";
+        return Err(refused(id, node, problem, ""));
     }
     if class == FORMAT.0 && reads_attributes(text(FORMAT.1)?) {
         let problem =

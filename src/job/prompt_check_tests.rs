@@ -212,3 +212,9 @@ fn rows_have_a_limit() {
         (0..400).map(|at| (at.to_string(), json!({"class_type": "X", "inputs": all(at)}))).collect();
     assert_eq!(refusal(Value::Object(dense)), None);
 }
+
+#[test]
+fn what_would_leave_files_for_others_is_refused() {
+    let save = json!({"1": {"class_type": "SaveTrainingDataset", "inputs": {"folder_name": "mine"}}});
+    assert!(refusal(save).unwrap().contains("would stay on this machine"));
+}

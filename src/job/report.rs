@@ -14,10 +14,8 @@ use contract::{
     result::JobResult,
 };
 
-use crate::{
-    comfy::{PromptId, events::Image, tracker::Progress},
-    events::{EventSink, Preview},
-};
+use crate::events::{EventSink, Preview};
+use connector::comfy::{PromptId, events::Image, tracker::Progress};
 
 /// Progress is told at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -78,7 +76,7 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// As an [`Observer`](crate::comfy::Observer) is told.
+/// As an [`Observer`](connector::comfy::Observer) is told.
 impl Reporter {
     pub(super) fn queued(&self, prompt_id: PromptId) {
         self.tell(EventKind::Queued { prompt_id: prompt_id.to_string() });

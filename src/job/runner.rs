@@ -28,9 +28,7 @@ use super::{
     stage_failure::StageFailure,
 };
 use crate::{
-    comfy::forecast::Forecasts,
     config::{Config, JobConfig, OutputsConfig},
-    connector::ComfyConnector,
     dependency::Dependency,
     events::EventSink,
     lifecycle::ShutdownTokens,
@@ -38,6 +36,10 @@ use crate::{
     store::{ObjectStore, StoreMonitor},
     telemetry::{StageName, keep_secret},
 };
+use connector::{ComfyConnector, comfy::forecast::Forecasts};
+
+/// What seems to have waited longer was dated by no clock.
+const LONGEST_IN_A_QUEUE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// How long a job is held while ComfyUI starts: others could run it.
 pub const BOOT_PATIENCE: Duration = Duration::from_secs(60);
@@ -132,11 +134,11 @@ impl Runner {
         span.is_of(&job.id);
         // Nodes may print it, and errors hold it.
         let _kept = job.api_key_comfy_org.as_ref().map(keep_secret);
-        // Clocks that disagree give zero.
-        let queued = incoming.published_at.and_then(|then| then.elapsed().ok()).unwrap_or_default();
-        if incoming.published_at.is_some() {
-            metrics::job_waited(queued);
-        }
+        // Clocks that disagree give zero; so does a time that no clock has shown.
+        let queued = incoming.published_at.map(|then| then.elapsed().unwrap_or_default());
+        let queued = queued.filter(|queued| *queued < LONGEST_IN_A_QUEUE);
+        queued.into_iter().for_each(metrics::job_waited);
+        let queued = queued.unwrap_or_default();
         let timings = Timings { queued_ms: ms(queued), ..Timings::default() };
         let held = tokio::select! {
             biased;

@@ -74,9 +74,34 @@ fn looked_up(cache: &str, hits: u64, misses: u64) {
     }
 }
 
-/// A workflow was to be converted.
-pub(crate) fn conversion(known: bool) {
-    looked_up("conversion", known.into(), (!known).into());
+/// Counts what the connector counts.
+pub(crate) fn count_for_connector() {
+    connector::metrics::record_to(&OfConnector);
+}
+
+struct OfConnector;
+
+impl connector::metrics::Metrics for OfConnector {
+    fn booted(&self, part: &'static str, after: Duration) {
+        METERS.boot.set(&[("phase", part)], after.as_secs_f64());
+    }
+
+    fn restarted(&self, child: &'static str, cause: &'static str) {
+        METERS.restarts.add(&[("child", child), ("cause", cause)], 1.0);
+    }
+
+    fn executed(&self, posted_at: Instant, started_at: Instant, ended_at: Instant) {
+        static LAST_END: Mutex<Option<Instant>> = Mutex::new(None);
+        METERS.busy.add(&[], ended_at.saturating_duration_since(started_at).as_secs_f64());
+        let before = LAST_END.lock().unwrap_or_else(PoisonError::into_inner).replace(ended_at);
+        if let Some(before) = before.filter(|before| posted_at < *before) {
+            METERS.gap.record(&[], started_at.saturating_duration_since(before));
+        }
+    }
+
+    fn converted(&self, known: bool) {
+        looked_up("conversion", known.into(), (!known).into());
+    }
 }
 
 /// A job was taken from the queue.
@@ -120,31 +145,11 @@ pub(crate) fn consumer_timeout_fits(fits: bool) {
     METERS.consumer_timeout.set(&[], fits.into());
 }
 
-/// ComfyUI ran a prompt.
-pub(crate) fn executed(posted_at: Instant, started_at: Instant, ended_at: Instant) {
-    static LAST_END: Mutex<Option<Instant>> = Mutex::new(None);
-    METERS.busy.add(&[], ended_at.saturating_duration_since(started_at).as_secs_f64());
-    let before = LAST_END.lock().unwrap_or_else(PoisonError::into_inner).replace(ended_at);
-    if let Some(before) = before.filter(|before| posted_at < *before) {
-        METERS.gap.record(&[], started_at.saturating_duration_since(before));
-    }
-}
-
-/// The last start came to `phase` after so long.
-pub(crate) fn booted(phase: &str, after: Duration) {
-    METERS.boot.set(&[("phase", phase)], after.as_secs_f64());
-}
-
 /// So many bytes were fetched for a job.
 pub(crate) fn received(models: u64, inputs: u64) {
     for (kind, bytes) in [("model", models), ("input", inputs)] {
         METERS.received.add(&[("kind", kind)], float(bytes));
     }
-}
-
-/// A child is started again.
-pub(crate) fn restarted(child: &str, cause: &str) {
-    METERS.restarts.add(&[("child", child), ("cause", cause)], 1.0);
 }
 
 /// Whether jobs are taken.
@@ -221,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_publishers_words_cannot_end_a_label() {
-        restarted("a\"b\\c\nd", "lost");
+        connector::metrics::Metrics::restarted(&OfConnector, "a\"b\\c\nd", "lost");
         let text = render().unwrap_or_default();
         assert!(text.contains(r#"child="a\"b\\c\nd""#), "{text}");
     }

@@ -30,7 +30,9 @@ use super::{
     session::{Role, Session},
     topology::dead_queue,
 };
-use crate::telemetry::{is_credential, redact_json};
+use connector::text::is_credential;
+
+use crate::telemetry::redact_json;
 
 /// Returns after which a letter is published again instead of being returned once more.
 const RENEWED_AFTER: u64 = 2;

@@ -8,6 +8,10 @@
 //!
 //! Both are put right in place, without a byte more or less: tables, arrays and strings all begin with a length of
 //! four bytes, so what lies too deep becomes a string of the same bytes; what is no UTF-8 in a name becomes `?`.
+//!
+//! Headers that fill a frame are worse: the broker adds `x-delivery-count` and `x-death` to them, and sends a frame that is
+//! larger than both sides agreed on, which ends the connection, each time again. Of large headers only those of the broker
+//! and of workers are left.
 
 use std::{
     io,
@@ -25,6 +29,11 @@ use lapin::tcp::AsyncTcpStream;
 
 /// `x-death` and `CC` need two.
 const DEEPEST_TABLE: usize = 16;
+/// Larger headers are cut: what a broker or a worker adds to them must still fit a frame.
+const LARGEST_HEADERS: usize = 96 * 1024;
+/// What is left of them: headers that begin like these, none of them longer.
+const NEEDED: [&[u8]; 3] = [b"x-", b"comfy-", b"trace"];
+const LONGEST_NEEDED: usize = 4 * 1024;
 /// Brokers cut frames at 128 KiB unless told otherwise. Larger ones pass as they are.
 const LARGEST_FRAME: usize = 16 * 1024 * 1024;
 const READ: usize = 64 * 1024;
@@ -150,7 +159,7 @@ impl Frames {
             let rest = &mut self.bytes[self.ready..];
             let [kind, _, _, a, b, c, d, ..] = *rest else { return };
             let size = u32::from_be_bytes([a, b, c, d]) as usize;
-            let whole = FRAME_HEAD + size + FRAME_END;
+            let mut whole = FRAME_HEAD + size + FRAME_END;
             let sanitize: fn(&mut Fields<'_>) -> Option<()> = match kind {
                 1 => sanitize_method,
                 2 => sanitize_properties,
@@ -161,10 +170,28 @@ impl Frames {
                     return;
                 }
                 // `None`: it ends early, which is lapin's to complain of.
-                let _ = sanitize(&mut Fields(&mut rest[FRAME_HEAD..FRAME_HEAD + size]));
+                let payload = &mut rest[FRAME_HEAD..FRAME_HEAD + size];
+                let _ = sanitize(&mut Fields(payload));
+                if kind == 2
+                    && size > LARGEST_HEADERS
+                    && let Some(short) = without_foreign_headers(payload)
+                {
+                    whole = self.replace_payload(size, &short);
+                }
             }
             self.unseen = whole;
         }
+    }
+
+    /// Puts another payload into the frame that is next; how long the frame is then.
+    fn replace_payload(&mut self, size: usize, payload: &[u8]) -> usize {
+        let behind = self.bytes.split_off(self.ready + FRAME_HEAD + size);
+        self.bytes.truncate(self.ready + FRAME_HEAD - 4);
+        // It is shorter than the old one, whose length fits.
+        self.bytes.extend_from_slice(&u32::try_from(payload.len()).unwrap_or_default().to_be_bytes());
+        self.bytes.extend_from_slice(payload);
+        self.bytes.unsplit(behind);
+        FRAME_HEAD + payload.len() + FRAME_END
     }
 
     fn take(&mut self, buffer: &mut [u8]) -> usize {
@@ -211,6 +238,49 @@ fn sanitize_properties(fields: &mut Fields<'_>) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// The same properties without headers that neither a broker nor a worker has set; `None`: there are no headers.
+fn without_foreign_headers(payload: &mut [u8]) -> Option<Vec<u8>> {
+    let old = payload.to_vec();
+    let mut fields = Fields(payload);
+    let at = |fields: &Fields<'_>| old.len() - fields.0.len();
+    fields.take(2 + 2 + 8)?;
+    let flags = fields.number()?;
+    for flag in [1 << 15, 1 << 14] {
+        if flags & flag != 0 {
+            fields.sanitize_name()?;
+        }
+    }
+    if flags & 1 << 13 == 0 {
+        return None;
+    }
+    let begin = at(&fields);
+    let mut table = fields.long()?;
+    let end = at(&fields);
+    let (mut kept, mut dropped) = (Vec::new(), 0);
+    while !table.0.is_empty() {
+        let entry_at = end - table.0.len();
+        // What cannot be read ends it.
+        if table.sanitize_name().and_then(|()| sanitize_value(&mut table, 1)).is_none() {
+            break;
+        }
+        let entry = &old[entry_at..end - table.0.len()];
+        let is_needed =
+            entry.len() <= LONGEST_NEEDED && NEEDED.iter().any(|head| entry[1..].starts_with(head));
+        if is_needed && kept.len() + entry.len() <= LARGEST_HEADERS / 2 {
+            kept.extend_from_slice(entry);
+        } else {
+            dropped += 1;
+        }
+    }
+    tracing::warn!(
+        bytes = end - begin,
+        dropped,
+        "a message's headers fill a frame: only those of the broker and of workers are read"
+    );
+    let length = u32::try_from(kept.len()).ok()?.to_be_bytes();
+    Some([&old[..begin], &length, &kept, &old[end..]].concat())
 }
 
 fn sanitize_table(fields: &mut Fields<'_>, depth: usize) -> Option<()> {

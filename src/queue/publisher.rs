@@ -37,8 +37,17 @@ pub(super) struct RetryPolicy {
     pub(super) nacks: Option<u32>,
 }
 
+/// What the address of a client begins with that waits for a direct reply. RabbitMQ reads where that is from the rest of it,
+/// and a name that is none ends the connection.
+const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
+const INTERNAL_ERROR: u16 = 541;
+/// Connections that the broker may end on one direct reply.
+const BREAKS: u32 = 2;
+
 enum Attempt {
     Routed,
+    /// The broker failed on it, and ended the connection.
+    Broke(String),
     Unroutable,
     Nacked,
     Final(PublishError),
@@ -59,14 +68,21 @@ pub(super) async fn publish(
         routing_key: envelope.routing_key.to_string(),
     };
     let mut last = PublishError::Unconfirmed("there is no connection to the broker".into());
-    let (mut nacks, mut silences, mut pauses) = (0, 0, pauses());
+    let (mut nacks, mut silences, mut breaks, mut pauses) = (0, 0, 0, pauses());
+    // Nothing else that is published makes a broker fail, so that with one at a time it is known which one does.
+    let is_direct =
+        envelope.exchange.as_str().is_empty() && envelope.routing_key.as_str().starts_with(DIRECT_REPLY);
     loop {
         let link = match timeout_at(deadline, session.link(Role::Publish)).await {
             Ok(Some(link)) => link,
             Ok(None) => return Err(PublishError::Unconfirmed("the session was closed".into())),
             Err(_) => return Err(last),
         };
-        last = match timeout_at(deadline, attempt(&link, envelope)).await {
+        let one = async {
+            let _alone = if is_direct { Some(session.direct_replies.lock().await) } else { None };
+            attempt(&link, envelope).await
+        };
+        last = match timeout_at(deadline, one).await {
             Err(_) => {
                 return Err(match last {
                     PublishError::Unconfirmed(_) => PublishError::Unconfirmed("the deadline passed".into()),
@@ -84,6 +100,15 @@ pub(super) async fn publish(
                     return Err(error);
                 }
                 error
+            }
+            Ok(Attempt::Broke(reason)) => {
+                breaks += 1;
+                if is_direct && breaks >= BREAKS {
+                    return Err(PublishError::Refused(format!(
+                        "the broker fails on that reply_to: {reason}"
+                    )));
+                }
+                PublishError::Unconfirmed(reason)
             }
             Ok(Attempt::Lost(reason)) => PublishError::Unconfirmed(reason),
             Ok(Attempt::Silent) => {
@@ -140,6 +165,7 @@ async fn attempt(link: &BrokerConnection, envelope: &Envelope) -> Attempt {
         Err(error) => match error.refusal() {
             Some((403, text)) => Attempt::Final(PublishError::Refused(text)),
             Some((404, text)) if !refusal::is_passing(&text) => Attempt::Unroutable,
+            Some((INTERNAL_ERROR, text)) => Attempt::Broke(text),
             Some((406, text)) if text.contains("larger than") => Attempt::Final(PublishError::TooLarge(text)),
             _ => Attempt::Lost(error.to_string()),
         },

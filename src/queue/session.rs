@@ -93,6 +93,8 @@ pub(super) struct Session {
     pub(super) tasks: TaskTracker,
     consuming: watch::Sender<Option<Arc<BrokerConnection>>>,
     publishing: watch::Sender<Option<Arc<BrokerConnection>>>,
+    /// Held by who publishes a direct reply.
+    pub(super) direct_replies: tokio::sync::Mutex<()>,
 }
 
 impl Session {
@@ -116,6 +118,7 @@ impl Session {
             tasks: TaskTracker::new(),
             consuming: watch::Sender::new(Some(Arc::clone(&consuming))),
             publishing: watch::Sender::new(Some(Arc::clone(&publishing))),
+            direct_replies: tokio::sync::Mutex::default(),
         });
         for (role, link) in [(Role::Consume, consuming), (Role::Publish, publishing)] {
             session.tasks.spawn(supervise(Arc::clone(&session), role, link));

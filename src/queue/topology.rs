@@ -11,6 +11,7 @@ use lapin::{
 use super::{
     error::{BrokerError, QueueError, within},
     link::{ANSWER_LIMIT, BrokerConnection},
+    postpone::LONGEST_DELAY,
     refusal,
 };
 use crate::config::AmqpConfig;
@@ -60,7 +61,7 @@ pub(super) async fn ensure(link: &BrokerConnection, config: &AmqpConfig) -> Resu
     topology.queue(&notices, notices_queue_arguments()).await?;
     topology.bind(&notices, DEAD_EXCHANGE, &config.queue).await?;
     job_queue(link, config).await?;
-    topology.queue(&later, later_queue_arguments(config)).await?;
+    delay_queue(link, config, &later).await?;
     topology.exchange(&config.events_exchange, ExchangeKind::Topic, Some("amqp.events_exchange")).await?;
     topology.exchange(&config.control_exchange, ExchangeKind::Fanout, Some("amqp.control_exchange")).await?;
     if let Some(exchange) = &config.results_exchange {
@@ -88,6 +89,31 @@ pub(super) async fn job_queue(link: &BrokerConnection, config: &AmqpConfig) -> R
     Ok(limit.map_or(Argument::Absent, Argument::Is))
 }
 
+/// The delay queue. One that an earlier version declared lets a message stay that came without a time to live, and with it
+/// all behind: it is taken as it is.
+async fn delay_queue(link: &BrokerConnection, config: &AmqpConfig, name: &str) -> Result<(), QueueError> {
+    let declare = async |arguments| {
+        // A refusal closes it.
+        let channel = link.channel().await?;
+        Topology { channel: &channel, declare: config.declare }.declare(name, arguments).await
+    };
+    let mut arguments = later_queue_arguments(config);
+    let Err(error) = declare(arguments.clone()).await else { return Ok(()) };
+    let is_older = error.refusal().is_some_and(|(code, text)| {
+        code == 406 && refusal::difference(&text).is_some_and(|found| found.argument == LATER_TTL)
+    });
+    if is_older {
+        tracing::warn!(
+            queue = name,
+            "the delay queue has no x-message-ttl: one message without an expiration would keep all behind it; delete the queue while it is empty and start a worker, or set a policy with message-ttl 60000"
+        );
+        arguments = later_queue_arguments_without_ttl(config);
+        let Err(error) = declare(arguments).await else { return Ok(()) };
+        return Err(explain(&error, "queue", name, None));
+    }
+    Err(explain(&error, "queue", name, None))
+}
+
 /// The consumer timeout of a queue that was refused for having another one, if it has one at all.
 fn existing_timeout(error: &BrokerError) -> Option<Option<i64>> {
     let (_, text) = error.refusal().filter(|(code, _)| *code == 406)?;
@@ -104,8 +130,18 @@ fn notices_queue_arguments() -> FieldTable {
     table(&[("x-queue-type", text("quorum")), ("x-delivery-limit", AMQPValue::LongLongInt(1_000_000_000))])
 }
 
-/// No time to live: each message has its own, so that workers with different settings agree.
+const LATER_TTL: &str = "x-message-ttl";
+
+/// Each message has a time to live of its own, [`LONGEST_DELAY`] at most. The queue's is for those that others put there: one
+/// without would stay, and nothing behind it would come out.
 fn later_queue_arguments(config: &AmqpConfig) -> FieldTable {
+    let mut arguments = later_queue_arguments_without_ttl(config);
+    let millis = i64::try_from(2 * LONGEST_DELAY.as_millis()).unwrap_or(i64::MAX);
+    arguments.insert(LATER_TTL.into(), AMQPValue::LongLongInt(millis));
+    arguments
+}
+
+fn later_queue_arguments_without_ttl(config: &AmqpConfig) -> FieldTable {
     table(&[
         ("x-queue-type", text("quorum")),
         ("x-delivery-limit", AMQPValue::LongLongInt(1_000_000_000)),

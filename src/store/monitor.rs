@@ -8,7 +8,9 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{ObjectStore, StoreError, probe};
+use connector::store::probe;
+
+use super::{ObjectStore, StoreError};
 use crate::dependency::Dependency;
 
 /// How often the store is looked at while it is there: with the limit below, one that is gone is noticed in 8 s.

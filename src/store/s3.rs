@@ -25,7 +25,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 use self::{classify::Failure, client::Limits, download::Download, ranged_download::RangedDownload};
-use super::{Content, Creation, Object, ObjectStore, StoreError, Stored, probe};
+use connector::store::probe;
+
+use super::{Content, Creation, Object, ObjectStore, StoreError, Stored};
 use crate::config::StoreConfig;
 
 /// The longest life that the signature of a link can have (AWS Signature Version 4).

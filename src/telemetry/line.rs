@@ -22,7 +22,7 @@ use tracing_subscriber::{
 /// What a value may be long, in bytes; more is cut.
 const LONGEST: usize = 16 << 10;
 /// The targets of this program's own events and spans, which need no name.
-const OURS: &str = "comfy_worker";
+const OURS: [&str; 2] = ["comfy_worker", "comfy_connector"];
 /// What every JSON line has; a field cannot pass for one of them.
 const RESERVED: [&str; 4] = ["timestamp", "level", "message", "target"];
 
@@ -77,8 +77,9 @@ where
     }
 }
 
-fn is_ours(target: &str) -> bool {
-    target.strip_prefix(OURS).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+pub(super) fn is_ours(target: &str) -> bool {
+    let rest = OURS.iter().find_map(|ours| target.strip_prefix(ours));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 fn json_line(time: &str, level: Level, target: &str, message: String, fields: Map<String, Value>) -> String {

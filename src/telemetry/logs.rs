@@ -13,7 +13,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use super::{line::Lines, places, secrets};
+use super::{
+    line::{Lines, is_ours},
+    places, secrets,
+};
 use crate::config::{Config, LogFormat};
 
 /// What dependencies say that nobody can act on, and whole requests with what signs them. lapin calls the
@@ -31,8 +34,13 @@ const QUIET: &[&str] = &[
 pub fn init(config: &Config) {
     secrets::keep_those_of(config);
     places::keep_those_of(config);
-    let filter = EnvFilter::try_new(format!("{},{}", QUIET.join(","), config.log.level))
-        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(format!(
+        "{},{}{}",
+        QUIET.join(","),
+        of_connector(&config.log.level),
+        config.log.level
+    ))
+    .unwrap_or_else(|_| EnvFilter::new("info"));
     let terminal = io::stderr().is_terminal();
     let json = match config.log.format {
         LogFormat::Auto => !terminal,
@@ -88,4 +96,10 @@ impl Write for AsideOfBars {
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().flush()
     }
+}
+
+/// What is said of the worker's own modules is meant for the connector's, too: they are a crate of their own.
+fn of_connector(level: &str) -> String {
+    let ours = level.split(',').filter(|directive| is_ours(directive.split('=').next().unwrap_or_default()));
+    ours.map(|directive| directive.replacen("comfy_worker", "comfy_connector", 1) + ",").collect()
 }

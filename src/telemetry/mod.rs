@@ -16,7 +16,7 @@ pub(crate) use logs::BARS;
 pub use logs::init;
 pub(crate) use places::name_places;
 pub use secrets::redact;
-pub(crate) use secrets::{is_credential, keep_secret, redact_in_place, redact_json};
+pub(crate) use secrets::{keep_secret, redact_in_place, redact_json};
 pub(crate) use spans::SpanError;
 pub use spans::{JobSpan, NodeTime, StageSpan, Topic};
 pub use stages::StageName;

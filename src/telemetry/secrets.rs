@@ -9,6 +9,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use connector::text::is_credential;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
@@ -178,14 +179,6 @@ fn of_variable(name: &str, value: &str) -> Vec<String> {
     // A place where a secret lies is none.
     let place = ["_FILE", "_PATH", "_DIR", "_URI", "_URL"].iter().any(|end| name.ends_with(end));
     if is_credential(&name) && !place { vec![value.to_owned()] } else { Vec::new() }
-}
-
-/// Whether a variable, by its name, holds a credential.
-pub(crate) fn is_credential(variable: &str) -> bool {
-    let name = variable.to_ascii_uppercase();
-    let words =
-        ["SECRET", "PASSWORD", "PASSWD", "TOKEN", "CREDENTIAL", "API_KEY", "PRIVATE_KEY", "ACCESS_KEY"];
-    words.iter().any(|word| name.contains(word))
 }
 
 /// How a secret may be written: as it is, in a query, in JSON.

@@ -7,7 +7,7 @@ use chromiumoxide::{
     cdp::js_protocol::runtime::{CallArgument, CallFunctionOnParams},
     handler::HandlerConfig,
 };
-use comfy_worker::child::{LogTail, ProcessGroup};
+use connector::child::{LogTail, ProcessGroup};
 use futures_util::StreamExt;
 use serde_json::{Map, Value};
 use tempfile::TempDir;

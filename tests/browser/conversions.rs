@@ -1,6 +1,6 @@
 //! What the frontend makes of workflows, and how it refuses them.
 
-use comfy_worker::browser::ConvertError;
+use connector::browser::ConvertError;
 use serde_json::json;
 
 use crate::{

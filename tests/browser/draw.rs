@@ -82,6 +82,15 @@ impl Draw {
         workflow["id"] = ID.into();
         for _ in 0..=self.below(3) {
             self.trick(&mut workflow);
+            // Junk where the next trick would write into an object.
+            let places = ["/extra", "/extra/groupNodes", "/definitions"];
+            if places
+                .iter()
+                .filter_map(|place| workflow.pointer(place))
+                .any(|there| !there.is_object() && !there.is_null())
+            {
+                break;
+            }
         }
         workflow
     }

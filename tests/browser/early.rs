@@ -7,7 +7,8 @@ use std::{
     time::Duration,
 };
 
-use comfy_worker::{browser::Browser, config::BrowserConfig};
+use comfy_worker::config::BrowserConfig;
+use connector::browser::Browser;
 use testbed::RunningEngine;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -75,7 +76,7 @@ impl Door {
 async fn convert_behind(door: &Door, server: &RunningEngine, root: PathBuf) {
     let _turn = my_turn().await;
     let limit = Duration::from_secs(60);
-    let config = BrowserConfig { executable: None, args: Vec::new(), convert_timeout: limit, install: None };
+    let config = BrowserConfig::default().with_convert_timeout(limit);
     let browser = Browser::launch(config, door.url()).await.unwrap();
     browser.foresee(root).await;
     door.open(server).await;
@@ -83,7 +84,7 @@ async fn convert_behind(door: &Door, server: &RunningEngine, root: PathBuf) {
     let prompt = browser.convert(&simple(&serde_json::json!(7))).await.unwrap().prompt;
     let at_once = {
         let direct = Browser::start(
-            BrowserConfig { executable: None, args: Vec::new(), convert_timeout: limit, install: None },
+            BrowserConfig::default().with_convert_timeout(limit),
             server.url().parse().unwrap(),
         );
         let direct = direct.await.unwrap();

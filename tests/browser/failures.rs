@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use comfy_worker::browser::ConvertError;
+use connector::browser::ConvertError;
 use rustix::process::{Signal, kill_process, kill_process_group};
 use serde_json::json;
 

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, time::Instant};
 
-use comfy_worker::browser::ConvertError;
+use connector::browser::ConvertError;
 use serde_json::{Map, Value};
 use testbed::RunningEngine;
 

@@ -1,6 +1,6 @@
 //! One workflow that is to change what the next one becomes: the smallest of each kind.
 
-use comfy_worker::browser::{Conversion, ConvertError};
+use connector::browser::{Conversion, ConvertError};
 use serde_json::{Value, json};
 
 use crate::{

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use comfy_worker::browser::ConvertError;
+use connector::browser::ConvertError;
 use serde_json::{Value, json};
 use testbed::RunningEngine;
 use uuid::Uuid;

@@ -1,9 +1,7 @@
 //! Every kind of workflow that people have: what it becomes, on the pinned frontend and on the newest.
 
-use comfy_worker::{
-    browser::{Conversion, ConvertError},
-    job::apply::set_inputs,
-};
+use comfy_worker::job::apply::set_inputs;
+use connector::browser::{Conversion, ConvertError};
 use serde_json::{Map, Value, json};
 use testbed::RunningEngine;
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, time::Instant};
 
-use comfy_worker::browser::ConvertError;
+use connector::browser::ConvertError;
 use serde_json::{Value, json};
 
 use crate::{

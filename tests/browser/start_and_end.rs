@@ -5,10 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use comfy_worker::{
-    browser::{Browser, ConvertError},
-    config::BrowserConfig,
-};
+use comfy_worker::config::BrowserConfig;
+use connector::browser::{Browser, ConvertError};
 use rustix::process::{Signal, getpgid, kill_process_group};
 use serde_json::json;
 use url::Url;
@@ -81,12 +79,7 @@ async fn a_server_that_does_not_answer_is_named() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let nobody: Url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
     drop(listener);
-    let config = BrowserConfig {
-        executable: None,
-        args: Vec::new(),
-        convert_timeout: Duration::from_secs(5),
-        install: None,
-    };
+    let config = BrowserConfig::default().with_convert_timeout(Duration::from_secs(5));
     let error = Browser::start(config, nobody.clone()).await.unwrap_err().to_string();
     println!("{error}");
     assert!(
@@ -96,12 +89,8 @@ async fn a_server_that_does_not_answer_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_executable_is_one_clear_line() {
-    let config = BrowserConfig {
-        executable: Some("/bin/false".into()),
-        args: Vec::new(),
-        convert_timeout: Duration::from_secs(5),
-        install: None,
-    };
+    let mut config = BrowserConfig::default().with_convert_timeout(Duration::from_secs(5));
+    config.executable = Some("/bin/false".into());
     let error = Browser::start(config, server().await).await.unwrap_err().to_string();
     println!("{error}");
     assert!(error.ends_with("/bin/false did not start: it ended and said nothing") && !error.contains('\n'));

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use comfy_worker::{browser::Browser, config::BrowserConfig};
+use comfy_worker::config::BrowserConfig;
+use connector::browser::Browser;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use testbed::{ProcessInfo, RunningEngine};
@@ -58,8 +59,8 @@ impl Started {
     async fn at(server: Url, convert_timeout: Duration) -> Self {
         let turn = my_turn().await;
         let mark = format!("--mark-of-test={}", uuid::Uuid::new_v4());
-        let config =
-            BrowserConfig { executable: None, args: vec![mark.clone()], convert_timeout, install: None };
+        let mut config = BrowserConfig::default().with_convert_timeout(convert_timeout);
+        config.args = vec![mark.clone()];
         let started = Instant::now();
         let browser = Browser::start(config, server).await.unwrap();
         let ready_after = started.elapsed();

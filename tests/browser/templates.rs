@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, time::Instant};
 
-use comfy_worker::browser::{Conversion, ConvertError};
+use connector::browser::{Conversion, ConvertError};
 use serde_json::{Map, Value};
 use testbed::RunningEngine;
 

@@ -8,7 +8,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use comfy_worker::{ComfyConnector, Config};
+use comfy_worker::Config;
+use connector::ComfyConnector;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;

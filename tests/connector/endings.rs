@@ -4,7 +4,8 @@
 use std::{collections::BTreeSet, env, net::TcpListener, path::PathBuf, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use comfy_worker::{ComfyConnector, Config};
+use comfy_worker::Config;
+use connector::ComfyConnector;
 use testbed::{Signal, free_port};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -63,10 +64,10 @@ impl Embedder {
 async fn nothing_survives_and_no_port_is_shared() -> Result<()> {
     let port = free_port()?;
     let _taken = TcpListener::bind(("127.0.0.1", port)).context("the port was taken meanwhile")?;
-    let mut embedders = ["panic", "exit", "kill"]
-        .into_iter()
-        .map(|ending| Embedder::start(port, ending))
-        .collect::<Result<Vec<_>>>()?;
+    // Whether the file goes at once: a panic drops the connector on its way.
+    let endings = [("panic", true), ("exit", false), ("kill", false)];
+    let mut embedders =
+        endings.into_iter().map(|(ending, _)| Embedder::start(port, ending)).collect::<Result<Vec<_>>>()?;
     let mut addresses = BTreeSet::new();
     for embedder in &mut embedders {
         addresses.insert(timeout(LIMIT, embedder.ready()).await??);
@@ -75,14 +76,14 @@ async fn nothing_survives_and_no_port_is_shared() -> Result<()> {
     println!("{addresses:?}");
     ensure!(addresses.len() == 3 && !addresses.contains(&format!("http://127.0.0.1:{port}")));
 
-    for Embedder { bed, mut child, .. } in embedders {
+    for (Embedder { bed, mut child, .. }, (ending, goes)) in embedders.into_iter().zip(endings) {
         // It waits for the end of its input before it ends itself.
         drop(child.stdin.take());
         let status = timeout(Duration::from_secs(60), child.wait()).await??;
-        println!("{status}");
+        println!("{ending}: {status}");
         ensure!(!status.success());
         bed.wait_nothing_runs().await?;
-        ensure!(bed.folder("input/ours.png").is_file(), "who removed it?");
+        ensure!(bed.folder("input/ours.png").is_file() != goes, "{ending}: it goes at once: {goes}");
         next_start_sweeps(&bed).await?;
         ensure!(bed.names("input")? == ["theirs.png"]);
     }
@@ -93,7 +94,7 @@ async fn nothing_survives_and_no_port_is_shared() -> Result<()> {
 async fn next_start_sweeps(bed: &Bed) -> Result<()> {
     let _turn = my_turn().await;
     let config = bed.config(&[("comfyui.command", "no-such-program")])?;
-    ensure!(ComfyConnector::create(&config).await.is_err());
+    ensure!(ComfyConnector::create(config.connector().await).await.is_err());
     Ok(())
 }
 
@@ -101,7 +102,7 @@ async fn next_start_sweeps(bed: &Bed) -> Result<()> {
 #[ignore = "nothing_survives_… runs it, in processes of its own"]
 async fn embedder() -> Result<()> {
     let path = |name: &str| env::var_os(name).map(PathBuf::from).context("not started by the test");
-    let connector = ComfyConnector::create(&Config::from_file(&path(CONFIG)?)?).await?;
+    let connector = ComfyConnector::create(Config::from_file(&path(CONFIG)?)?.connector().await).await?;
     connector.upload_data(&path(PICTURE)?, &ephemeral()).await?;
     println!("ready at {}", connector.server_address().context("no address")?);
     let mut line = String::new();

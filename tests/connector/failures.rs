@@ -3,16 +3,16 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use contract::failure::Failure;
 
-use comfy_worker::{ComfyConnector, Config, ConnectorError, browser::ConvertError, comfy::BootError};
+use comfy_worker::Config;
+use connector::{ComfyConnector, ConnectorError, PromptError, browser::ConvertError, comfy::BootError};
 use serde_json::json;
 use testbed::free_port;
 
 use super::bed::{Bed, invert, my_turn};
 
 async fn failure(bed: &Bed, config: &Config) -> Result<ConnectorError> {
-    let error = ComfyConnector::create(config).await.err().context("it started")?;
+    let error = ComfyConnector::create(config.connector().await).await.err().context("it started")?;
     println!("{error}");
     ensure!(!error.to_string().is_empty());
     ensure!(ComfyConnector::live().is_none());
@@ -82,6 +82,6 @@ async fn a_self_test_fails_at_its_conversion_and_at_its_execution() -> Result<()
     let error = failure(&bed, &config).await?;
     ensure!(error.to_string().contains("as asked"));
     let ConnectorError::SelfTest(inner) = &error else { anyhow::bail!("{error:?}") };
-    ensure!(matches!(**inner, ConnectorError::Failed(Failure::NodeFailed(_))), "{error:?}");
+    ensure!(matches!(**inner, ConnectorError::Failed(PromptError::NodeFailed(_))), "{error:?}");
     Ok(())
 }

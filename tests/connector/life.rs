@@ -7,10 +7,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use contract::failure::Failure;
-
-use comfy_worker::{
-    ComfyConnector, ConnectorError, HealthError, Payload, PlaceError, State,
+use connector::{
+    ComfyConnector, ConnectorError, HealthError, Payload, PlaceError, PromptError, State,
     browser::ConvertError,
     comfy::{ExecuteError, history::History},
 };
@@ -32,7 +30,7 @@ async fn a_connector_lives_and_leaves_nothing() -> Result<()> {
         let config = config.clone();
         let create = move || {
             let config = config.clone();
-            async move { ComfyConnector::create(&config).await }
+            async move { ComfyConnector::create(config.connector().await).await }
         };
         tokio::spawn(async move { tokio::try_join!(create(), create(), create()) })
     };
@@ -55,6 +53,10 @@ async fn a_connector_lives_and_leaves_nothing() -> Result<()> {
         );
     }
     ensure!(connector.validate_resources().await == Ok(()));
+    let mut other = config.connector().await;
+    other.timeout += Duration::from_secs(1);
+    let refused = ComfyConnector::create(other).await.err();
+    ensure!(matches!(refused, Some(ConnectorError::OtherConfiguration)), "{refused:?}");
 
     uploads::are_taken_or_refused(&bed, &connector).await?;
     runs(&bed, &connector).await?;
@@ -62,6 +64,9 @@ async fn a_connector_lives_and_leaves_nothing() -> Result<()> {
     a_call_costs_no_question(&connector).await?;
     ensure!(connector.state() == State::Ready && connector.validate_resources().await == Ok(()));
 
+    if !bed.engine.is_real() {
+        a_dropped_call_takes_its_prompt_back(&connector).await?;
+    }
     let cut_short = if bed.engine.is_real() { None } else { Some(start_sleeping(&connector).await?) };
     let clock = Instant::now();
     tokio::join!(connector.shutdown(), connector.shutdown());
@@ -87,6 +92,8 @@ async fn runs(bed: &Bed, connector: &ComfyConnector) -> Result<()> {
     let outputs = history.outputs();
     ensure!(outputs.len() == 1 && outputs[0].node == "3" && outputs[0].key == "images", "{outputs:?}");
     let file = bed.engine.path.join(outputs[0].content.to_string());
+    let files = connector.output_files(&history);
+    ensure!(files.len() == 1 && files[0].node == "3" && files[0].path == file && !files[0].temp, "{files:?}");
     // Both halves of the conversion are used: the picture opens in ComfyUI again.
     let png = png::Decoder::new(Cursor::new(fs::read(&file)?)).read_info()?;
     let texts = &png.info().uncompressed_latin1_text;
@@ -94,6 +101,7 @@ async fn runs(bed: &Bed, connector: &ComfyConnector) -> Result<()> {
         texts.iter().find(|chunk| chunk.keyword == "workflow").context("no workflow in the PNG")?;
     ensure!(serde_json::from_str::<Value>(&workflow.text)?["nodes"].as_array().map(Vec::len) == Some(3));
     fs::remove_file(file)?;
+    ensure!(connector.output_files(&history).is_empty());
 
     let mut prompt = connector.prompt_from_workflow(&invert()?).await?.prompt;
     ensure!(prompt.len() == 3);
@@ -133,6 +141,17 @@ fn first_pixel(png: &[u8]) -> Result<u32> {
     Ok(u32::from_be_bytes([0, red, green, blue]))
 }
 
+async fn a_dropped_call_takes_its_prompt_back(connector: &ComfyConnector) -> Result<()> {
+    let sleeping = start_sleeping(connector).await?;
+    sleeping.abort();
+    let queue = format!("{}/prompt", connector.server_address().context("no address")?);
+    wait_for("the prompt to be gone", LIMIT, || async {
+        let Ok(answer) = reqwest::get(&queue).await else { return false };
+        answer.json::<Value>().await.is_ok_and(|answer| answer["exec_info"]["queue_remaining"] == 0)
+    })
+    .await
+}
+
 /// A call that would take ten minutes, once ComfyUI runs its prompt.
 async fn start_sleeping(
     connector: &ComfyConnector,
@@ -165,7 +184,7 @@ async fn failures_are_told(bed: &Bed, connector: &ComfyConnector) -> Result<()> 
     let mut prompt = color(2);
     prompt["1"] = json!({"class_type": "LoadImage", "inputs": {"image": "broken.png"}});
     let failed = error(prompt).await?;
-    let ConnectorError::Failed(Failure::NodeFailed(node)) = &failed else { anyhow::bail!("{failed:?}") };
+    let ConnectorError::Failed(PromptError::NodeFailed(node)) = &failed else { anyhow::bail!("{failed:?}") };
     ensure!(node.node_id == "1" && !node.exception_message.is_empty(), "{node:?}");
     ensure!(broken.is_file());
 
@@ -177,7 +196,7 @@ async fn failures_are_told(bed: &Bed, connector: &ComfyConnector) -> Result<()> 
     };
     ensure!(*nodes == ["NoSuchNode"]);
     for no_prompt in [json!(7), json!({"1": {}})] {
-        ensure!(matches!(error(no_prompt).await?, ConnectorError::Failed(Failure::Invalid(_))));
+        ensure!(matches!(error(no_prompt).await?, ConnectorError::Failed(PromptError::Invalid(_))));
     }
     Ok(())
 }

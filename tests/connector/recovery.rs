@@ -3,8 +3,9 @@
 use std::{fs, net::TcpListener, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use comfy_worker::{
-    ComfyConnector, Config, ConnectorError, HealthError, Payload, State,
+use comfy_worker::Config;
+use connector::{
+    ComfyConnector, ConnectorError, HealthError, Payload, State,
     comfy::{BootError, ExecuteError},
 };
 use serde_json::json;
@@ -70,7 +71,7 @@ async fn what_is_ill_is_named_and_mended_by_the_next_call() -> Result<()> {
     let _turn = my_turn().await;
     let spaced = Spaced::new()?;
     let bed = &spaced.bed;
-    let connector = ComfyConnector::create(&spaced.config).await?;
+    let connector = ComfyConnector::create(spaced.config.connector().await).await?;
     let first_port = spaced.taken.local_addr()?.port();
     let port = |connector: &ComfyConnector| {
         let address = connector.server_address().context("no address")?;
@@ -161,7 +162,7 @@ async fn error_is_final(spaced: &Spaced, connector: ComfyConnector) -> Result<()
     ensure!(connector.validate_resources().await == Err(HealthError::NotRunning));
     spaced.bed.wait_nothing_runs().await?;
 
-    let fresh = ComfyConnector::create(&spaced.config).await?;
+    let fresh = ComfyConnector::create(spaced.config.connector().await).await?;
     ensure!(connector.state() == State::Error && fresh.state() == State::Ready);
     connector.shutdown().await;
     ensure!(connector.state() == State::Killed);

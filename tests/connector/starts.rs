@@ -1,10 +1,16 @@
 //! The start: ComfyUI and browser side by side, cut short by a drop or a shutdown.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use comfy_worker::{ComfyConnector, ConnectorError, HealthError, State};
-use testbed::wait_for;
+use connector::{ComfyConnector, ConnectorBuilder, ConnectorConfig, ConnectorError, HealthError, State};
+use testbed::{free_port, wait_for};
 use tokio::time::timeout;
 
 use super::bed::{Bed, LIMIT, my_turn};
@@ -15,7 +21,7 @@ async fn both_start_side_by_side_and_end_when_the_start_is_dropped_or_shut_down(
     let bed = Bed::standin()?;
     let config = bed.config(&[("comfyui.env", "STANDIN_BOOT_DELAY=600")])?;
     for ending in [Ending::Dropped, Ending::ShutDown, Ending::ShutDownWhileNobodyPolls] {
-        let mut starting = Box::pin(ComfyConnector::create(&config));
+        let mut starting = Box::pin(ComfyConnector::create(config.connector().await));
         // ComfyUI will not answer for ten minutes.
         tokio::select! {
             created = &mut starting => bail!("{:?}", created.err()),
@@ -57,6 +63,38 @@ async fn both_start_side_by_side_and_end_when_the_start_is_dropped_or_shut_down(
         println!("nothing runs after {:?}", clock.elapsed());
     }
     Ok(())
+}
+
+/// As a program does that adds the crate: its builder, and no goodbye.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_builder_starts_ends_with_its_last_clone() -> Result<()> {
+    let _turn = my_turn().await;
+    let bed = Bed::new()?;
+    let incomplete = ComfyConnector::builder().workdir(&bed.engine.workdir).start().await.err();
+    ensure!(matches!(incomplete, Some(ConnectorError::Incomplete(what)) if what.contains("command")));
+
+    let mut config = ConnectorConfig::default();
+    config.comfyui.path.clone_from(&bed.engine.path);
+    config.browser.args = vec![bed.mark()];
+    let lines = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&lines);
+    let connector = ConnectorBuilder::from(config)
+        .command(bed.engine.command.clone())
+        .workdir(&bed.engine.workdir)
+        .port(free_port()?)
+        .state_dir(bed.dir.join("state"))
+        .on_boot_line(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        })
+        .start()
+        .await?;
+    ensure!(connector.state() == State::Ready && lines.load(Ordering::Relaxed) > 0);
+    let clone = connector.clone();
+    drop(connector);
+    ensure!(clone.validate_resources().await == Ok(()));
+    drop(clone);
+    ensure!(ComfyConnector::live().is_none());
+    bed.wait_nothing_runs().await
 }
 
 /// Of a start.

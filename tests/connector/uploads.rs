@@ -1,9 +1,10 @@
-//! `upload_data`, from the caller's side; the rules of placing are tested beside it in `src/stage`.
+//! `upload_data`, from the caller's side; the rules of placing are tested beside it in `crates/connector/src/stage`.
 
 use std::fs;
 
 use anyhow::{Result, ensure};
-use comfy_worker::{ComfyConnector, FolderType, PlaceError, Subfolder, UploadOptions};
+use connector::FolderType;
+use connector::{ComfyConnector, PlaceError, Subfolder, UploadOptions};
 
 use super::bed::Bed;
 

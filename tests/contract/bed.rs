@@ -8,10 +8,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use comfy_worker::{
-    comfy::{Client, Server},
-    config::{ComfyUiConfig, Variables},
-};
+use comfy_worker::config::ComfyUiConfig;
+use connector::comfy::{Client, Server};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use testbed::{Engine, alive, free_port, scratch_root};
@@ -61,19 +59,13 @@ pub(crate) fn on_comfyui(body: impl AsyncFnOnce(&Bed) -> Result<()>) -> Result<(
 
 /// How our own [`Server`] starts that engine.
 pub(crate) fn config(engine: &Engine) -> Result<ComfyUiConfig> {
-    Ok(ComfyUiConfig {
-        command: engine.command.clone(),
-        workdir: engine.workdir.clone(),
-        path: engine.path.clone(),
-        host: "127.0.0.1".into(),
-        port: free_port()?,
-        boot_timeout: Duration::from_secs(300),
-        max_restarts: 3,
-        max_jobs: None,
-        max_rss: None,
-        test_workflow: None,
-        env: Variables::default(),
-    })
+    let mut config = ComfyUiConfig::default();
+    config.command.clone_from(&engine.command);
+    config.workdir.clone_from(&engine.workdir);
+    config.path.clone_from(&engine.path);
+    config.port = free_port()?;
+    config.boot_timeout = Duration::from_secs(300);
+    Ok(config)
 }
 
 impl Bed {

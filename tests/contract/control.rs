@@ -184,7 +184,7 @@ fn history_hides_the_keys_that_the_queue_shows() -> Result<()> {
 
 #[test]
 fn our_client_finds_a_prompt_wherever_it_is() -> Result<()> {
-    use comfy_worker::comfy::{PromptId, PromptPost};
+    use connector::comfy::{PromptId, PromptPost};
     on_comfyui(async |bed| {
         let mut ears = Ears::open(bed).await?;
         let running = start_busy(bed, &mut ears).await?;

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use comfy_worker::comfy::frontend;
+use connector::comfy::frontend;
 use serde_json::{Map, Value, json};
 use testbed::checkout;
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use contract::prompt::{Prompt, prompt_from_value};
 
-use comfy_worker::comfy::{
+use connector::comfy::{
     ExecuteError, Executed, Execution, Observer, PromptId, Server, Socket, events::Image, execute,
     history::Outcome, tracker::Progress,
 };

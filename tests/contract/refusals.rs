@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use contract::prompt::prompt_from_value;
 
-use comfy_worker::comfy::{PostError, PromptId, PromptPost};
+use connector::comfy::{PostError, PromptId, PromptPost};
 use serde_json::{Value, json};
 
 use super::{

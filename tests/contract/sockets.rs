@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use comfy_worker::comfy::events::{Event, binary_frame};
+use connector::comfy::events::{Event, binary_frame};
 use serde_json::{Value, json};
 use testbed::{wait_for, wait_for_value};
 use uuid::Uuid;

@@ -127,7 +127,7 @@ impl Bed {
         self.publish_body(body, BasicProperties::default()).await
     }
 
-    async fn publish_body(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
+    pub(super) async fn publish_body(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let (channel, properties) = (self.channel().await?, properties.with_delivery_mode(2));
         let published =

@@ -253,8 +253,10 @@ async fn large_bodies_take_memory_for_a_moment_only() -> Result<()> {
             let body = format!(
                 r#"{{"id":"{id}","workflow":{{"1":{{"class_type":"X","inputs":{{"x":[{list}]}}}}}}}}"#
             );
-            let job = serde_json::value::RawValue::from_string(body)?;
-            bed.publish_with(&job, BasicProperties::default().with_message_id(id.as_str().into())).await?;
+            let properties = BasicProperties::default()
+                .with_message_id(id.as_str().into())
+                .with_reply_to(bed.replies().into());
+            bed.publish_body(body.as_bytes(), properties).await?;
             let answer = bed.answer(&id).await?;
             ensure!(answer["status"] == "failed", "{answer:#}");
         }

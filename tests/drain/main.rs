@@ -8,6 +8,7 @@ mod cancel;
 mod dead;
 mod deadlines;
 mod engine;
+mod envelopes;
 mod hostile;
 mod kills;
 mod lookahead;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use comfy_worker::comfy::{
+use connector::comfy::{
     events::{binary_frame, text_frame},
     tracker::{Step, Tracker},
 };

@@ -4,7 +4,7 @@ use std::fs;
 
 use contract::request::OutputRequest;
 
-use comfy_worker::{comfy::history::History, deliver, stage::Folders};
+use connector::{comfy::history::History, deliver, stage::Folders};
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -4,7 +4,7 @@ use std::path::{Component, Path};
 
 use contract::ObjectUri;
 
-use comfy_worker::{
+use connector::{
     Subfolder,
     stage::{FileName, open_beneath},
 };

@@ -19,10 +19,10 @@ use contract::{
 
 use comfy_worker::{
     admin::{self, Admin, JobHandle, Orders, StatusBoard},
-    comfy::events::Image,
     events::{EventSink, Preview},
     store::LocalStore,
 };
+use connector::comfy::events::Image;
 use tempfile::TempDir;
 use testbed::{landscape, png};
 

@@ -25,7 +25,7 @@ use chromiumoxide::{
     handler::HandlerConfig,
     page::ScreenshotParams,
 };
-use comfy_worker::child::{LogTail, ProcessGroup};
+use connector::child::{LogTail, ProcessGroup};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;

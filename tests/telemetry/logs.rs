@@ -88,7 +88,10 @@ async fn a_panic_is_a_line_like_the_others() -> Result<()> {
     let last = lines.iter().find(|line| line["level"] == "ERROR").with_context(|| worker.log())?;
     ensure!(last["message"] == "panicked: told to panic at the phase staged", "{last}");
     ensure!(last["job"] == "j" && last["attempt"] == 1 && last["stage"] == "stage", "{last}");
-    ensure!(last["place"].as_str().is_some_and(|place| place.starts_with("src/phases.rs:")), "{last}");
+    ensure!(
+        last["place"].as_str().is_some_and(|place| place.starts_with("crates/connector/src/phases.rs:")),
+        "{last}"
+    );
     ensure!(last["backtrace"].as_str().is_some_and(|backtrace| backtrace.contains("phases")), "{last}");
     Ok(())
 }

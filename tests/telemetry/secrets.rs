@@ -23,7 +23,7 @@ use super::{
 const AMQP_PASSWORD: &str = "planted/amqp\"password";
 const AMQP_PASSWORD_IN_URL: &str = "planted%2Famqp%22password";
 const MANAGEMENT_PASSWORD: &str = "planted-management-password";
-const API_KEY: &str = "planted-comfyui-\"api\"-key";
+const API_KEY: &str = "planted-comfyui-api-key/+=";
 const SESSION_TOKEN: &str = "planted-aws-session-token";
 const WRONG_SECRET_KEY: &str = "planted-wrong-aws-secret";
 const ADMIN_TOKEN: &str = "planted-admin-token";
@@ -193,7 +193,7 @@ async fn no_planted_secret_gets_out() -> Result<()> {
         AMQP_PASSWORD_IN_URL,
         MANAGEMENT_PASSWORD,
         API_KEY,
-        r#"planted-comfyui-\"api\"-key"#,
+        r#"planted-comfyui-api-key/+="#,
         SESSION_TOKEN,
         ADMIN_TOKEN,
         OTEL_HEADER,

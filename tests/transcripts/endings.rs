@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use comfy_worker::comfy::{
+use connector::comfy::{
     events::Event,
     history::{Outcome, OutputContent, OutputItem},
     tracker::Step,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
-use comfy_worker::comfy::{
+use connector::comfy::{
     events::{Event, binary_frame, text_frame},
     tracker::{Step, Tracker},
 };

@@ -6,7 +6,7 @@ mod hostile;
 mod recording;
 
 use anyhow::Result;
-use comfy_worker::comfy::events::{Event, text_frame};
+use connector::comfy::events::{Event, text_frame};
 
 use recording::{Line, Recording};
 

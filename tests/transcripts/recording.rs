@@ -10,7 +10,7 @@ use contract::{
     result::NodeTiming,
 };
 
-use comfy_worker::comfy::{
+use connector::comfy::{
     events::{Event, Frame, binary_frame, text_frame},
     history::History,
     tracker::{Step, Tracker},

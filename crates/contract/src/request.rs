@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -215,7 +215,10 @@ pub(crate) struct Body {
     #[serde(default)]
     allow_partial: bool,
     /// Key for ComfyUI's API nodes.
-    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<String>", regex(pattern = r"^[A-Za-z0-9._~+/=-]{0,512}$"))
+    )]
     api_key_comfy_org: Option<SecretString>,
     /// Echoed untouched in the result.
     metadata: Option<Value>,
@@ -362,6 +365,11 @@ impl Body {
         {
             return Err(format!("output.presign_seconds: {seconds} is not within 1 second and a week"));
         }
+        if self.api_key_comfy_org.as_ref().is_some_and(|key| !is_key(key.expose_secret())) {
+            return Err(
+                "api_key_comfy_org: it is no key: letters, digits and -._~+/= are, 512 at most".into()
+            );
+        }
         Ok(JobRequest {
             id: self.id.or(fallback_id).ok_or("id: missing")?,
             digest,
@@ -412,6 +420,12 @@ impl InputValue {
 #[must_use]
 pub fn has_file_scheme(text: &str) -> bool {
     ["s3://", "data:"].iter().any(|scheme| text.starts_with(scheme))
+}
+
+/// Whether it is written as keys are. While its job is in hand it is hidden wherever it appears, also in others' log lines: a
+/// text of JSON's own would tear them apart.
+fn is_key(key: &str) -> bool {
+    key.len() <= 512 && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte))
 }
 
 fn check_sha256(sum: Option<&str>) -> Result<(), String> {

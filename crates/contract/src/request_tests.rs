@@ -441,3 +441,21 @@ proptest! {
         }
     }
 }
+
+/// serde_json's feature `raw_value` gives that key a meaning: the text behind it would be parsed, nested without a limit.
+#[test]
+fn no_key_has_a_meaning_of_its_own() {
+    let body = json!({"$serde_json::private::RawValue": "[1]", "b": {"$serde_json::private::Number": "1"}});
+    let read: Value = serde_json::from_str(&body.to_string()).unwrap();
+    assert_eq!(read, body);
+    assert_eq!(with(json!({"metadata": body})).unwrap().metadata, Some(body));
+}
+
+/// It is hidden in all that is logged: a text of JSON's own would tear lines apart.
+#[test]
+fn a_key_is_written_as_keys_are() {
+    assert!(with(json!({"api_key_comfy_org": "comfyui-0123456789abcdef._~+/=-"})).is_ok());
+    for key in ["\"message\":\"", "two words", "\u{e9}", &"x".repeat(513)] {
+        assert!(refusal(json!({"api_key_comfy_org": key})).contains("it is no key"), "{key}");
+    }
+}

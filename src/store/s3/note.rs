@@ -16,7 +16,7 @@ use super::{
     S3Store,
     multipart::{LOST_PARTS, Target},
 };
-use crate::files;
+use connector::files;
 
 /// Nodes can write there too: more of a file is not read.
 const LARGEST: u64 = 16 << 10;

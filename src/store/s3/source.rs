@@ -18,10 +18,8 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::SemaphorePermit;
 
 use super::buffer_pool::UPLOADS;
-use crate::{
-    checksum::Running,
-    store::{StoreError, Stored},
-};
+use crate::store::{StoreError, Stored};
+use connector::checksum::Running;
 
 /// Bytes handed to a connection at a time: the SDK's watch for stalled uploads counts them.
 const SLICE: usize = 128 << 10;

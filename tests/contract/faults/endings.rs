@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use comfy_worker::comfy::{ExecuteError, history::Outcome};
+use connector::comfy::{ExecuteError, history::Outcome};
 use serde_json::{Value, json};
 use testbed::wait_for;
 use tokio::time::timeout;

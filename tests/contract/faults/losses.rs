@@ -1,7 +1,7 @@
 //! Frames, answers and histories that get lost.
 
 use anyhow::{Context as _, Result};
-use comfy_worker::comfy::{ExecuteError, history::Outcome};
+use connector::comfy::{ExecuteError, history::Outcome};
 use serde_json::json;
 use testbed::wait_for;
 

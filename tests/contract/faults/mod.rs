@@ -7,7 +7,7 @@ mod nodes;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use comfy_worker::comfy::{ExecuteError, Executed, Server, Socket};
+use connector::comfy::{ExecuteError, Executed, Server, Socket};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testbed::{Engine, scratch_root};

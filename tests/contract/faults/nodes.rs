@@ -3,7 +3,7 @@
 use anyhow::Result;
 use contract::failure::Failure;
 
-use comfy_worker::comfy::history::{Outcome, OutputContent};
+use connector::comfy::history::{Outcome, OutputContent};
 use serde_json::json;
 
 use super::{Rig, alone};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use comfy_worker::child::ProcessGroup;
+use connector::child::ProcessGroup;
 use tokio::{process::Command, sync::OnceCell};
 
 use crate::{

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use comfy_worker::child::ProcessGroup;
+use connector::child::ProcessGroup;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{process::Command, time::timeout};
 

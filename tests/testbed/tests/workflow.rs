@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use comfy_worker::{browser::Browser, config::BrowserConfig};
+use comfy_worker::config::BrowserConfig;
+use connector::browser::Browser;
 use serde_json::{Value, json};
 use testbed::{Engine, checkout, scratch_root};
 
@@ -13,12 +14,7 @@ async fn the_quick_starts_workflow_converts_to_its_prompt() -> Result<()> {
     std::fs::create_dir_all(&root)?;
     let dir = tempfile::tempdir_in(root)?;
     let engine = Engine::from_env(dir.path())?.start().await?;
-    let config = BrowserConfig {
-        executable: None,
-        args: Vec::new(),
-        convert_timeout: Duration::from_secs(60),
-        install: None,
-    };
+    let config = BrowserConfig::default().with_convert_timeout(Duration::from_secs(60));
     let browser = Browser::start(config, engine.url().parse()?).await?;
 
     let file = checkout().join("tests/fixtures/workflows/invert-ui.json");

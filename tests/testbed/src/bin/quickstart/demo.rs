@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use comfy_worker::child::ProcessGroup;
+use connector::child::ProcessGroup;
 use serde_json::Value;
 use testbed::{Engine, Pixels, RabbitMq, S3Server, Worker, WorkerBuilder, checkout, landscape};
 

@@ -3,7 +3,7 @@
 use std::{os::unix::process::ExitStatusExt as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use comfy_worker::child::ProcessGroup;
+use connector::child::ProcessGroup;
 use testbed::{
     ProcessInfo, RabbitMq, S3Server, Signal, Worker, alive, descendants, processes_with_env_or_cwd_beneath,
     wait_for,
@@ -77,7 +77,7 @@ impl Parts {
     async fn check_nothing_left(&self, started: &[ProcessInfo]) -> Result<()> {
         let left = || {
             let mut left = processes_with_env_or_cwd_beneath(&self.folder);
-            // Our own guard (`src/child/guard.rs`) waits for our end and goes with us.
+            // Our own guard (`crates/connector/src/child/guard.rs`) waits for our end and goes with us.
             let is_own_guard = |process: &&ProcessInfo| {
                 process.parent == std::process::id() && process.command.contains("comfy-worker-guard")
             };

@@ -8,16 +8,16 @@
 /// The job in hand has come to `phase`.
 #[cfg(not(feature = "phases"))]
 #[inline]
-pub(crate) async fn reached(_phase: &str) {}
+pub async fn reached(_phase: &str) {}
 
 /// A thread that may block has come to `phase`.
 #[cfg(not(feature = "phases"))]
 #[inline]
-pub(crate) fn reached_by_thread(_phase: &str) {}
+pub fn reached_by_thread(_phase: &str) {}
 
 /// The job in hand has come to `phase`.
 #[cfg(feature = "phases")]
-pub(crate) async fn reached(phase: &str) {
+pub async fn reached(phase: &str) {
     let Some(marker) = taken(phase) else { return };
     while marker.exists() {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -26,7 +26,7 @@ pub(crate) async fn reached(phase: &str) {
 
 /// A thread that may block has come to `phase`.
 #[cfg(feature = "phases")]
-pub(crate) fn reached_by_thread(phase: &str) {
+pub fn reached_by_thread(phase: &str) {
     let Some(marker) = taken(phase) else { return };
     while marker.exists() {
         std::thread::sleep(LOOK_EVERY);
@@ -56,14 +56,14 @@ fn taken(phase: &str) -> Option<std::path::PathBuf> {
 /// seconds.
 #[cfg(not(feature = "phases"))]
 #[inline]
-pub(crate) fn limit(_name: &str, limit: std::time::Duration) -> std::time::Duration {
+pub fn limit(_name: &str, limit: std::time::Duration) -> std::time::Duration {
     limit
 }
 
 /// A limit of the worker's own, as it is, or as tests want it: `COMFY_LIMITS="unreachable=5,boots=0.1"`, in
 /// seconds.
 #[cfg(feature = "phases")]
-pub(crate) fn limit(name: &str, limit: std::time::Duration) -> std::time::Duration {
+pub fn limit(name: &str, limit: std::time::Duration) -> std::time::Duration {
     let limits = std::env::var("COMFY_LIMITS").unwrap_or_default();
     let wanted = limits.split(',').filter_map(|limit| limit.split_once('='));
     let mut wanted = wanted.filter(|(of, _)| *of == name).filter_map(|(_, seconds)| seconds.parse().ok());

@@ -30,7 +30,7 @@ use contract::{
     request::{FileSource, FolderType, InputValue, JobRequest, NodeInput},
     result::ModelTimings,
 };
-pub(crate) use fetch::show;
+pub use fetch::show;
 pub use journal::{EphemeralPath, Journal};
 pub use models::Lease;
 pub use names::{FileName, NameError, Subfolder, open_beneath};

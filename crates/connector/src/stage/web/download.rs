@@ -18,7 +18,7 @@ use crate::{
 const STALL_LIMIT: Duration = Duration::from_secs(20);
 /// One that sends less than this much in a while is as good as silent: it would hold a worker for the whole of
 /// `inputs.timeout`.
-const SLOWEST: u64 = if cfg!(test) { 1 << 10 } else { 64 << 10 };
+const SLOWEST: u64 = if cfg!(test) { 1 << 10 } else { 1 << 20 };
 const SLOW_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 60 });
 /// Breaks in a row, with too little between them to call it progress.
 const BREAKS: u32 = 5;

@@ -153,7 +153,7 @@ impl NodeClasses {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use axum::{Json, Router, extract::Path, http::StatusCode, routing::get};
+    use axum::{Router, extract::Path, http::StatusCode, routing::get};
     use serde_json::json;
     use tokio::net::TcpListener;
 
@@ -168,8 +168,8 @@ mod tests {
             match name.as_str() {
                 // As ComfyUI answers when `INPUT_TYPES` of a custom node raises.
                 "Broken" => Err(StatusCode::INTERNAL_SERVER_ERROR),
-                "Absent" => Ok(Json(json!({}))),
-                _ => Ok(Json(json!({name: {"input": {}, "output": ["IMAGE"]}}))),
+                "Absent" => Ok(json!({}).to_string()),
+                _ => Ok(json!({name: {"input": {}, "output": ["IMAGE"]}}).to_string()),
             }
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,45 +1,60 @@
-//! [`ComfyConnector`]: ComfyUI and a browser, booted once, kept well, and asked to run workflows.
-//! The library's face, and what `serve`, `run` and `convert` use.
+#![doc = include_str!("../README.md")]
 
+pub mod browser;
+mod builder;
+pub mod checksum;
+pub mod child;
+pub mod comfy;
+pub mod config;
+pub mod deliver;
 mod engine;
 mod error;
 mod fate;
+pub mod files;
+pub mod metrics;
+mod outputs;
+pub mod phases;
 mod restarts;
 mod run;
 mod selftest;
+pub mod stage;
 mod state;
+pub mod store;
 mod supervision;
+pub mod text;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
 use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 use tokio_util::sync::CancellationToken;
 
+pub use builder::ConnectorBuilder;
+pub use config::ConnectorConfig;
+pub use contract;
+pub use contract::request::FolderType;
 pub use engine::Engine;
-pub use error::{ConnectorError, HealthError};
+pub use error::{ConnectorError, HealthError, PromptError};
+pub use outputs::LocalOutput;
 pub use run::Payload;
+pub use stage::{PlaceError, Subfolder, UploadOptions};
 pub use state::State;
 
-use self::{restarts::Restarts, state::StateWatch};
-use crate::{
-    config::Config,
-    deliver,
-    stage::{EphemeralPath, Folders, Journal, PlaceError, Stager, UploadOptions},
-    store::Stores,
-};
+use restarts::Restarts;
+use stage::{EphemeralPath, Folders, Journal, Stager};
+use state::StateWatch;
 
 /// ComfyUI and a browser under one roof. Cheap to clone; all clones are the same instance.
 ///
 /// ```no_run
-/// use comfy_worker::{ComfyConnector, Config};
+/// use comfy_connector::ComfyConnector;
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// let config = Config::from_file("comfy_serverless.json".as_ref())?;
-/// let connector = ComfyConnector::create(&config).await?;
+/// let builder = ComfyConnector::builder().command(["python3", "main.py"]).workdir("/opt/ComfyUI");
+/// let connector = builder.start().await?;
 /// let workflow: serde_json::Value = serde_json::from_slice(&std::fs::read("portrait.json")?)?;
 /// let history = connector.run_workflow(workflow.into()).await?;
 /// println!("{} outputs", history.outputs().len());
@@ -48,13 +63,13 @@ use crate::{
 /// # }
 /// ```
 ///
-/// ComfyUI and the browser end with this process, whatever it dies of. Ephemeral files go with
-/// [`ComfyConnector::shutdown`], else with the next start that has the same `worker.state_dir`.
+/// ComfyUI and the browser end with the last clone, and with this process, whatever it dies of. So do ephemeral files,
+/// else with the next start that has the same `state_dir`. [`ComfyConnector::shutdown`] waits until all is gone.
 #[derive(Clone)]
 pub struct ComfyConnector(Arc<Inner>);
 
 struct Inner {
-    config: Config,
+    config: ConnectorConfig,
     standing: StateWatch,
     /// Held by anyone who starts or stops the engine.
     turn: tokio::sync::Mutex<()>,
@@ -77,20 +92,21 @@ pub type BootLine = Arc<dyn Fn(&str) + Send + Sync>;
 const REMOVALS_LIMIT: Duration = Duration::from_secs(3);
 
 /// The one live instance of this process.
-static LIVE: Mutex<Option<ComfyConnector>> = Mutex::new(None);
+static LIVE: Mutex<Weak<Inner>> = Mutex::new(Weak::new());
 
 impl ComfyConnector {
     /// Boots ComfyUI and a browser side by side and runs the self-test through conversion, execution
     /// and result. Waits as long as ComfyUI's process lives, `comfyui.boot_timeout` at most.
     ///
-    /// There is one live instance a process: a second call gets the first one, whatever its
-    /// configuration, until [`ComfyConnector::shutdown`] or an error of the start. When this future is
+    /// There is one live instance a process: a second call gets the first one, until
+    /// [`ComfyConnector::shutdown`], its last clone's end, or an error of the start. When this future is
     /// dropped, what it had started ends; the next call starts again.
     ///
     /// # Errors
     /// What did not come up, after three boots with growing pauses, none of which begins later than
-    /// `comfyui.boot_timeout` after the first; nothing is left running then.
-    pub async fn create(config: &Config) -> Result<Self, ConnectorError> {
+    /// `comfyui.boot_timeout` after the first; nothing is left running then. [`ConnectorError::Incomplete`] without a
+    /// command or a folder, [`ConnectorError::OtherConfiguration`] when the live instance has another one.
+    pub async fn create(config: ConnectorConfig) -> Result<Self, ConnectorError> {
         Self::create_watched(config, Arc::new(|_| {})).await
     }
 
@@ -98,7 +114,10 @@ impl ComfyConnector {
     ///
     /// # Errors
     /// As there.
-    pub async fn create_watched(config: &Config, on_boot_line: BootLine) -> Result<Self, ConnectorError> {
+    pub async fn create_watched(
+        config: ConnectorConfig,
+        on_boot_line: BootLine,
+    ) -> Result<Self, ConnectorError> {
         let connector = Self::instance(config, on_boot_line).await?;
         match connector.engine().await {
             Ok(_) => Ok(connector),
@@ -116,47 +135,54 @@ impl ComfyConnector {
     ///
     /// # Errors
     /// When `worker.state_dir` cannot be used.
-    pub(crate) async fn instance(config: &Config, on_boot_line: BootLine) -> Result<Self, ConnectorError> {
-        let stores = Stores::new(&config.store).await;
+    pub async fn instance(
+        mut config: ConnectorConfig,
+        on_boot_line: BootLine,
+    ) -> Result<Self, ConnectorError> {
+        config.check()?;
+        config.comfyui.path = config.comfyui.folder();
         // Its files and processes are gone before another instance makes its own.
         if let Some(killed) = Self::live().filter(|connector| connector.0.killed.is_cancelled()) {
             killed.shutdown().await;
         }
         let is_usable = |connector: &Self| connector.state() != State::Error;
         if let Some(connector) = Self::live().filter(is_usable) {
-            return Ok(connector);
+            return connector.asked_with(&config);
         }
-        let (path, folders) = (config.worker.state_dir.clone(), Folders::new(config.comfyui.path.clone()));
+        let (path, folders) = (config.state_dir.clone(), Folders::new(config.comfyui.path.clone()));
         // A dead worker may have left gigabytes.
         let journal = spawn_blocking(move || {
             Journal::open(&path, &folders).map_err(|source| ConnectorError::State { path, source })
         });
         let journal = journal.await.map_err(|error| ConnectorError::State {
-            path: config.worker.state_dir.clone(),
+            path: config.state_dir.clone(),
             source: std::io::Error::other(error),
         })??;
         let mut live = locked(&LIVE);
-        match &*live {
-            // Another call was faster.
-            Some(connector) if is_usable(connector) => Ok(connector.clone()),
-            _ => Ok(live.insert(Self::new(config, stores, journal, on_boot_line)).clone()),
+        // Another call may have been faster.
+        if let Some(connector) = live.upgrade().map(Self).filter(is_usable) {
+            return connector.asked_with(&config);
         }
+        let connector = Self::new(config, journal, on_boot_line);
+        *live = Arc::downgrade(&connector.0);
+        Ok(connector)
     }
 
-    fn new(config: &Config, stores: Stores, journal: Arc<Journal>, on_boot_line: BootLine) -> Self {
+    fn new(config: ConnectorConfig, journal: Arc<Journal>, on_boot_line: BootLine) -> Self {
+        let staging = &config.staging;
         let stager = Stager::new(
             Folders::new(config.comfyui.path.clone()),
             journal,
-            Arc::new(stores),
-            config.inputs.allow.clone(),
-            config.inputs.max_bytes,
+            Arc::clone(&config.store),
+            staging.allow.clone(),
+            staging.max_bytes,
         )
-        .with_model_cache(config.inputs.model_cache_bytes)
-        .with_file_cache(config.inputs.file_cache_bytes)
-        .replacing_foreign(config.inputs.replace_foreign)
-        .with_results(config.store.uri.clone());
+        .with_model_cache(staging.model_cache_bytes)
+        .with_file_cache(staging.file_cache_bytes)
+        .replacing_foreign(staging.replace_foreign)
+        .with_results(staging.results.clone());
         let connector = Self(Arc::new(Inner {
-            config: config.clone(),
+            config,
             standing: StateWatch::new(),
             turn: tokio::sync::Mutex::default(),
             engine: Mutex::default(),
@@ -174,14 +200,19 @@ impl ComfyConnector {
     /// The live instance, if there is one: also one that still starts.
     #[must_use]
     pub fn live() -> Option<Self> {
-        locked(&LIVE).clone()
+        locked(&LIVE).upgrade().map(Self)
+    }
+
+    /// This instance for somebody who asks for `config`.
+    fn asked_with(self, config: &ConnectorConfig) -> Result<Self, ConnectorError> {
+        if self.0.config.is_as(config) { Ok(self) } else { Err(ConnectorError::OtherConfiguration) }
     }
 
     /// Forgets this instance as the live one.
     fn release(&self) {
         let mut live = locked(&LIVE);
-        if live.as_ref().is_some_and(|connector| Arc::ptr_eq(&connector.0, &self.0)) {
-            *live = None;
+        if live.as_ptr() == Arc::as_ptr(&self.0) {
+            *live = Weak::new();
         }
     }
 
@@ -194,9 +225,9 @@ impl ComfyConnector {
     /// Follows where it stands; of states in quick succession the last one is seen.
     ///
     /// ```no_run
-    /// use comfy_worker::State;
+    /// use comfy_connector::State;
     ///
-    /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn example(connector: comfy_connector::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
     /// connector.watch_state().wait_for(|state| *state == State::Ready).await?;
     /// # Ok(())
     /// # }
@@ -216,7 +247,7 @@ impl ComfyConnector {
     /// What is unhealthy is fixed by the next call that needs it; a websocket connects again by itself.
     ///
     /// ```no_run
-    /// # async fn example(connector: comfy_worker::ComfyConnector) {
+    /// # async fn example(connector: comfy_connector::ComfyConnector) {
     /// match connector.validate_resources().await {
     ///     Ok(()) => println!("all is well"),
     ///     Err(unhealthy) => println!("{unhealthy}"), // http: no answer within 5s
@@ -236,9 +267,9 @@ impl ComfyConnector {
     /// An ephemeral one is removed at the shutdown, or by the next start if this process dies first.
     ///
     /// ```no_run
-    /// use comfy_worker::{Subfolder, UploadOptions};
+    /// use comfy_connector::{Subfolder, UploadOptions};
     ///
-    /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn example(connector: comfy_connector::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
     /// let subfolder = Subfolder::parse("batch")?;
     /// let batch = UploadOptions { subfolder, ephemeral: true, ..UploadOptions::default() };
     /// let path = connector.upload_data("cat.png".as_ref(), &batch).await?;

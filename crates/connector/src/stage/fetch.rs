@@ -374,7 +374,7 @@ fn decode_data(content: &str) -> Result<Vec<u8>, String> {
 }
 
 /// A source fit for a message: neither a data URI's content nor what may open a web address to others.
-pub(crate) fn show(source: &str) -> String {
+pub fn show(source: &str) -> String {
     if web::is_web(source) {
         return web::shown(source);
     }

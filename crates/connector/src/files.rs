@@ -18,7 +18,7 @@ use rustix::{
 const PASSES: usize = 5;
 
 /// Opens a regular file; what is none is an error.
-pub(crate) fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+pub fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     // O_NONBLOCK: opening a FIFO, or reading it, would wait for somebody without end. Regular files do not know it.
     let file = options.custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
     if file.metadata()?.is_file() {
@@ -30,7 +30,7 @@ pub(crate) fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result
 
 /// As [`fs::remove_dir_all`], which calls itself for each level and so overflows the stack of a thread at some 20,000: here
 /// what lies deep comes to the top first.
-pub(crate) fn remove_folder(path: &Path) -> io::Result<()> {
+pub fn remove_folder(path: &Path) -> io::Result<()> {
     for _ in 1..PASSES {
         match remove_once(path) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}

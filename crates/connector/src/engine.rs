@@ -36,7 +36,7 @@ use crate::{
         classes::{NodeClass, NodeClasses},
         execute, frontend,
     },
-    config::{BrowserConfig, ComfyUiConfig, Config},
+    config::{BrowserConfig, ComfyUiConfig, ConnectorConfig},
     deliver, metrics,
     stage::{EphemeralPath, Folders, Journal},
 };
@@ -82,7 +82,7 @@ impl Engine {
     /// Boots ComfyUI and a browser side by side, connects, opens ComfyUI's page and runs the
     /// self-test. Nothing is left running after an error, or when the future is dropped.
     pub(super) async fn boot(
-        config: &Config,
+        config: &ConnectorConfig,
         journal: &Arc<Journal>,
         on_line: BootLine,
     ) -> Result<Self, ConnectorError> {
@@ -139,7 +139,9 @@ impl Engine {
     ) -> Result<(), ConnectorError> {
         let failed = |error| ConnectorError::SelfTest(Box::new(error));
         let run = async |payload: &Payload| {
-            let ran = self.run(payload, SELF_TEST_LIMIT, &mut NoopObserver::default()).await;
+            let ran = self
+                .run(payload, SELF_TEST_LIMIT, &CancellationToken::new(), &mut NoopObserver::default())
+                .await;
             metrics::booted("self_test", begun_at.elapsed());
             deliver::discard(&self.folders, own, Arc::new(ran.map_err(failed)?)).await;
             Ok(())
@@ -186,12 +188,12 @@ impl Engine {
     }
 
     /// Whether it runs no prompt.
-    pub(crate) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.executing.load(Ordering::Relaxed) == 0
     }
 
     /// What ComfyUI says of these classes of nodes, see [`NodeClasses::of`].
-    pub(crate) async fn classes<'a>(
+    pub async fn classes<'a>(
         &self,
         names: impl IntoIterator<Item = &'a str>,
     ) -> Result<Option<HashMap<String, Arc<NodeClass>>>, RequestError> {

@@ -3,7 +3,7 @@
 
 use tokio::process::Command;
 
-use crate::telemetry::is_credential;
+use crate::text::is_credential;
 
 /// By their whole name, in whatever case.
 const NAMES: &[&str] = &[

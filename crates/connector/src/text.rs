@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// A line that a program wrote for a terminal, as it would stand there: without colours, of what a
 /// progress bar wrote over itself the last. Nothing in it steers the reader's terminal.
-pub(crate) fn plain(line: &str) -> String {
+pub fn plain(line: &str) -> String {
     let line = console::strip_ansi_codes(line);
     let last = line.rsplit('\r').map(str::trim_end).find(|part| !part.is_empty()).unwrap_or_default();
     one_line(last, usize::MAX)
@@ -14,10 +14,16 @@ pub(crate) fn plain(line: &str) -> String {
 
 /// What `make` makes as JSON. Neither the making nor the writing is done by a thread of the runtime: a history may be
 /// megabytes. In one line: indented, what lies 64 levels deep takes a hundred times its size.
-pub(crate) async fn json_of<T: Serialize>(
-    make: impl FnOnce() -> T + Send + 'static,
-) -> std::io::Result<Bytes> {
+pub async fn json_of<T: Serialize>(make: impl FnOnce() -> T + Send + 'static) -> std::io::Result<Bytes> {
     Ok(tokio::task::spawn_blocking(move || serde_json::to_vec(&make())).await??.into())
+}
+
+/// Whether a variable, by its name, holds a credential.
+pub fn is_credential(variable: &str) -> bool {
+    let name = variable.to_ascii_uppercase();
+    let words =
+        ["SECRET", "PASSWORD", "PASSWD", "TOKEN", "CREDENTIAL", "API_KEY", "PRIVATE_KEY", "ACCESS_KEY"];
+    words.iter().any(|word| name.contains(word))
 }
 
 #[cfg(test)]

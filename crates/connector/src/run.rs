@@ -4,13 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use contract::{
     bounds,
-    failure::Failure,
     prompt::{is_ui_workflow, prompt_from_value},
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{ComfyConnector, ConnectorError, Engine, State};
+use super::{ComfyConnector, ConnectorError, Engine, PromptError, State};
 use crate::{
     browser::{Conversion, ConvertError},
     comfy::{Execution, Observer, PromptId, events::Image, history::History, tracker::Progress},
@@ -19,7 +18,7 @@ use crate::{
 /// What is to be run.
 ///
 /// ```
-/// use comfy_worker::Payload;
+/// use comfy_connector::Payload;
 /// use serde_json::json;
 ///
 /// let prompt = json!({"1": {"class_type": "EmptyImage", "inputs": {}}});
@@ -46,7 +45,7 @@ impl ComfyConnector {
     /// limited by `browser.convert_timeout` and in a fresh page after a failure.
     ///
     /// ```no_run
-    /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn example(connector: comfy_connector::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
     /// let workflow = serde_json::from_slice(&std::fs::read("portrait.json")?)?;
     /// let conversion = connector.prompt_from_workflow(&workflow).await?;
     /// println!("{} nodes", conversion.prompt.len());
@@ -73,19 +72,20 @@ impl ComfyConnector {
         }
     }
 
-    /// Runs a workflow or prompt to its end, `job.timeout` at most, and answers its history entry.
+    /// Runs a workflow or prompt to its end, [`ConnectorConfig::timeout`](crate::ConnectorConfig::timeout) at most, and
+    /// answers its history entry.
     ///
     /// A ComfyUI that was lost since the last call is started again first. So is one that is lost before
     /// it acknowledged the prompt, which is then posted once more: it may have begun to run. One that is
     /// lost later is an error, and started again by the next call: the prompt may be what killed it.
-    /// Dropping the future leaves the prompt running in ComfyUI.
+    /// Dropping the future takes the prompt back: one that runs is interrupted, one that waits leaves ComfyUI's queue.
     ///
     /// ```no_run
-    /// # async fn example(connector: comfy_worker::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn example(connector: comfy_connector::ComfyConnector) -> Result<(), Box<dyn std::error::Error>> {
     /// let workflow: serde_json::Value = serde_json::from_slice(&std::fs::read("portrait.json")?)?;
     /// let history = connector.run_workflow(workflow.into()).await?;
-    /// for output in history.outputs() {
-    ///     println!("node {}, {}: {}", output.node, output.key, output.content);
+    /// for file in connector.output_files(&history) {
+    ///     println!("node {}: {}", file.node, file.path.display());
     /// }
     /// # Ok(())
     /// # }
@@ -98,19 +98,33 @@ impl ComfyConnector {
     pub async fn run_workflow(&self, payload: Payload) -> Result<History, ConnectorError> {
         let (Payload::Workflow(workflow) | Payload::Prompt(workflow)) = &payload;
         self.check(workflow)?;
+        let payload = Arc::new(payload);
         let mut again = true;
         loop {
             let engine = self.engine().await?;
-            let mut observer = NoopObserver::default();
-            // Boxed, as the boot is: callers hold many of these side by side.
-            let running = engine.run(&payload, self.0.config.job.timeout, &mut observer);
-            let outcome = Box::pin(running).await;
+            let (payload, limit) = (Arc::clone(&payload), self.0.config.timeout);
+            let cancel = CancellationToken::new();
+            let _taken_back_when_dropped = cancel.clone().drop_guard();
+            // In a task of its own, which outlives this future until ComfyUI has let go of the prompt.
+            let running = tokio::spawn({
+                let engine = Arc::clone(&engine);
+                async move {
+                    let mut observer = NoopObserver::default();
+                    let outcome = engine.run(&payload, limit, &cancel, &mut observer).await;
+                    (outcome, observer.acknowledged)
+                }
+            });
+            let (outcome, acknowledged) = match running.await {
+                Ok(ran) => ran,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => return Err(ConnectorError::Killed),
+            };
             if outcome.is_err() && self.state() == State::Killed {
                 return Err(ConnectorError::Killed);
             }
             if outcome.as_ref().is_err_and(needs_restart) {
                 self.discard(&engine).await;
-                if !observer.acknowledged && std::mem::take(&mut again) {
+                if !acknowledged && std::mem::take(&mut again) {
                     continue;
                 }
             }
@@ -120,7 +134,8 @@ impl ComfyConnector {
 
     /// Before a page or ComfyUI works on it.
     fn check(&self, workflow: &Value) -> Result<(), ConnectorError> {
-        bounds::check_workflow(workflow, self.0.config.job.max_nodes).map_err(ConnectorError::Failed)
+        bounds::check_workflow(workflow, self.0.config.max_nodes)
+            .map_err(|failure| ConnectorError::Failed(failure.into()))
     }
 }
 
@@ -128,7 +143,7 @@ fn needs_restart(error: &ConnectorError) -> bool {
     match error {
         ConnectorError::Execute(error) => error.needs_restart(),
         // Its device is lost: every later prompt would fail.
-        ConnectorError::Failed(failure) => matches!(failure, Failure::EngineCrashed(_)),
+        ConnectorError::Failed(failure) => matches!(failure, PromptError::DeviceLost(_)),
         _ => false,
     }
 }
@@ -138,12 +153,15 @@ impl Engine {
         &self,
         payload: &Payload,
         limit: Duration,
+        cancel: &CancellationToken,
         observer: &mut dyn Observer,
     ) -> Result<History, ConnectorError> {
         let (prompt, extra_data) = match payload {
-            Payload::Prompt(prompt) => {
-                (prompt_from_value(prompt.clone()).map_err(ConnectorError::Failed)?, json!({}))
-            }
+            Payload::Prompt(prompt) => (
+                prompt_from_value(prompt.clone())
+                    .map_err(|failure| ConnectorError::Failed(failure.into()))?,
+                json!({}),
+            ),
             Payload::Workflow(workflow) => {
                 let Conversion { prompt, workflow, .. } = self.browser().convert(workflow).await?;
                 (prompt, json!({"extra_pnginfo": {"workflow": workflow}}))
@@ -155,14 +173,14 @@ impl Engine {
             limit,
             allow_partial: false,
             abort: &CancellationToken::new(),
-            cancel: &CancellationToken::new(),
+            cancel,
             behind: None,
             known: Arc::default(),
         };
         let executed = self.execute(execution, observer).await?;
         match executed.failure() {
             None => Ok(executed.history),
-            Some(failure) => Err(ConnectorError::Failed(failure)),
+            Some(failure) => Err(ConnectorError::Failed(failure.into())),
         }
     }
 }

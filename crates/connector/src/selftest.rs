@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Map, Value, json};
 
 use super::ConnectorError;
-use crate::config::Config;
+use crate::config::ConnectorConfig;
 
 /// The built-in [`SelfTest::workflow`].
 const SELF_TEST: &str = include_str!("selftest.json");
@@ -27,7 +27,7 @@ pub(super) fn without_titles(mut prompt: Map<String, Value>) -> Value {
 }
 
 /// The operator's, or the built-in one.
-pub(super) fn self_test(config: &Config) -> Result<SelfTest, ConnectorError> {
+pub(super) fn self_test(config: &ConnectorConfig) -> Result<SelfTest, ConnectorError> {
     let problem = ConnectorError::TestWorkflow;
     let parse = |text: &str| {
         serde_json::from_str(text).map_err(|error| problem(format!("the test workflow is no JSON: {error}")))

@@ -195,7 +195,7 @@ impl Browser {
         let text = convert::text_of(workflow)?;
         let served = shared.served();
         let known = served.and_then(|served| known.get(&Key::new(&text, &served), workflow));
-        metrics::conversion(known.is_some());
+        metrics::converted(known.is_some());
         if let Some(conversion) = known {
             return if shared.is_stopped() { Err(shared::is_shut_down()) } else { Ok(conversion) };
         }

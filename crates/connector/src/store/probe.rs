@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{Creation, ObjectStore, StoreError};
 
 /// Where the next probe's object lies: a name that no job can have (ids start with a letter or digit).
-pub(super) fn object_beneath(prefix: &ObjectUri) -> Result<ObjectUri, StoreError> {
+pub fn object_beneath(prefix: &ObjectUri) -> Result<ObjectUri, StoreError> {
     prefix
         .join(&format!(".comfy-worker-probe-{}", Uuid::new_v4().simple()))
         .map_err(|error| StoreError::Misconfigured { uri: prefix.to_string(), reason: error.to_string() })
@@ -15,11 +15,7 @@ pub(super) fn object_beneath(prefix: &ObjectUri) -> Result<ObjectUri, StoreError
 
 /// Creates `uri`, is refused a second time, reads the first content back, and is told of an object
 /// under `prefix` that there is none.
-pub(super) async fn run(
-    store: &impl ObjectStore,
-    prefix: &ObjectUri,
-    uri: &ObjectUri,
-) -> Result<(), StoreError> {
+pub async fn run(store: &impl ObjectStore, prefix: &ObjectUri, uri: &ObjectUri) -> Result<(), StoreError> {
     let wrong = |reason: &str| StoreError::Misconfigured { uri: uri.to_string(), reason: reason.to_owned() };
     let first = Bytes::from(format!("comfy-worker probe {}\n", Uuid::new_v4()));
     let created = store.create(uri, first.clone(), "text/plain").await;

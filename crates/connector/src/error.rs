@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use contract::failure::Failure;
+use contract::failure::{Failure, NodeFailure};
 
 use super::restarts;
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
 
 /// Why the connector could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConnectorError {
     /// ComfyUI did not come up.
     #[error(transparent)]
@@ -22,6 +23,12 @@ pub enum ConnectorError {
     /// The browser is missing or unhealthy, or a workflow could not be converted.
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    /// A setting without which there is no ComfyUI is missing.
+    #[error("{0} is not given")]
+    Incomplete(&'static str),
+    /// This process has a connector already, with other settings.
+    #[error("this process runs a connector with another configuration; shut it down first")]
+    OtherConfiguration,
     /// The self-test's workflow cannot be read.
     #[error("{0}; see comfyui.test_workflow")]
     TestWorkflow(String),
@@ -33,7 +40,7 @@ pub enum ConnectorError {
     Execute(#[from] ExecuteError),
     /// The prompt ran and failed, or is none.
     #[error(transparent)]
-    Failed(Failure),
+    Failed(PromptError),
     /// The folder for state cannot be written.
     #[error("{path}: {source}; see worker.state_dir")]
     State {
@@ -61,8 +68,8 @@ pub enum ConnectorError {
 
 impl ConnectorError {
     /// Whether the configuration must be changed.
-    pub(crate) fn is_misconfiguration(&self) -> bool {
-        matches!(self, Self::State { .. } | Self::TestWorkflow(_))
+    pub fn is_misconfiguration(&self) -> bool {
+        matches!(self, Self::State { .. } | Self::TestWorkflow(_) | Self::Incomplete(_))
     }
 
     /// Whether another boot may fix it. It does not fix a command that is missing, nor a workflow
@@ -74,14 +81,54 @@ impl ConnectorError {
                 !matches!(error, ConvertError::MissingNodes(_) | ConvertError::Refused(_))
             }
             Self::Execute(error) => !matches!(error, ExecuteError::Refused { .. }),
-            Self::Failed(failure) => !matches!(failure, Failure::Invalid(_) | Failure::NodeFailed(_)),
+            Self::Failed(failure) => !matches!(failure, PromptError::Invalid(_) | PromptError::NodeFailed(_)),
             Self::SelfTest(error) => error.is_worth_another_boot(),
             Self::Unreachable(_) => true,
             Self::TestWorkflow(_)
             | Self::State { .. }
             | Self::Unstable { .. }
             | Self::Unusable(_)
-            | Self::Killed => false,
+            | Self::Killed
+            | Self::Incomplete(_)
+            | Self::OtherConfiguration => false,
+        }
+    }
+}
+
+/// How a prompt failed, or that it is none.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PromptError {
+    /// It is no prompt, or a workflow that is too large or nested too deep.
+    #[error("{0}")]
+    Invalid(String),
+    /// A node failed.
+    #[error("{0}")]
+    NodeFailed(Box<NodeFailure>),
+    /// A node needed more memory than there is.
+    #[error("{0}")]
+    OutOfMemory(Box<NodeFailure>),
+    /// The device is lost: the next call starts ComfyUI again.
+    #[error("{0}")]
+    DeviceLost(String),
+    /// Somebody else interrupted it.
+    #[error("interrupted by somebody else at ComfyUI")]
+    Interrupted,
+    /// ComfyUI says that it failed, and not why.
+    #[error("{0}")]
+    Unexplained(String),
+}
+
+impl From<Failure> for PromptError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Invalid(text) => Self::Invalid(text),
+            Failure::NodeFailed(node) => Self::NodeFailed(node),
+            Failure::OutOfMemory(node) => Self::OutOfMemory(node),
+            Failure::EngineCrashed(text) => Self::DeviceLost(text),
+            Failure::Interrupted => Self::Interrupted,
+            // The others are verdicts on a worker's jobs.
+            other => Self::Unexplained(other.to_string()),
         }
     }
 }

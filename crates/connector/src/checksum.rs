@@ -8,12 +8,12 @@ use std::{
 use aws_lc_rs::digest::{Context, SHA256, digest};
 
 /// Of bytes in memory.
-pub(crate) fn of_bytes(bytes: &[u8]) -> String {
+pub fn of_bytes(bytes: &[u8]) -> String {
     hex(digest(&SHA256, bytes).as_ref())
 }
 
 /// Of everything that a reader gives, with its length. Blocks.
-pub(crate) fn of_reader(mut reader: impl Read) -> io::Result<(String, u64)> {
+pub fn of_reader(mut reader: impl Read) -> io::Result<(String, u64)> {
     let mut running = Running::default();
     let mut chunk = vec![0; 256 * 1024];
     let mut length = 0;
@@ -30,7 +30,7 @@ pub(crate) fn of_reader(mut reader: impl Read) -> io::Result<(String, u64)> {
 
 /// A sum of bytes that pass.
 #[derive(Clone)]
-pub(crate) struct Running(Context);
+pub struct Running(Context);
 
 impl fmt::Debug for Running {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,11 +45,13 @@ impl Default for Running {
 }
 
 impl Running {
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
+    /// The next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    pub(crate) fn finish(self) -> String {
+    /// The sum, in lower-case hexadecimal digits.
+    pub fn finish(self) -> String {
         hex(self.0.finish().as_ref())
     }
 }

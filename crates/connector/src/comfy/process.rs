@@ -26,7 +26,7 @@ use super::{
 use crate::{
     child::{self, LogTail, ProcessGroup, ProcessTree},
     config::ComfyUiConfig,
-    telemetry::is_credential,
+    text::is_credential,
 };
 
 /// How long ComfyUI may take to end on TERM before its group is killed.

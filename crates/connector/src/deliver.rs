@@ -30,7 +30,7 @@ use crate::{
         tracker::OutputImage,
     },
     config::OutputsConfig,
-    stage::{FileName, Folders, Subfolder, open_beneath},
+    stage::{FileName, Folders, NameError, Subfolder, open_beneath},
     store::{Content, ObjectStore, StoreError, Stored},
 };
 use eager::Begun;
@@ -216,6 +216,12 @@ impl Places {
     }
 }
 
+/// The path within ComfyUI's folder of a file that a node lists.
+pub(crate) fn relative(subfolder: &str, filename: &str) -> Result<String, NameError> {
+    let name = FileName::parse(filename)?;
+    Ok(Subfolder::parse(subfolder.trim_matches('/'))?.join(&name))
+}
+
 fn open(
     folders: &Folders,
     own: &OwnFolder,
@@ -223,10 +229,8 @@ fn open(
     subfolder: &str,
     filename: &str,
 ) -> io::Result<(File, PathBuf)> {
-    let refuse =
-        |error: crate::stage::NameError| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
-    let name = FileName::parse(filename).map_err(refuse)?;
-    let relative = Subfolder::parse(subfolder.trim_matches('/')).map_err(refuse)?.join(&name);
+    let relative = relative(subfolder, filename)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
     let root = folders.of(folder);
     let file = open_beneath(&root, Path::new(&relative))?;
     if own.is_beside(folder, subfolder) && !own.is_as_young(&file.metadata()?) {
