@@ -217,7 +217,7 @@ pub(crate) struct Body {
     /// Key for ComfyUI's API nodes.
     #[cfg_attr(
         feature = "schema",
-        schemars(with = "Option<String>", regex(pattern = r"^[A-Za-z0-9._~+/=-]{0,512}$"))
+        schemars(with = "Option<String>", regex(pattern = crate::schema::KEY_PATTERN))
     )]
     api_key_comfy_org: Option<SecretString>,
     /// Echoed untouched in the result.

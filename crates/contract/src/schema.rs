@@ -6,6 +6,9 @@
 
 use std::borrow::Cow;
 
+/// How a key for ComfyUI's API nodes is written.
+pub(crate) const KEY_PATTERN: &str = "^[A-Za-z0-9._~+/=-]{0,512}$";
+
 use schemars::{
     JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema, transform::RecursiveTransform,
 };
@@ -105,6 +108,7 @@ struct RunPodInput {
     /// Files that the workflow mentions by their bare names.
     images: Option<Vec<RunPodImage>>,
     /// Key for ComfyUI's API nodes.
+    #[schemars(regex(pattern = KEY_PATTERN))]
     comfy_org_api_key: Option<String>,
 }
 
