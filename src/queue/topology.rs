@@ -11,7 +11,6 @@ use lapin::{
 use super::{
     error::{BrokerError, QueueError, within},
     link::{ANSWER_LIMIT, BrokerConnection},
-    postpone::LONGEST_DELAY,
     refusal,
 };
 use crate::config::AmqpConfig;
@@ -97,7 +96,7 @@ async fn delay_queue(link: &BrokerConnection, config: &AmqpConfig, name: &str) -
         let channel = link.channel().await?;
         Topology { channel: &channel, declare: config.declare }.declare(name, arguments).await
     };
-    let mut arguments = later_queue_arguments(config);
+    let arguments = later_queue_arguments(config);
     let Err(error) = declare(arguments.clone()).await else { return Ok(()) };
     let is_older = error.refusal().is_some_and(|(code, text)| {
         code == 406 && refusal::difference(&text).is_some_and(|found| found.argument == LATER_TTL)
@@ -107,8 +106,11 @@ async fn delay_queue(link: &BrokerConnection, config: &AmqpConfig, name: &str) -
             queue = name,
             "the delay queue has no x-message-ttl: one message without an expiration would keep all behind it; delete the queue while it is empty and start a worker, or set a policy with message-ttl 60000"
         );
-        arguments = later_queue_arguments_without_ttl(config);
-        let Err(error) = declare(arguments).await else { return Ok(()) };
+        let mut older = FieldTable::default();
+        for (key, value) in arguments.inner().iter().filter(|(key, _)| key.as_str() != LATER_TTL) {
+            older.insert(key.clone(), value.clone());
+        }
+        let Err(error) = declare(older).await else { return Ok(()) };
         return Err(explain(&error, "queue", name, None));
     }
     Err(explain(&error, "queue", name, None))
@@ -132,19 +134,13 @@ fn notices_queue_arguments() -> FieldTable {
 
 const LATER_TTL: &str = "x-message-ttl";
 
-/// Each message has a time to live of its own, [`LONGEST_DELAY`] at most. The queue's is for those that others put there: one
-/// without would stay, and nothing behind it would come out.
+/// Each message has a time to live of its own, [`LONGEST_DELAY`](super::LONGEST_DELAY) at most. The queue's is for those that
+/// others put there: one without would stay, and nothing behind it would come out.
 fn later_queue_arguments(config: &AmqpConfig) -> FieldTable {
-    let mut arguments = later_queue_arguments_without_ttl(config);
-    let millis = i64::try_from(2 * LONGEST_DELAY.as_millis()).unwrap_or(i64::MAX);
-    arguments.insert(LATER_TTL.into(), AMQPValue::LongLongInt(millis));
-    arguments
-}
-
-fn later_queue_arguments_without_ttl(config: &AmqpConfig) -> FieldTable {
     table(&[
         ("x-queue-type", text("quorum")),
         ("x-delivery-limit", AMQPValue::LongLongInt(1_000_000_000)),
+        ("x-message-ttl", AMQPValue::LongLongInt(60_000)),
         // The default exchange, which has a queue's name for a key.
         ("x-dead-letter-exchange", text("")),
         ("x-dead-letter-routing-key", text(&config.queue)),

@@ -259,6 +259,16 @@ async fn a_delay_queue_that_is_gone_is_made_again_or_named() -> Result<()> {
     next(&mut consumer).await?.settle(Settlement::Ack).await;
     broker.close().await;
 
+    // One of an earlier version is taken as it is.
+    observer.delete("undelayed.jobs.later").await?;
+    observer.delay_queue("undelayed.jobs.later", "undelayed.jobs").await?;
+    let broker = Broker::connect(&config, "worker-1").await?;
+    submit(&broker, "another").await?;
+    let mut consumer = broker.consume(1);
+    put_off(&broker, &mut consumer, &until(Duration::ZERO, 1)).await?;
+    next(&mut consumer).await?.settle(Settlement::Ack).await;
+    broker.close().await;
+
     observer.delete("undelayed.jobs.later").await?;
     config.declare = false;
     let text = misconfigured(Broker::connect(&config, "worker-1").await)?;

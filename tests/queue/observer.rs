@@ -69,6 +69,21 @@ impl Observer {
         Ok(())
     }
 
+    /// The delay queue as it was before it had a time to live.
+    pub(super) async fn delay_queue(&self, name: &str, jobs: &str) -> Result<()> {
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), text("quorum"));
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(1_000_000_000));
+        arguments.insert("x-dead-letter-exchange".into(), text(""));
+        arguments.insert("x-dead-letter-routing-key".into(), text(jobs));
+        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+        arguments.insert("x-overflow".into(), text("reject-publish"));
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(name.into(), options, arguments).await?;
+        Ok(())
+    }
+
     /// Takes the next message and rejects it back, as a careless reader does, which counts on every version;
     /// whether there is one.
     pub(super) async fn reject(&self, queue: &str) -> Result<bool> {
