@@ -20,7 +20,7 @@ use super::{
 /// that is there.
 ///
 /// ```
-/// use comfy_worker::{FolderType, Subfolder, UploadOptions};
+/// use comfy_connector::{FolderType, Subfolder, UploadOptions};
 ///
 /// # fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let lora = UploadOptions {
