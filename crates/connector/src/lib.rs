@@ -25,7 +25,7 @@ pub mod text;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -63,8 +63,8 @@ use state::StateWatch;
 /// # }
 /// ```
 ///
-/// ComfyUI and the browser end with the last clone, and with this process, whatever it dies of. So do ephemeral files,
-/// else with the next start that has the same `state_dir`. [`ComfyConnector::shutdown`] waits until all is gone.
+/// ComfyUI and the browser end with this process, whatever it dies of. Ephemeral files go with
+/// [`ComfyConnector::shutdown`], else with the next start that has the same `state_dir`.
 #[derive(Clone)]
 pub struct ComfyConnector(Arc<Inner>);
 
@@ -92,14 +92,14 @@ pub type BootLine = Arc<dyn Fn(&str) + Send + Sync>;
 const REMOVALS_LIMIT: Duration = Duration::from_secs(3);
 
 /// The one live instance of this process.
-static LIVE: Mutex<Weak<Inner>> = Mutex::new(Weak::new());
+static LIVE: Mutex<Option<ComfyConnector>> = Mutex::new(None);
 
 impl ComfyConnector {
     /// Boots ComfyUI and a browser side by side and runs the self-test through conversion, execution
     /// and result. Waits as long as ComfyUI's process lives, `comfyui.boot_timeout` at most.
     ///
     /// There is one live instance a process: a second call gets the first one, until
-    /// [`ComfyConnector::shutdown`], its last clone's end, or an error of the start. When this future is
+    /// [`ComfyConnector::shutdown`] or an error of the start. When this future is
     /// dropped, what it had started ends; the next call starts again.
     ///
     /// # Errors
@@ -160,12 +160,10 @@ impl ComfyConnector {
         })??;
         let mut live = locked(&LIVE);
         // Another call may have been faster.
-        if let Some(connector) = live.upgrade().map(Self).filter(is_usable) {
+        if let Some(connector) = live.clone().filter(is_usable) {
             return connector.asked_with(&config);
         }
-        let connector = Self::new(config, journal, on_boot_line);
-        *live = Arc::downgrade(&connector.0);
-        Ok(connector)
+        Ok(live.insert(Self::new(config, journal, on_boot_line)).clone())
     }
 
     fn new(config: ConnectorConfig, journal: Arc<Journal>, on_boot_line: BootLine) -> Self {
@@ -200,7 +198,7 @@ impl ComfyConnector {
     /// The live instance, if there is one: also one that still starts.
     #[must_use]
     pub fn live() -> Option<Self> {
-        locked(&LIVE).upgrade().map(Self)
+        locked(&LIVE).clone()
     }
 
     /// This instance for somebody who asks for `config`.
@@ -211,8 +209,8 @@ impl ComfyConnector {
     /// Forgets this instance as the live one.
     fn release(&self) {
         let mut live = locked(&LIVE);
-        if live.as_ptr() == Arc::as_ptr(&self.0) {
-            *live = Weak::new();
+        if live.as_ref().is_some_and(|connector| Arc::ptr_eq(&connector.0, &self.0)) {
+            *live = None;
         }
     }
 
