@@ -80,6 +80,10 @@ pub(super) async fn publish(
         };
         let one = async {
             let _alone = if is_direct { Some(session.direct_replies.lock().await) } else { None };
+            // Another's reply may have ended it meanwhile, which says nothing about this one.
+            if is_direct && !link.connection.status().connected() {
+                return Attempt::Lost("the connection is gone".into());
+            }
             attempt(&link, envelope).await
         };
         last = match timeout_at(deadline, one).await {
