@@ -44,6 +44,9 @@ pub use lock::Lease;
 /// How often a model may change at its source while it is fetched.
 const RESTARTS: u32 = 3;
 
+/// So much room is made at a time for a model that comes.
+const ROOM_STEP: u64 = if cfg!(test) { 4 } else { 64 << 20 };
+
 /// The models of one models folder.
 #[derive(Clone, Debug)]
 pub(super) struct Models {
@@ -299,7 +302,6 @@ impl Models {
             let mut object = fetcher.open_from(source, part.len(), version).await?;
             if let Some(size) = object.size {
                 share.check(size.saturating_sub(part.len()))?;
-                self.trim(size).await;
             }
             if origin.is_none() {
                 origin = object.version.clone().map(|version| Origin { source: digest, version });
@@ -311,8 +313,17 @@ impl Models {
             } else {
                 tracing::info!(model = order.name, offset = part.len(), "resuming the download of a model");
             }
+            let mut room = part.len();
             while let Some(chunk) = fetch::next(&mut object, source).await? {
-                share.take(chunk.len() as u64)?;
+                let bytes = chunk.len() as u64;
+                share.take(bytes)?;
+                if part.len() + bytes > room {
+                    // For what came, not for what the source says will come: that may be a lie.
+                    let step = ROOM_STEP.max(bytes);
+                    let left = object.size.map_or(step, |size| size.saturating_sub(part.len()));
+                    self.trim(step.min(left)).await;
+                    room = part.len() + step;
+                }
                 part = part.append(chunk).await.map_err(local)?;
             }
             if object.size.is_some_and(|size| size != part.len()) {

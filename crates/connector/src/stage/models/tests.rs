@@ -307,6 +307,22 @@ async fn overwriting_asks_whether_the_source_has_changed() {
     assert!(matches!(bed.place(&other).await, Err(Failure::Invalid(_))));
 }
 
+/// A web host may claim any size, and send nothing: models of others would go for it.
+#[tokio::test]
+async fn what_a_source_promises_and_does_not_send_evicts_nothing() {
+    let bed = Bed { limit: Some(25), ..Bed::new() };
+    bed.bucket.put("a", "0123456789", "1");
+    assert!(bed.is_cold(&bed.order("a")).await);
+    bed.bucket.put("b", "x".repeat(25), "1");
+    *bed.bucket.breaks.lock().unwrap() = vec![(0, false), (4, false)];
+    for _ in 0..2 {
+        bed.place(&bed.order("b")).await.unwrap_err();
+        assert!(!bed.is_cold(&bed.order("a")).await);
+    }
+    assert!(bed.is_cold(&bed.order("b")).await, "once it comes there is room for it");
+    assert_eq!(bed.names(), ["b"]);
+}
+
 #[tokio::test]
 async fn the_least_recently_used_go_and_never_one_in_use() {
     let bed = Bed { limit: Some(25), ..Bed::new() };
