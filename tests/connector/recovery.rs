@@ -67,7 +67,7 @@ async fn wait_ill(connector: &ComfyConnector, expected: impl Fn(&HealthError) ->
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_ill_is_named_and_mended_by_the_next_call() -> Result<()> {
+async fn an_unhealthy_part_is_named_and_replaced_by_the_next_call() -> Result<()> {
     let _turn = my_turn().await;
     let spaced = Spaced::new()?;
     let bed = &spaced.bed;

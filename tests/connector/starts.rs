@@ -9,7 +9,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use connector::{ComfyConnector, ConnectorBuilder, ConnectorConfig, ConnectorError, HealthError, State};
+use connector::{
+    ComfyConnector, ConnectorBuilder, ConnectorConfig, ConnectorError, HealthError, State, UploadOptions,
+};
 use testbed::{free_port, wait_for};
 use tokio::time::timeout;
 
@@ -65,9 +67,9 @@ async fn both_start_side_by_side_and_end_when_the_start_is_dropped_or_shut_down(
     Ok(())
 }
 
-/// As a program does that adds the crate.
+/// As a program does that adds the crate: its builder, and no goodbye.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_builder_starts_a_connector() -> Result<()> {
+async fn what_a_builder_starts_ends_with_its_last_clone() -> Result<()> {
     let _turn = my_turn().await;
     let bed = Bed::new()?;
     let incomplete = ComfyConnector::builder().workdir(&bed.engine.workdir).start().await.err();
@@ -89,9 +91,18 @@ async fn a_builder_starts_a_connector() -> Result<()> {
         .start()
         .await?;
     ensure!(connector.state() == State::Ready && lines.load(Ordering::Relaxed) > 0);
-    ensure!(connector.validate_resources().await == Ok(()));
-    connector.shutdown().await;
-    ensure!(ComfyConnector::live().is_none());
+    let ephemeral = UploadOptions { ephemeral: true, ..UploadOptions::default() };
+    let uploaded = connector.upload_data(&bed.picture("ours.png")?, &ephemeral).await?;
+    let clone = connector.clone();
+    drop(connector);
+    ensure!(clone.validate_resources().await == Ok(()) && uploaded.is_file());
+    // As from a thread that knows no runtime.
+    std::thread::spawn(move || drop(clone)).join().ok().context("the drop panicked")?;
+    // Whoever asks meanwhile waits for the end of that one.
+    let other =
+        ConnectorBuilder::from(ConnectorConfig::default()).command(["false"]).workdir(&bed.dir).start().await;
+    ensure!(!matches!(other, Err(ConnectorError::OtherConfiguration)), "it is another instance");
+    ensure!(!uploaded.exists());
     bed.wait_nothing_runs().await
 }
 

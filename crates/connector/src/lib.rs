@@ -24,12 +24,13 @@ mod supervision;
 pub mod text;
 
 use std::{
+    ops::Deref,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
-use tokio::{sync::watch, task::spawn_blocking, time::timeout};
+use tokio::{runtime, sync::watch, task::spawn_blocking, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use builder::ConnectorBuilder;
@@ -63,10 +64,40 @@ use state::StateWatch;
 /// # }
 /// ```
 ///
-/// ComfyUI and the browser end with this process, whatever it dies of. Ephemeral files go with
-/// [`ComfyConnector::shutdown`], else with the next start that has the same `state_dir`.
+/// With the last clone it shuts down by itself, in the background; [`ComfyConnector::shutdown`] waits until all is gone.
+/// ComfyUI and the browser end with this process, whatever it dies of. Ephemeral files go with the shutdown, else with
+/// the next start that has the same `state_dir`.
 #[derive(Clone)]
-pub struct ComfyConnector(Arc<Inner>);
+pub struct ComfyConnector(Arc<Handle>);
+
+/// What the clones share. Its end is the connector's.
+struct Handle(Arc<Inner>);
+
+impl Deref for Handle {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.killed.is_cancelled() {
+            return;
+        }
+        self.killed.cancel();
+        let connector = ComfyConnector::of(&self.0);
+        // A runtime that ends leaves the rest to the end of the process.
+        self.runtime.spawn(async move { connector.shutdown().await });
+    }
+}
+
+/// The instance of this process, which stays until its shutdown is over.
+struct Live {
+    inner: Arc<Inner>,
+    handle: Weak<Handle>,
+}
 
 struct Inner {
     config: ConnectorConfig,
@@ -82,6 +113,7 @@ struct Inner {
     stager: Stager,
     ephemeral: Mutex<Vec<EphemeralPath>>,
     on_boot_line: BootLine,
+    runtime: runtime::Handle,
 }
 
 /// Gets each line that ComfyUI writes, from the task that reads them: must not block.
@@ -92,14 +124,20 @@ pub type BootLine = Arc<dyn Fn(&str) + Send + Sync>;
 const REMOVALS_LIMIT: Duration = Duration::from_secs(3);
 
 /// The one live instance of this process.
-static LIVE: Mutex<Option<ComfyConnector>> = Mutex::new(None);
+static LIVE: Mutex<Option<Live>> = Mutex::new(None);
+
+impl Live {
+    fn connector(&self) -> ComfyConnector {
+        self.handle.upgrade().map_or_else(|| ComfyConnector::of(&self.inner), ComfyConnector)
+    }
+}
 
 impl ComfyConnector {
     /// Boots ComfyUI and a browser side by side and runs the self-test through conversion, execution
     /// and result. Waits as long as ComfyUI's process lives, `comfyui.boot_timeout` at most.
     ///
     /// There is one live instance a process: a second call gets the first one, until
-    /// [`ComfyConnector::shutdown`] or an error of the start. When this future is
+    /// [`ComfyConnector::shutdown`], the end of its last clone, or an error of the start. When this future is
     /// dropped, what it had started ends; the next call starts again.
     ///
     /// # Errors
@@ -160,10 +198,16 @@ impl ComfyConnector {
         })??;
         let mut live = locked(&LIVE);
         // Another call may have been faster.
-        if let Some(connector) = live.clone().filter(is_usable) {
+        if let Some(connector) = live.as_ref().map(Live::connector).filter(is_usable) {
             return connector.asked_with(&config);
         }
-        Ok(live.insert(Self::new(config, journal, on_boot_line)).clone())
+        let connector = Self::new(config, journal, on_boot_line);
+        *live = Some(Live { inner: Arc::clone(&connector.0.0), handle: Arc::downgrade(&connector.0) });
+        Ok(connector)
+    }
+
+    fn of(inner: &Arc<Inner>) -> Self {
+        Self(Arc::new(Handle(Arc::clone(inner))))
     }
 
     fn new(config: ConnectorConfig, journal: Arc<Journal>, on_boot_line: BootLine) -> Self {
@@ -179,7 +223,7 @@ impl ComfyConnector {
         .with_file_cache(staging.file_cache_bytes)
         .replacing_foreign(staging.replace_foreign)
         .with_results(staging.results.clone());
-        let connector = Self(Arc::new(Inner {
+        let inner = Inner {
             config,
             standing: StateWatch::new(),
             turn: tokio::sync::Mutex::default(),
@@ -190,15 +234,16 @@ impl ComfyConnector {
             stager,
             ephemeral: Mutex::default(),
             on_boot_line,
-        }));
-        connector.0.standing.enter(State::Initializing);
-        connector
+            runtime: runtime::Handle::current(),
+        };
+        inner.standing.enter(State::Initializing);
+        Self::of(&Arc::new(inner))
     }
 
-    /// The live instance, if there is one: also one that still starts.
+    /// The live instance, if there is one: also one that still starts, or that still ends.
     #[must_use]
     pub fn live() -> Option<Self> {
-        locked(&LIVE).clone()
+        locked(&LIVE).as_ref().map(Live::connector)
     }
 
     /// This instance for somebody who asks for `config`.
@@ -209,7 +254,7 @@ impl ComfyConnector {
     /// Forgets this instance as the live one.
     fn release(&self) {
         let mut live = locked(&LIVE);
-        if live.as_ref().is_some_and(|connector| Arc::ptr_eq(&connector.0, &self.0)) {
+        if live.as_ref().is_some_and(|live| Arc::ptr_eq(&live.inner, &self.0.0)) {
             *live = None;
         }
     }

@@ -79,7 +79,7 @@ impl ComfyConnector {
             }
         }
         // Boxed: a future of its size on every caller's stack would be large for nothing.
-        let Inner { config, stager, on_boot_line, .. } = &*self.0;
+        let Inner { config, stager, on_boot_line, .. } = &**self.0;
         let (begun_at, patience) = (Instant::now(), config.comfyui.boot_timeout);
         let boot = || Box::pin(Engine::boot(config, stager.journal(), Arc::clone(on_boot_line)));
         let pauses =
