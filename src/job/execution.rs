@@ -4,17 +4,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use contract::{
     ObjectUri,
-    event::EventKind,
     failure::Failure,
     prompt::Prompt,
     records::is_anothers,
     request::JobRequest,
-    result::{NodeTiming, Output, Stage, Timings},
+    result::{NodeTiming, Output, Stage},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -23,11 +22,10 @@ use tokio::time::timeout;
 use super::{
     attempt::JSON,
     job_run::JobContext,
-    observer::ExecutionObserver,
     preparation::Ready,
-    report::Reporter,
+    progress::JobProgress,
     retries::Holding,
-    runner::{BOOT_PATIENCE, Runner, ms},
+    runner::{BOOT_PATIENCE, Runner},
     stage_failure::{AtStage, StageFailure},
 };
 use crate::{
@@ -46,7 +44,7 @@ pub(super) struct Executor<'a> {
     pub(super) context: JobContext<'a>,
     pub(super) job: &'a JobRequest,
     pub(super) attempt: u32,
-    pub(super) reporter: &'a Reporter,
+    pub(super) progress: &'a JobProgress<'a>,
     /// Nodes that must run again although ComfyUI remembers their outputs: an earlier try found
     /// their files gone.
     pub(super) rerun: BTreeSet<String>,
@@ -73,28 +71,28 @@ impl<'a> Executor<'a> {
         context: JobContext<'a>,
         job: &'a JobRequest,
         attempt: u32,
-        reporter: &'a Reporter,
+        progress: &'a JobProgress<'a>,
     ) -> Self {
         Self {
             context,
             job,
             attempt,
-            reporter,
+            progress,
             rerun: BTreeSet::new(),
             left: Mutex::default(),
             comfyui_version: OnceLock::new(),
         }
     }
 
-    pub(super) async fn execute(&self, timings: &mut Timings) -> Result<Done, StageFailure> {
-        let JobContext { runner, permit, cancellation, span, .. } = self.context;
+    pub(super) async fn execute(&self) -> Result<Done, StageFailure> {
+        let JobContext { runner, permit, cancellation, .. } = self.context;
         let destination = self.destination().at_stage(Stage::Accept)?;
-        let ready = Box::pin(self.ready(timings)).await?;
+        let ready = Box::pin(self.ready()).await?;
         self.try_place(&destination, &ready.prompt).await.at_stage(Stage::Stage)?;
         let mut early = self.early(&ready.own, &destination);
         let working = async {
             let Ready { prompt, extra_data, own, mut warnings, _folder, _staged } = ready;
-            let wait = span.stage(StageName::Wait);
+            let wait = self.progress.waits();
             let prompt_permit = tokio::select! {
                 biased;
                 () = runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Post),
@@ -119,8 +117,7 @@ impl<'a> Executor<'a> {
                         .map(|ahead_done| QueuedBehind { ahead_done, stop: &back }),
                     known: runner.forecasts.of(&prompt),
                 };
-                let reporter = self.reporter.clone();
-                let mut observer = ExecutionObserver::new(reporter, &prompt_permit, &mut early, wait);
+                let mut observer = self.progress.observe(&prompt_permit, &mut early, wait);
                 let give_back = async {
                     prompt_permit.is_held_up().await;
                     back.cancel();
@@ -147,14 +144,11 @@ impl<'a> Executor<'a> {
             };
             let executed = about.around(executing).await?;
             drop(prompt_permit);
-            timings.waited_ms = ms(executed.waited);
-            timings.executed_ms = ms(executed.executed);
-            self.reporter.tell(EventKind::Executed);
-            connector::phases::reached("executed").await;
+            self.progress.executed(&executed).await;
             if let Some(node_errors) = &executed.node_errors {
                 warnings.push(format!("ComfyUI dropped outputs that failed validation: {node_errors}"));
             }
-            let done = self.deliver(executed, prompt, &own, &destination, &mut early, timings).await?;
+            let done = self.deliver(executed, prompt, &own, &destination, &mut early).await?;
             Ok(Done { warnings, ..done })
         };
         let done = working.await;
@@ -172,9 +166,8 @@ impl<'a> Executor<'a> {
         own: &OwnFolder,
         destination: &Destination<'_>,
         early: &mut EagerUploads,
-        timings: &mut Timings,
     ) -> Result<Done, StageFailure> {
-        let JobContext { runner, cancellation, retries, span, .. } = self.context;
+        let JobContext { runner, cancellation, retries, .. } = self.context;
         let failure = executed.failure();
         let Executed { history, images, images_lost, nodes, .. } = executed;
         let (prompt, history) = (Arc::new(prompt), Arc::new(history));
@@ -189,20 +182,19 @@ impl<'a> Executor<'a> {
             early.settle().await;
             self.find(own, &history, images, images_lost).await
         };
-        let findings = span.stage(StageName::Collect).run(collecting).await.at_stage(Stage::Collect)?;
+        let findings = self.progress.stage(StageName::Collect, collecting).await.at_stage(Stage::Collect)?;
         let begun = &*early;
         let upload = || self.upload(destination, &findings, begun, &prompt, &history);
         // The GPU's time is spent: what it made is kept until it can be stored.
-        let uploading = timed(retries.persist(Holding::Outputs, upload));
+        let uploading = retries.persist(Holding::Outputs, upload);
         let uploading = async { uploading.await.map_err(|stopped| stopped.failure) };
-        let uploading = span.stage(StageName::Upload).run(uploading);
-        let ((outputs, records), uploaded_in) = tokio::select! {
+        let uploading = self.progress.stage(StageName::Upload, uploading);
+        let (outputs, records) = tokio::select! {
             biased;
             uploaded = uploading => uploaded.at_stage(Stage::Upload)?,
             why = cancellation.called() => return Err(why).at_stage(Stage::Upload),
         };
         self.discard(early).await;
-        timings.uploaded_ms = ms(uploaded_in);
         connector::phases::reached("uploaded").await;
         Ok(Done { outputs, records, warnings: Vec::new(), nodes })
     }
@@ -363,9 +355,7 @@ impl<'a> Executor<'a> {
         prompt: &Arc<Prompt>,
         history: &Arc<History>,
     ) -> Result<(Vec<Output>, RecordUris), Failure> {
-        let each = |name: &str, bytes, done, of| {
-            self.reporter.tell(EventKind::Uploaded { filename: name.to_owned(), bytes, done, of });
-        };
+        let each = |name: &str, bytes, done, of| self.progress.uploaded(name, bytes, done, of);
         connector::phases::reached("uploading").await;
         let outputs = findings.upload(destination, early, each);
         tokio::try_join!(outputs, self.store_records(destination, prompt, history))
@@ -413,11 +403,6 @@ impl<'a> Executor<'a> {
             .inspect_err(|stopped| tracing::warn!(error = %stopped.failure, "cannot store the history"))
             .ok()
     }
-}
-
-pub(super) async fn timed<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<(T, Duration), E> {
-    let since = Instant::now();
-    Ok((work.await?, since.elapsed()))
 }
 
 fn engine_failure(error: ConnectorError) -> Failure {

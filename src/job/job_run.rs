@@ -21,9 +21,10 @@ use super::{
     heartbeat::{close, kept_alive},
     in_flight::Cancellation,
     incoming::Incoming,
+    progress::{JobProgress, ms},
     report::Reporter,
     retries::{Holding, Retries, Stopped},
-    runner::{Answer, Runner, ms},
+    runner::{Answer, Runner},
     scheduler::JobPermit,
     stage_failure::StageFailure,
 };
@@ -61,7 +62,7 @@ impl<'a> JobRun<'a> {
 
     /// The answer; an error says what becomes of the message instead.
     pub(super) async fn run(
-        mut self,
+        self,
         job: &JobRequest,
         accept: StageSpan,
         sink: Arc<dyn EventSink>,
@@ -75,15 +76,15 @@ impl<'a> JobRun<'a> {
             Start::Answered(answer) => return Ok(answer),
         };
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
-        reporter.tell(EventKind::Accepted);
-        connector::phases::reached("accepted").await;
+        let progress = JobProgress::new(permit, span, reporter, self.timings);
+        progress.reached(EventKind::Accepted).await;
         let work = async {
             if attempt.crashes > 0 {
                 retries.unless_interrupted(permit.alone(), Holding::Inputs).await?;
             }
-            let mut executor = Executor::new(self.context, job, attempt.number, &reporter);
+            let mut executor = Executor::new(self.context, job, attempt.number, &progress);
             let mut result = loop {
-                match Box::pin(executor.execute(&mut self.timings)).await {
+                match Box::pin(executor.execute()).await {
                     Ok(done) => break self.succeeded(job, attempt.number, done, &executor),
                     Err(failure) => {
                         if let Some(result) = self.after(failure, job, attempt.number, &mut executor).await? {
@@ -93,14 +94,12 @@ impl<'a> JobRun<'a> {
                 }
             };
             let recording = runner.record(&records, retries, &mut result);
-            let answer = span.stage(StageName::Record).run(recording).await?;
+            let answer = progress.stage(StageName::Record, recording).await?;
             Ok::<_, Stopped>((result, answer))
         };
         match kept_alive(&records, &attempt, &incoming.lost, work).await {
             Ok((result, answer)) => {
-                span.ended(&result);
-                connector::phases::reached("result-stored").await;
-                reporter.ended(&result);
+                progress.ended(&result).await;
                 Ok(answer)
             }
             Err(stopped) => {
@@ -156,7 +155,7 @@ impl<'a> JobRun<'a> {
 
     /// What follows from a try that failed: the result, or another try.
     async fn after(
-        &mut self,
+        &self,
         met: StageFailure,
         job: &JobRequest,
         attempt: u32,
@@ -203,18 +202,12 @@ impl<'a> JobRun<'a> {
         }
     }
 
-    fn total(&mut self) -> Timings {
-        self.timings.total_ms = self.timings.queued_ms + ms(self.accepted_at.elapsed());
-        self.timings
+    fn total(&self, progress: &JobProgress<'_>) -> Timings {
+        let timings = progress.timings();
+        Timings { total_ms: timings.queued_ms + ms(self.accepted_at.elapsed()), ..timings }
     }
 
-    fn succeeded(
-        &mut self,
-        job: &JobRequest,
-        attempt: u32,
-        done: Done,
-        executor: &Executor<'_>,
-    ) -> JobResult {
+    fn succeeded(&self, job: &JobRequest, attempt: u32, done: Done, executor: &Executor<'_>) -> JobResult {
         JobResult {
             version: 1,
             id: job.id.clone(),
@@ -224,7 +217,7 @@ impl<'a> JobRun<'a> {
             prompt: Some(done.records.prompt.to_string()),
             error: None,
             warnings: done.warnings,
-            timings: self.total(),
+            timings: self.total(executor.progress),
             nodes: done.nodes,
             attempt,
             worker: WorkerInfo {
@@ -237,14 +230,14 @@ impl<'a> JobRun<'a> {
     }
 
     async fn failed(
-        &mut self,
+        &self,
         job: &JobRequest,
         attempt: u32,
         met: &StageFailure,
         executor: &Executor<'_>,
     ) -> JobResult {
         let records = executor.left_records().await;
-        let timings = self.total();
+        let timings = self.total(executor.progress);
         let mut result =
             failed(&self.context.runner.worker_id, &job.id, attempt, timings, job.metadata.clone(), met);
         result.worker.comfyui_version = executor.comfyui_version();

@@ -20,7 +20,7 @@ use connector::{
 
 /// Watches one execution.
 pub(super) struct ExecutionObserver<'a> {
-    reporter: Reporter,
+    reporter: &'a Reporter,
     place: &'a PromptPermit<'a>,
     early: &'a mut EagerUploads,
     /// The wait for the execution, then that itself.
@@ -33,7 +33,7 @@ pub(super) struct ExecutionObserver<'a> {
 impl<'a> ExecutionObserver<'a> {
     /// Its prompt is about to be posted, in the stage `wait`.
     pub(super) fn new(
-        reporter: Reporter,
+        reporter: &'a Reporter,
         place: &'a PromptPermit<'a>,
         early: &'a mut EagerUploads,
         wait: StageSpan,

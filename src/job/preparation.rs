@@ -9,11 +9,10 @@ use std::{
 
 use contract::{
     bounds,
-    event::EventKind,
     failure::Failure,
     prompt::{Prompt, is_ui_workflow, models_named, prompt_from_value},
     request::{FolderType, WorkflowSource},
-    result::{Stage, Timings},
+    result::Stage,
 };
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value};
@@ -25,12 +24,11 @@ use uuid::Uuid;
 
 use super::{
     apply,
-    execution::{Executor, timed},
+    execution::Executor,
     prompt_check,
-    runner::ms,
     stage_failure::{AtStage, StageFailure},
 };
-use crate::{metrics, telemetry::StageName};
+use crate::telemetry::StageName;
 use connector::{
     Engine,
     browser::{Conversion, ConvertError},
@@ -68,8 +66,8 @@ struct Prepared {
 impl Executor<'_> {
     /// Stages, converts and applies. Until the prompt is posted nothing is lost by handing the job back
     /// at once.
-    pub(super) async fn ready(&self, timings: &mut Timings) -> Result<Ready, StageFailure> {
-        self.context.permit.prepare();
+    pub(super) async fn ready(&self) -> Result<Ready, StageFailure> {
+        self.progress.prepares();
         let begun = Instant::now();
         // Staging may fail before ComfyUI is asked for.
         self.context.runner.connector.running().iter().for_each(|engine| self.met(engine));
@@ -77,22 +75,19 @@ impl Executor<'_> {
             let preparing = async {
                 let engine = self.engine().await?;
                 self.met(&engine);
-                self.context.span.stage(StageName::Convert).run(timed(self.prepare(&engine))).await
+                self.progress.stage(StageName::Convert, self.prepare(&engine)).await
             };
             // Files come while ComfyUI still starts.
-            let staging = self.context.span.stage(StageName::Stage).run(timed(self.stage()));
+            let staging = self.progress.stage(StageName::Stage, self.stage());
             tokio::try_join!(staging, preparing)
         };
-        let ((staged, staged_in), (prepared, converted_in)) = tokio::select! {
+        let (staged, prepared) = tokio::select! {
             // First: what needs neither files nor conversion would be ready at once.
             biased;
             () = self.context.runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Stage),
             why = self.context.cancellation.called() => return Err(why).at_stage(Stage::Stage),
             ready = before_post => ready?,
         };
-        timings.staged_ms = ms(staged_in);
-        timings.models = staged.models;
-        timings.converted_ms = ms(converted_in);
         let Prepared { mut prompt, extra_data, mut warnings } = prepared;
         let (folder, own) = self.apply(&mut prompt, &staged).await.at_stage(Stage::Convert)?;
         // Not before: an input can be set to a link.
@@ -107,9 +102,7 @@ impl Executor<'_> {
         if let Some(known) = known {
             warnings.extend(prompt_check::check_by_class(&mut prompt, &known).at_stage(Stage::Post)?);
         }
-        self.reporter.tell(EventKind::Converted { nodes: prompt.len() });
-        connector::phases::reached("converted").await;
-        self.context.permit.scheduler().prepared_in(begun.elapsed());
+        self.progress.prepared(prompt.len(), begun.elapsed()).await;
         self.context.runner.connector.stager().warm(models_named(&prompt));
         Ok(Ready { prompt, extra_data, own, warnings, _folder: folder, _staged: staged })
     }
@@ -151,10 +144,7 @@ impl Executor<'_> {
         connector::phases::reached("staging").await;
         let staging = self.context.runner.connector.stager().stage_inputs(self.job);
         let staged = self.in_time("the inputs were", staging).await.at_stage(Stage::Stage)?;
-        let models = staged.models.unwrap_or_default().models_cold.bytes;
-        metrics::received(models, staged.bytes.saturating_sub(models));
-        self.reporter.tell(EventKind::Staged { files: staged.files, bytes: staged.bytes });
-        connector::phases::reached("staged").await;
+        self.progress.staged(&staged).await;
         Ok(staged)
     }
 

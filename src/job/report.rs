@@ -23,14 +23,13 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 const PREVIEW_EVERY: Duration = Duration::from_millis(500);
 
 /// Tells of one attempt.
-#[derive(Clone)]
-pub struct Reporter {
+pub(super) struct Reporter {
     id: JobId,
     worker: String,
     attempt: u32,
-    seq: Arc<AtomicU64>,
+    seq: AtomicU64,
     sink: Arc<dyn EventSink>,
-    limits: Arc<Mutex<Limits>>,
+    limits: Mutex<Limits>,
 }
 
 #[derive(Default)]
@@ -41,13 +40,12 @@ struct Limits {
 
 impl Reporter {
     /// For this attempt of this job.
-    #[must_use]
-    pub fn new(id: JobId, worker: String, attempt: u32, sink: Arc<dyn EventSink>) -> Self {
-        Self { id, worker, attempt, seq: Arc::default(), sink, limits: Arc::default() }
+    pub(super) fn new(id: JobId, worker: String, attempt: u32, sink: Arc<dyn EventSink>) -> Self {
+        Self { id, worker, attempt, seq: AtomicU64::default(), sink, limits: Mutex::default() }
     }
 
     /// Tells of an event.
-    pub fn tell(&self, kind: EventKind) {
+    pub(super) fn tell(&self, kind: EventKind) {
         self.sink.event(&JobEvent {
             version: 1,
             id: self.id.clone(),
@@ -166,7 +164,7 @@ mod tests {
     fn events_are_numbered_dated_and_signed() {
         let (reporter, heard) = reporter();
         reporter.tell(EventKind::Accepted);
-        reporter.clone().started();
+        reporter.started();
         let events = heard.events.lock().unwrap();
         let seqs: Vec<u64> = events.iter().map(|event| event.seq).collect();
         assert_eq!(seqs, [0, 1]);

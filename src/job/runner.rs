@@ -23,6 +23,7 @@ use super::{
     in_flight::InFlightJobs,
     incoming::{Incoming, JobOutcome},
     job_run::{JobContext, JobRun},
+    progress::ms,
     retries::{Holding, Retries, Stopped},
     scheduler::{JobPermit, Scheduler},
     stage_failure::StageFailure,
@@ -246,8 +247,4 @@ fn ended(incoming: &Incoming, id: JobId, outcome: Result<Answer, Stopped>) -> Jo
         // What these ask for was not possible where it was decided.
         Err(Stopped { failure, .. }) => JobOutcome::hand_back(incoming, &failure, GiveBack::Later),
     }
-}
-
-pub(super) fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -2,6 +2,7 @@
 //! done go up while others still run.
 
 mod eager;
+mod listed;
 mod written;
 
 use std::{
@@ -9,7 +10,7 @@ use std::{
     fs::File,
     io,
     os::fd::AsRawFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -18,9 +19,8 @@ use bytes::Bytes;
 use contract::{
     ObjectUri, bounds,
     failure::Failure,
-    request::{FolderType, OutputRequest},
+    request::OutputRequest,
     result::{Kind, Output, OutputFile},
-    text::one_line,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -30,13 +30,14 @@ use crate::{
         tracker::OutputImage,
     },
     config::OutputsConfig,
-    stage::{FileName, Folders, NameError, Subfolder, open_beneath},
+    stage::Folders,
     store::{Content, ObjectStore, StoreError, Stored},
 };
 use eager::Begun;
-use written::{Identity, Written};
+use written::Written;
 
 pub use eager::EagerUploads;
+pub(crate) use listed::Listed;
 pub use written::{OwnFolder, settled};
 
 /// Files uploaded side by side.
@@ -113,44 +114,27 @@ pub fn find(
                 });
             }
             OutputContent::File { filename, subfolder, folder } => {
-                let folder = match folder.as_str() {
-                    "output" => FolderType::Output,
-                    "temp" => FolderType::Temp,
-                    // What a node lists from `input` is nothing that it made.
-                    _ => continue,
-                };
-                let temp = folder == FolderType::Temp;
-                let opened = open(folders, own, folder, &subfolder, &filename);
-                if let Ok((file, path)) = &opened
-                    && own.is_beside(folder, &subfolder)
-                    && let Ok(metadata) = file.metadata()
-                {
-                    findings.written.note(path.clone(), Identity::of(&metadata), own);
-                }
-                if temp && !request.include_temp {
+                let Some(listed) = Listed::of(filename, subfolder, &folder) else { continue };
+                let opened = listed.open_own(folders, own, &findings.written);
+                if !listed.is_wanted(request) {
                     continue;
                 }
                 match opened {
                     Ok(_) if findings.files.len() as u64 >= u64::from(most) => findings.beyond += 1,
-                    Ok((file, _)) => {
-                        let wanted = shown(&own.name, &subfolder, &filename);
-                        let place = places.give(&wanted, &format!("{folder:?}/{subfolder}/{filename}"));
-                        let content = FoundContent::File(Arc::new(file));
-                        findings.files.push(Found {
-                            node,
-                            key,
-                            index,
-                            temp,
-                            place,
-                            filename,
-                            content,
-                            output: OnceLock::new(),
-                        });
-                    }
+                    Ok(file) => findings.files.push(Found {
+                        node,
+                        key,
+                        index,
+                        temp: listed.is_temp(),
+                        place: places.give(&listed.place(own), &listed.key()),
+                        filename: listed.filename,
+                        content: FoundContent::File(Arc::new(file)),
+                        output: OnceLock::new(),
+                    }),
                     Err(error) => {
-                        let name = one_line(&format!("{}/{subfolder}/{filename}", folder.name()), 200);
                         let separator = if missing.nodes.is_empty() { "" } else { "; " };
-                        missing.message += &format!("{separator}node {node} lists {name:?}: {error}");
+                        missing.message +=
+                            &format!("{separator}node {node} lists {:?}: {error}", listed.name());
                         missing.nodes.insert(node);
                     }
                 }
@@ -183,12 +167,6 @@ pub fn find(
     Ok(findings)
 }
 
-/// Folder and name of a file as its publisher sees them, who does not see the job's own folder.
-fn shown(own_folder: &str, subfolder: &str, filename: &str) -> String {
-    let shown = subfolder.strip_prefix(own_folder).unwrap_or(subfolder).trim_matches('/');
-    if shown.is_empty() { filename.to_owned() } else { format!("{shown}/{filename}") }
-}
-
 /// Object names: a file that is listed twice has one, two files of one name stay apart.
 #[derive(Default)]
 struct Places {
@@ -214,29 +192,6 @@ impl Places {
         self.given.insert(source.to_owned(), place.clone());
         place
     }
-}
-
-/// The path within ComfyUI's folder of a file that a node lists.
-pub(crate) fn relative(subfolder: &str, filename: &str) -> Result<String, NameError> {
-    let name = FileName::parse(filename)?;
-    Ok(Subfolder::parse(subfolder.trim_matches('/'))?.join(&name))
-}
-
-fn open(
-    folders: &Folders,
-    own: &OwnFolder,
-    folder: FolderType,
-    subfolder: &str,
-    filename: &str,
-) -> io::Result<(File, PathBuf)> {
-    let relative = relative(subfolder, filename)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
-    let root = folders.of(folder);
-    let file = open_beneath(&root, Path::new(&relative))?;
-    if own.is_beside(folder, subfolder) && !own.is_as_young(&file.metadata()?) {
-        return Err(io::Error::other("it is older than the job"));
-    }
-    Ok((file, root.join(relative)))
 }
 
 /// Where outputs go.

@@ -2,10 +2,11 @@
 
 use std::{fs, os::unix::fs::symlink, sync::Mutex};
 
+use contract::request::FolderType;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{checksum, comfy::events::Image, store::LocalStore};
+use crate::{checksum, comfy::events::Image, stage::FileName, store::LocalStore};
 
 const OWN: &str = "comfy-worker-1";
 

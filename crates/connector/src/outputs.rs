@@ -1,14 +1,12 @@
 //! What a prompt made, as files on this machine.
 
-use std::path::{Path, PathBuf};
-
-use contract::request::FolderType;
+use std::path::PathBuf;
 
 use crate::{
     ComfyConnector,
     comfy::history::{History, OutputContent, OutputItem},
-    deliver::relative,
-    stage::{Folders, open_beneath},
+    deliver::Listed,
+    stage::Folders,
 };
 
 /// A file that a prompt made.
@@ -28,14 +26,9 @@ pub struct LocalOutput {
 fn local_outputs(folders: &Folders, history: &History) -> Vec<LocalOutput> {
     let found = history.outputs().into_iter().filter_map(|OutputItem { node, key, content, .. }| {
         let OutputContent::File { filename, subfolder, folder } = content else { return None };
-        let folder = match folder.as_str() {
-            "output" => FolderType::Output,
-            "temp" => FolderType::Temp,
-            _ => return None,
-        };
-        let (root, relative) = (folders.of(folder), relative(&subfolder, &filename).ok()?);
-        open_beneath(&root, Path::new(&relative)).ok()?;
-        Some(LocalOutput { node, key, path: root.join(relative), temp: folder == FolderType::Temp })
+        let listed = Listed::of(filename, subfolder, &folder)?;
+        let (_, path) = listed.open(folders).ok()?;
+        Some(LocalOutput { node, key, path, temp: listed.is_temp() })
     });
     found.collect()
 }

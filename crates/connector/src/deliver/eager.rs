@@ -8,21 +8,18 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use contract::{
-    ObjectUri,
-    request::{FolderType, OutputRequest},
-};
+use contract::{ObjectUri, request::OutputRequest};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::{
-    Found, FoundContent, OwnFolder, PARALLEL_UPLOADS, content_type, open, shown,
+    Found, FoundContent, Listed, OwnFolder, PARALLEL_UPLOADS, content_type,
     written::{Identity, Written},
 };
 use crate::{
-    comfy::history::{OutputContent, OutputItem, outputs_of},
+    comfy::history::outputs_of,
     config::OutputsConfig,
     stage::Folders,
     store::{ObjectStore, StoreError, Stored},
@@ -78,7 +75,8 @@ impl EagerUploads {
 
     /// A node is done: what its entry of the history's `outputs` lists begins to go up.
     pub fn begin(&mut self, node: &str, entry: &Value) {
-        let files: Vec<_> = outputs_of(node, entry).filter_map(listed).collect();
+        let files: Vec<_> =
+            outputs_of(node, entry).filter_map(|item| Listed::of_content(item.content)).collect();
         if files.is_empty() {
             return;
         }
@@ -138,23 +136,6 @@ impl Begun {
     }
 }
 
-/// A listed file.
-struct Listed {
-    folder: FolderType,
-    subfolder: String,
-    filename: String,
-}
-
-fn listed(item: OutputItem) -> Option<Listed> {
-    let OutputContent::File { filename, subfolder, folder } = item.content else { return None };
-    let folder = match folder.as_str() {
-        "output" => FolderType::Output,
-        "temp" => FolderType::Temp,
-        _ => return None,
-    };
-    Some(Listed { folder, subfolder, filename })
-}
-
 impl Shared {
     fn begun(&self) -> std::sync::MutexGuard<'_, HashMap<String, Begun>> {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner)
@@ -162,16 +143,12 @@ impl Shared {
 
     /// Begins one upload, within the limits. What cannot be begun is seen again, and told, in the end.
     fn begin(&self, listed: &Listed) {
-        let Listed { folder, subfolder, filename } = listed;
-        let Ok((file, path)) = open(&self.folders, &self.own, *folder, subfolder, filename) else { return };
+        let Ok(file) = listed.open_own(&self.folders, &self.own, &self.written) else { return };
         let Ok(identity) = file.metadata().map(|metadata| Identity::of(&metadata)) else { return };
-        if self.own.is_beside(*folder, subfolder) {
-            self.written.note(path, identity, &self.own);
-        }
-        if *folder == FolderType::Temp && !self.request.include_temp {
+        if !listed.is_wanted(&self.request) {
             return;
         }
-        let place = shown(&self.own.name, subfolder, filename);
+        let place = listed.place(&self.own);
         let Ok(uri) = self.base.join(&format!("outputs/{place}")) else { return };
         let mut begun = self.begun();
         let bytes = begun.values().map(|begun| begun.identity.size()).sum::<u64>() + identity.size();
@@ -182,7 +159,7 @@ impl Shared {
         let (content, target) = (FoundContent::File(Arc::new(file)), uri.clone());
         // Not the whole of it: that one holds this upload, and ends it.
         let (store, turns) = (Arc::clone(&self.store), Arc::clone(&self.side_by_side));
-        let content_type = content_type(filename);
+        let content_type = content_type(&listed.filename);
         let upload = async move {
             let _turn = turns.acquire().await;
             content.put(&*store, &target, &content_type).await
