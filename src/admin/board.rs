@@ -16,9 +16,9 @@ use tokio::sync::watch;
 
 use super::{
     job_status::JobStatus,
-    outcome::{Left, Stored},
+    outcome::{JobEnding, Stored},
     resources::Resources,
-    views::{Counts, Status, StatusDelta, Versions, WorkerView},
+    views::{JobCounts, Status, StatusDelta, Versions, WorkerView},
 };
 use crate::{
     dependency::Dependency,
@@ -68,7 +68,7 @@ struct Contents {
     taken: u64,
     /// The newest first.
     last: VecDeque<Arc<JobStatus>>,
-    counts: Counts,
+    counts: JobCounts,
     resources: Option<Resources>,
     /// Rises with each change, which it tells everybody who looks.
     revision: watch::Sender<u64>,
@@ -89,7 +89,7 @@ impl StatusBoard {
             jobs: BTreeMap::new(),
             taken: 0,
             last: VecDeque::new(),
-            counts: Counts::default(),
+            counts: JobCounts::default(),
             resources: None,
             revision: watch::Sender::new(0),
         })))
@@ -278,12 +278,12 @@ impl Drop for JobHandle {
         self.board.change(|contents, revision| {
             let Some(card) = contents.jobs.remove(&self.number).flatten() else { return };
             let card = card.leave(now_ms(), revision);
-            let Counts { succeeded, failed, cancelled, handed_back } = &mut contents.counts;
+            let JobCounts { succeeded, failed, cancelled, handed_back } = &mut contents.counts;
             *match card.left() {
-                Some(Left::Succeeded) => succeeded,
-                Some(Left::Failed) => failed,
-                Some(Left::Cancelled) => cancelled,
-                Some(Left::HandedBack) | None => handed_back,
+                Some(JobEnding::Succeeded) => succeeded,
+                Some(JobEnding::Failed) => failed,
+                Some(JobEnding::Cancelled) => cancelled,
+                Some(JobEnding::HandedBack) | None => handed_back,
             } += 1;
             contents.last.push_front(Arc::new(card));
             contents.last.truncate(LAST_JOBS);

@@ -23,7 +23,7 @@ const NOTHING: &str =
 
 /// The names by which the endpoint is asked.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Names {
+pub(super) enum HostNames {
     /// It listens on loopback: those of this machine. A website that has its own name lead to 127.0.0.1 (DNS
     /// rebinding) would otherwise read everything through a browser here.
     Local,
@@ -31,7 +31,7 @@ pub(super) enum Names {
     Any,
 }
 
-impl Names {
+impl HostNames {
     /// By where it listens.
     pub(super) fn of(address: SocketAddr) -> Self {
         if address.ip().to_canonical().is_loopback() { Self::Local } else { Self::Any }
@@ -55,7 +55,7 @@ fn is_local(host: &str) -> bool {
 }
 
 /// Refuses what was sent to another name.
-pub(super) async fn check(State(names): State<Names>, request: Request, next: Next) -> Response {
+pub(super) async fn check(State(names): State<HostNames>, request: Request, next: Next) -> Response {
     let headers = request.headers().get_all(HOST).into_iter().map(|host| host.to_str().unwrap_or_default());
     let authority = request.uri().authority().map(|authority| authority.as_str());
     // Without any it is HTTP/1.0, which no browser speaks.
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_public_listener_is_asked_by_any_name() {
-        let fits = |address: &str, host| Names::of(address.parse().unwrap()).fit(host);
+        let fits = |address: &str, host| HostNames::of(address.parse().unwrap()).fit(host);
         assert!(fits("0.0.0.0:9188", "worker.example") && fits("[::]:9188", "worker.example"));
         assert!(!fits("127.0.0.1:9188", "worker.example") && !fits("[::1]:9188", "worker.example"));
     }

@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::{
-    Site,
+    AdminState,
     listener::Peer,
     views::{StatusDelta, WorkerView},
 };
@@ -48,7 +48,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
 /// One page.
 struct Listener {
-    site: Arc<Site>,
+    site: Arc<AdminState>,
     changes: watch::Receiver<u64>,
     seen: Option<(u64, WorkerView)>,
     told: Instant,
@@ -64,8 +64,8 @@ struct Message<'a> {
     reset: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<&'a WorkerView>,
-    /// Whether a token opens the orders.
-    orders: bool,
+    /// Whether a token opens the commands.
+    commands: bool,
     #[serde(flatten)]
     news: &'a StatusDelta,
 }
@@ -112,7 +112,10 @@ impl Drop for Permit {
     }
 }
 
-pub(super) async fn events(State(site): State<Arc<Site>>, Extension(peer): Extension<Peer>) -> Response {
+pub(super) async fn events(
+    State(site): State<Arc<AdminState>>,
+    Extension(peer): Extension<Peer>,
+) -> Response {
     let Some(permit) = site.listeners.permit(peer.0.ip()) else {
         let told = format!(
             "too many pages listen already: at most {MOST_OF_ONE} of an address, {MOST_LISTENERS} in all\n"
@@ -174,7 +177,7 @@ impl Listener {
             return None;
         }
         let worker = worker.then_some(&news.worker);
-        let message = Message { reset, worker, orders: self.site.token.is_some(), news: &news };
+        let message = Message { reset, worker, commands: self.site.token.is_some(), news: &news };
         let event = serde_json::to_string(&message);
         self.seen = Some((news.revision, news.worker));
         event

@@ -30,7 +30,7 @@ const SOON: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, Default)]
 struct NodeStatus(Arc<Mutex<Vec<String>>>);
 
-impl Orders for NodeStatus {
+impl Commands for NodeStatus {
     fn cancel(&self, job: &JobId) -> bool {
         self.0.lock().unwrap().push(format!("cancel {job}"));
         job.as_str() == "here"
@@ -205,7 +205,7 @@ async fn a_name_that_is_not_this_machines_is_refused() {
 }
 
 #[tokio::test]
-async fn without_a_token_nobody_gives_orders() {
+async fn without_a_token_nobody_gives_commands() {
     let bed = Bed::with(None).await;
     for path in ["/drain", "/jobs/here/cancel"] {
         for headers in [&[][..], &[("authorization", "Bearer ")], &[("authorization", "Bearer x")]] {
@@ -216,11 +216,11 @@ async fn without_a_token_nobody_gives_orders() {
         }
     }
     assert_eq!(bed.told(), Vec::<String>::new());
-    assert_eq!(Messages::open(&bed).await.next().await["orders"], false);
+    assert_eq!(Messages::open(&bed).await.next().await["commands"], false);
 }
 
 #[tokio::test]
-async fn orders_need_the_token_whole() {
+async fn commands_need_the_token_whole() {
     let bed = Bed::with(Some(TOKEN)).await;
     let wrong = [
         "",
@@ -249,11 +249,12 @@ async fn orders_need_the_token_whole() {
     assert_eq!(bed.told(), Vec::<String>::new());
 
     let bearer = format!("bearer {TOKEN}");
-    let order = async |path: &str| bed.ask(Method::POST, path, &[("authorization", &bearer)]).await.status();
-    assert_eq!(order("/jobs/here/cancel").await, 202);
-    assert_eq!(order("/jobs/elsewhere/cancel").await, 404);
-    assert_eq!(order("/jobs/..%2F..%2Fhere/cancel").await, 404);
-    assert_eq!(order("/drain").await, 202);
+    let command =
+        async |path: &str| bed.ask(Method::POST, path, &[("authorization", &bearer)]).await.status();
+    assert_eq!(command("/jobs/here/cancel").await, 202);
+    assert_eq!(command("/jobs/elsewhere/cancel").await, 404);
+    assert_eq!(command("/jobs/..%2F..%2Fhere/cancel").await, 404);
+    assert_eq!(command("/drain").await, 202);
     assert_eq!(bed.told(), ["cancel here", "cancel elsewhere", "drain"]);
 }
 
@@ -265,7 +266,7 @@ async fn a_page_hears_everything_then_changes_then_signs_of_life() {
     let mut messages = Messages::open(&bed).await;
     let first = messages.next().await;
     assert_eq!(
-        (&first["reset"], &first["orders"], &first["in_hand"]),
+        (&first["reset"], &first["commands"], &first["in_hand"]),
         (&json!(true), &json!(true), &json!([1]))
     );
     assert_eq!((&first["worker"]["id"], &first["worker"]["state"]), (&json!("gpu-7"), &json!("booting")));

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::{
     nodes::{self, Nodes},
-    outcome::{Left, Outcome, Stored},
-    stages::{Now, Spent, Stages},
+    outcome::{JobEnding, Outcome, Stored},
+    stages::{CurrentStage, PastStage, Stages},
 };
 use crate::events::Preview;
 use connector::comfy::events::Image;
@@ -57,8 +57,8 @@ pub(super) struct JobView {
     key: u64,
     accepted_at: u64,
     ended_at: Option<u64>,
-    stages: Vec<Spent>,
-    stage: Option<Now>,
+    stages: Vec<PastStage>,
+    stage: Option<CurrentStage>,
     progress: f64,
     node_count: Option<usize>,
     nodes_begun: u64,
@@ -197,7 +197,7 @@ impl JobStatus {
         self.outcome.is_some()
     }
 
-    pub(super) fn left(&self) -> Option<Left> {
+    pub(super) fn left(&self) -> Option<JobEnding> {
         self.outcome.as_ref().map(Outcome::status)
     }
 

@@ -1,15 +1,15 @@
 //! Health, status and the status page over HTTP: `/livez`, `/readyz`, `/metrics`, `/status`, `/`.
 //!
-//! Anyone who reaches the port may look; orders need `admin.token`. No request is waited for by a job: what
+//! Anyone who reaches the port may look; commands need `admin.token`. No request is waited for by a job: what
 //! is told comes from the [`StatusBoard`], pictures come from the store, a few at a time.
 
 mod board;
 mod checks;
+mod commands;
 mod events;
 mod job_status;
 mod listener;
 mod nodes;
-mod orders;
 mod outcome;
 mod page;
 mod pictures;
@@ -38,7 +38,7 @@ use tokio_util::{
 };
 
 pub use board::{JobHandle, Phase, StatusBoard};
-pub use orders::Orders;
+pub use commands::Commands;
 pub use resources::{Resources, Usage};
 pub use views::Status;
 
@@ -49,19 +49,19 @@ use crate::{metrics, store::ObjectStore};
 pub struct Admin {
     /// Where it listens.
     pub address: SocketAddr,
-    site: Arc<Site>,
+    site: Arc<AdminState>,
     _closed: DropGuard,
     _server: AbortOnDropHandle<()>,
 }
 
 /// What the handlers share.
 #[derive(Debug)]
-struct Site {
+struct AdminState {
     board: StatusBoard,
     token: Option<SecretString>,
     /// Held while a wrong token is answered.
     wrong_tokens: tokio::sync::Mutex<()>,
-    orders: Box<dyn Orders>,
+    commands: Box<dyn Commands>,
     /// Where the outputs are.
     store: OnceLock<Arc<dyn ObjectStore>>,
     listeners: Arc<events::Listeners>,
@@ -77,7 +77,7 @@ impl Admin {
     }
 }
 
-/// Serves `board` at `address`. Anyone who has the `token` gives `orders`; without one nobody does.
+/// Serves `board` at `address`. Anyone who has the `token` gives `commands`; without one nobody does.
 ///
 /// # Errors
 /// When the address cannot be bound.
@@ -85,16 +85,16 @@ pub async fn serve(
     address: SocketAddr,
     board: StatusBoard,
     token: Option<SecretString>,
-    orders: impl Orders + 'static,
+    commands: impl Commands + 'static,
 ) -> std::io::Result<Admin> {
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     let closed = CancellationToken::new();
-    let site = Arc::new(Site {
+    let site = Arc::new(AdminState {
         board,
         token,
         wrong_tokens: tokio::sync::Mutex::default(),
-        orders: Box::new(orders),
+        commands: Box::new(commands),
         store: OnceLock::new(),
         listeners: Arc::default(),
         pictures: Arc::new(Semaphore::new(pictures::MOST_PICTURES)),
@@ -109,23 +109,23 @@ pub async fn serve(
         .route("/events", get(events::events))
         .route("/jobs/{id}/preview", get(pictures::preview))
         .route("/jobs/{id}/outputs/{index}", get(pictures::output))
-        .route("/jobs/{id}/cancel", post(orders::cancel))
-        .route("/drain", post(orders::drain))
-        .layer(middleware::from_fn_with_state(checks::Names::of(address), checks::check))
+        .route("/jobs/{id}/cancel", post(commands::cancel))
+        .route("/drain", post(commands::drain))
+        .layer(middleware::from_fn_with_state(checks::HostNames::of(address), checks::check))
         .layer(middleware::map_response(checks::harden))
         .with_state(Arc::clone(&site));
     let server = tokio::spawn(listener::answer(listener, routes, closed.clone()));
     Ok(Admin { address, site, _closed: closed.drop_guard(), _server: AbortOnDropHandle::new(server) })
 }
 
-async fn status(State(site): State<Arc<Site>>) -> impl IntoResponse {
+async fn status(State(site): State<Arc<AdminState>>) -> impl IntoResponse {
     match serde_json::to_vec(&site.board.status()) {
         Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
-async fn measured(State(site): State<Arc<Site>>) -> impl IntoResponse {
+async fn measured(State(site): State<Arc<AdminState>>) -> impl IntoResponse {
     metrics::ready(site.board.unready_reason().is_none());
     match metrics::render() {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
@@ -133,7 +133,7 @@ async fn measured(State(site): State<Arc<Site>>) -> impl IntoResponse {
     }
 }
 
-async fn ready(State(site): State<Arc<Site>>) -> impl IntoResponse {
+async fn ready(State(site): State<Arc<AdminState>>) -> impl IntoResponse {
     match site.board.unready_reason() {
         None => (StatusCode::OK, "ready\n".to_owned()),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),

@@ -23,7 +23,7 @@ pub(super) const LARGEST_PICTURE: u64 = 8 << 20;
 /// How a job left this worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Left {
+pub(super) enum JobEnding {
     Succeeded,
     Failed,
     Cancelled,
@@ -34,13 +34,13 @@ pub(super) enum Left {
 /// A job's end, cut to a size that can be kept.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Outcome {
-    status: Left,
+    status: JobEnding,
     /// Answered without a run: refused, or its result was there.
     unrun: bool,
     /// Why it went back to the queue.
     reason: Option<String>,
     error: Option<ErrorView>,
-    outputs: Vec<Shown>,
+    outputs: Vec<OutputView>,
     outputs_in_all: usize,
     warnings: Vec<String>,
     warnings_in_all: usize,
@@ -61,7 +61,7 @@ struct ErrorView {
 
 /// An output: what it is called and where it is.
 #[derive(Clone, Debug, Serialize)]
-struct Shown {
+struct OutputView {
     node: String,
     kind: Kind,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,7 +103,7 @@ impl Outcome {
     /// Of a job that goes back to the queue.
     pub(super) fn handed_back(reason: &str) -> Self {
         Self {
-            status: Left::HandedBack,
+            status: JobEnding::HandedBack,
             unrun: false,
             reason: Some(one_line(reason, MESSAGE)),
             error: None,
@@ -116,12 +116,12 @@ impl Outcome {
     }
 
     fn read(result: &JobResult, ours: bool) -> Self {
-        let outputs = result.outputs.iter().take(OUTPUTS).map(|output| Shown::of(output, ours));
+        let outputs = result.outputs.iter().take(OUTPUTS).map(|output| OutputView::of(output, ours));
         Self {
             status: match result.status {
-                Status::Succeeded => Left::Succeeded,
-                Status::Failed => Left::Failed,
-                Status::Cancelled => Left::Cancelled,
+                Status::Succeeded => JobEnding::Succeeded,
+                Status::Failed => JobEnding::Failed,
+                Status::Cancelled => JobEnding::Cancelled,
             },
             unrun: false,
             reason: None,
@@ -139,7 +139,7 @@ impl Outcome {
         }
     }
 
-    pub(super) fn status(&self) -> Left {
+    pub(super) fn status(&self) -> JobEnding {
         self.status
     }
 
@@ -180,7 +180,7 @@ fn last_lines(lines: &[String]) -> String {
     format!("(the first {over} characters are cut here, result.json has them) …\n{shown}")
 }
 
-impl Shown {
+impl OutputView {
     fn of(output: &Output, ours: bool) -> Self {
         let file = output.file.as_ref().map(|file| {
             let content_type = picture_type(&file.content_type)

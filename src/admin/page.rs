@@ -9,7 +9,7 @@ use axum::{
     routing::get,
 };
 
-use super::Site;
+use super::AdminState;
 
 /// Scripts and styles are files of ours, never part of a page; pictures are ours too.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -20,7 +20,7 @@ const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
 /// Where they are asked for.
-pub(super) fn routes() -> Router<Arc<Site>> {
+pub(super) fn routes() -> Router<Arc<AdminState>> {
     let files: [(_, _, &'static str); 9] = [
         ("/", HTML, include_str!("page/index.html")),
         ("/page.css", CSS, include_str!("page/page.css")),

@@ -20,7 +20,7 @@ use futures_util::StreamExt;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    Site,
+    AdminState,
     outcome::{LARGEST_PICTURE, Stored},
 };
 use crate::store::{Object, ObjectStore, StoreError};
@@ -34,7 +34,7 @@ const WHOLE_LIMIT: Duration = Duration::from_secs(60);
 const SANDBOX: &str = "default-src 'none'; frame-ancestors 'none'; sandbox";
 
 /// `GET /jobs/{id}/preview`
-pub(super) async fn preview(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Response {
+pub(super) async fn preview(State(site): State<Arc<AdminState>>, Path(id): Path<String>) -> Response {
     let preview = id.parse().ok().and_then(|id: JobId| site.board.preview(&id));
     match preview {
         Some((content_type, bytes)) => {
@@ -46,7 +46,7 @@ pub(super) async fn preview(State(site): State<Arc<Site>>, Path(id): Path<String
 
 /// `GET /jobs/{id}/outputs/{index}`
 pub(super) async fn output(
-    State(site): State<Arc<Site>>,
+    State(site): State<Arc<AdminState>>,
     Path((id, index)): Path<(String, String)>,
 ) -> Response {
     let picture = id.parse().ok().zip(index.parse().ok());

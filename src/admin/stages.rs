@@ -27,14 +27,14 @@ pub(super) struct Stages {
 
 /// A stage that is over, or has been left for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Spent {
+pub(super) struct PastStage {
     stage: &'static str,
     ms: u64,
 }
 
 /// The stage that a job is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Now {
+pub(super) struct CurrentStage {
     stage: &'static str,
     /// Unix time in milliseconds.
     since: u64,
@@ -99,15 +99,15 @@ impl Stages {
     }
 
     /// Those that took any time.
-    pub(super) fn spent(&self) -> Vec<Spent> {
-        let stages = NAMES.into_iter().zip(self.spent).map(|(stage, ms)| Spent { stage, ms });
+    pub(super) fn spent(&self) -> Vec<PastStage> {
+        let stages = NAMES.into_iter().zip(self.spent).map(|(stage, ms)| PastStage { stage, ms });
         stages.filter(|spent| spent.ms > 0).collect()
     }
 
     /// Where it is.
-    pub(super) fn now(&self) -> Option<Now> {
+    pub(super) fn now(&self) -> Option<CurrentStage> {
         let (stage, since) = self.now?;
-        Some(Now { stage: NAMES[stage], since })
+        Some(CurrentStage { stage: NAMES[stage], since })
     }
 }
 
@@ -147,11 +147,11 @@ mod tests {
         let accepted = (100, EventKind::Accepted);
         let first = stages(&[accepted.clone(), (110, STAGED_EVENT), (150, CONVERTED_EVENT)]);
         assert_eq!(told(&first), [("staged", 10), ("converted", 40)]);
-        assert_eq!(first.now(), Some(Now { stage: "waited", since: 150 }));
+        assert_eq!(first.now(), Some(CurrentStage { stage: "waited", since: 150 }));
         // Its conversion was known: what it waits for are its files.
         let other = stages(&[accepted, (110, CONVERTED_EVENT), (400, STAGED_EVENT)]);
         assert_eq!(told(&other), [("staged", 300)]);
-        assert_eq!(other.now(), Some(Now { stage: "waited", since: 400 }));
+        assert_eq!(other.now(), Some(CurrentStage { stage: "waited", since: 400 }));
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
             (61, queued),
             (70, EventKind::Started),
         ]);
-        assert_eq!(tried.now(), Some(Now { stage: "executed", since: 70 }));
+        assert_eq!(tried.now(), Some(CurrentStage { stage: "executed", since: 70 }));
         tried.end(100);
         assert_eq!(
             told(&tried),

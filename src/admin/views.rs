@@ -14,7 +14,7 @@ pub(super) struct Versions {
 
 /// Jobs that have left this worker since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Counts {
+pub(super) struct JobCounts {
     pub(super) succeeded: u64,
     pub(super) failed: u64,
     pub(super) cancelled: u64,
@@ -32,7 +32,7 @@ pub struct Status {
     pub(super) comfyui_version: Option<String>,
     pub(super) frontend_version: Option<String>,
     pub(super) chromium_version: Option<String>,
-    pub(super) jobs: Counts,
+    pub(super) jobs: JobCounts,
     pub(super) resources: Option<Resources>,
     /// The job in hand, of several the one that came first: its last event and what is known beside it.
     pub(super) job: Option<JobView>,
@@ -51,7 +51,7 @@ pub(super) struct WorkerView {
     /// Unix time in milliseconds.
     pub(super) started_at: u64,
     pub(super) versions: Versions,
-    pub(super) jobs: Counts,
+    pub(super) jobs: JobCounts,
     pub(super) resources: Option<Resources>,
 }
 

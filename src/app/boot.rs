@@ -19,7 +19,7 @@ use super::ServeError;
 use crate::{
     config::Config,
     metrics,
-    queue::{Broker, ConsumerTimeout, Findings, QueueError},
+    queue::{Broker, ConsumerTimeout, QueueCompatibility, QueueError},
     store::{ObjectStore, StoreError, Stores},
 };
 use connector::{ComfyConnector, ConnectorError, Engine};
@@ -35,7 +35,7 @@ pub(super) async fn boot(
         match Broker::connect_retrying(&config.amqp, &config.worker.id, stop).await {
             Ok(broker) => {
                 tracing::info!(broker = config.amqp.address(), queue = config.amqp.queue, "broker ready");
-                tell(&broker.findings(config.job.timeout).await);
+                tell(&broker.compatibility(config.job.timeout).await);
                 Ok(Some(broker))
             }
             Err(QueueError::Stopped) => Ok(None),
@@ -46,7 +46,7 @@ pub(super) async fn boot(
     Ok(broker)
 }
 
-fn tell(findings: &Findings) {
+fn tell(findings: &QueueCompatibility) {
     let (fits, warning) = match &findings.consumer_timeout {
         ConsumerTimeout::Fits => (Some(true), None),
         ConsumerTimeout::TooShort(warning) => (Some(false), Some(warning)),

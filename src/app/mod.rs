@@ -1,9 +1,9 @@
 //! `serve`: the only place where broker, runner and connector are wired together.
 
 mod boot;
+mod control;
 mod dependencies;
 mod notices;
-mod orders;
 mod quota;
 mod sampler;
 mod settle;
@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::{
     boot::{BootMark, boot, boot_error, starting},
-    orders::{ControlHandler, LocalControl},
+    control::{ControlHandler, LocalControl},
     worker::Worker,
 };
 use crate::{
@@ -58,9 +58,9 @@ pub async fn serve(config: Config, shutdown: ShutdownTokens) -> Result<(), Serve
     let admin = match config.admin.listen {
         None => None,
         Some(address) => {
-            let orders = LocalControl { in_hand: in_hand.clone(), shutdown: shutdown.clone() };
+            let commands = LocalControl { in_hand: in_hand.clone(), shutdown: shutdown.clone() };
             let token = config.admin.token.clone();
-            let admin = admin::serve(address, board.clone(), token, orders).await.map_err(|error| {
+            let admin = admin::serve(address, board.clone(), token, commands).await.map_err(|error| {
                 let problem = format!("admin.listen: cannot listen at {address}: {error}");
                 // Another process has it, and may let go of it.
                 if error.kind() == std::io::ErrorKind::AddrInUse {
@@ -103,8 +103,8 @@ pub async fn serve(config: Config, shutdown: ShutdownTokens) -> Result<(), Serve
             board.depends_on(runner.store_monitor.dependency());
             board.depends_on(&runner.disk);
             let _watching = AbortOnDropHandle::new(tokio::spawn(dependencies::watch(&runner)));
-            let obeying = ControlHandler::of(&runner).obey(broker.orders());
-            let _obeying = AbortOnDropHandle::new(tokio::spawn(obeying));
+            let handling = ControlHandler::of(&runner).handle(broker.commands());
+            let _handling = AbortOnDropHandle::new(tokio::spawn(handling));
             let worker =
                 Arc::new(Worker::new(runner, broker.clone(), board.clone(), &config, traces.clone()));
             let working = notices::beside(&worker, worker.consume(engine, &mark));

@@ -10,7 +10,7 @@ use super::{
     worker::{HAND_BACK_PAUSE, Worker},
 };
 use crate::{
-    job::incoming::JobOutcome,
+    job::message::JobOutcome,
     queue::{Delivery, Message, Settlement},
 };
 
@@ -99,12 +99,12 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::queue::Death;
+    use crate::queue::DeathRecord;
 
     #[test]
     fn only_what_the_broker_gave_up_itself_is_told() {
         let death = |reason: &str, queue: &str| Message {
-            death: Some(Death { reason: reason.into(), queue: queue.into(), at: None, count: 1 }),
+            death: Some(DeathRecord { reason: reason.into(), queue: queue.into(), at: None, count: 1 }),
             ..Message::default()
         };
         let code = |message: &Message| {

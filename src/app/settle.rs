@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::worker::{HAND_BACK_PAUSE, Worker};
 use crate::{
-    job::incoming::{Incoming, JobOutcome, Returned},
+    job::message::{JobMessage, JobOutcome, RequeueHistory},
     metrics,
-    queue::{Delivery, Postponement, PublishError, ResultMessage, Returns, Settlement},
+    queue::{self, Delivery, Postponement, PublishError, ResultMessage, Settlement},
     telemetry::StageName,
 };
 
@@ -23,13 +23,13 @@ const RENEW_LIMIT: Duration = Duration::from_secs(5);
 
 /// How a message is let go.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct Disposition {
     pub(super) settlement: Settlement,
     /// Whether the job itself has come back to the queue, or a copy of it.
     pub(super) returned: bool,
 }
 
-impl Outcome {
+impl Disposition {
     pub(super) const HANDED_BACK: Self = Self { settlement: Settlement::HandBack, returned: true };
     pub(super) const COPIED: Self = Self { settlement: Settlement::Ack, returned: true };
 
@@ -43,15 +43,15 @@ impl Worker {
     pub(super) async fn settling(
         &self,
         outcome: JobOutcome,
-        incoming: &Incoming,
+        incoming: &JobMessage,
         delivery: &Delivery,
-    ) -> Outcome {
+    ) -> Disposition {
         let span = &incoming.span;
         match outcome {
             JobOutcome::Answered { id, body, stored } => {
                 let publishing = self.publish(delivery, id.to_string(), body, stored);
                 if span.stage(StageName::Publish).within(publishing).await {
-                    return Outcome::done(Settlement::Ack);
+                    return Disposition::done(Settlement::Ack);
                 }
                 metrics::handed_back(Cause::Broker);
                 span.goes_back("its result could not be published", true);
@@ -59,7 +59,7 @@ impl Worker {
             }
             JobOutcome::Reject { reason } => {
                 tracing::warn!(reason, "the message cannot be answered: dead-lettering it");
-                Outcome::done(Settlement::DeadLetter)
+                Disposition::done(Settlement::DeadLetter)
             }
             JobOutcome::HandBack { reason, cause, later } => {
                 metrics::handed_back(cause);
@@ -75,16 +75,16 @@ impl Worker {
 
     /// Back to the head of the queue, at once. Before RabbitMQ 4.3 that counts to the delivery limit, where the broker
     /// would take the job for poison: then a copy takes its place, with a fresh count.
-    pub(super) async fn hand_back(&self, delivery: &Delivery) -> Outcome {
+    pub(super) async fn hand_back(&self, delivery: &Delivery) -> Disposition {
         let limit = u64::from(self.config.amqp.delivery_limit);
         if delivery.message.delivery_count + 1 < limit {
-            return Outcome::HANDED_BACK;
+            return Disposition::HANDED_BACK;
         }
         match self.broker.renew(delivery, Instant::now() + RENEW_LIMIT).await {
-            Ok(()) => Outcome::COPIED,
+            Ok(()) => Disposition::COPIED,
             Err(error) => {
                 tracing::warn!(%error, "cannot publish the job again, which is close to its delivery limit");
-                Outcome::HANDED_BACK
+                Disposition::HANDED_BACK
             }
         }
     }
@@ -93,12 +93,12 @@ impl Worker {
     pub(super) async fn postpone(
         &self,
         delivery: &Delivery,
-        incoming: &Incoming,
+        incoming: &JobMessage,
         delay: Duration,
-        returned: Returned,
-    ) -> Outcome {
-        let Returned { cause, count, since } = returned;
-        let returns = Returns { count, cause, since };
+        returned: RequeueHistory,
+    ) -> Disposition {
+        let RequeueHistory { cause, count, since } = returned;
+        let returns = queue::RequeueHistory { count, cause, since };
         let postponement = Postponement { delay, returns, expires_at: incoming.expires_at };
         loop {
             let postponed = tokio::select! {
@@ -107,8 +107,8 @@ impl Worker {
                 () = self.runner.shutdown.stop.cancelled() => return self.hand_back(delivery).await,
             };
             match postponed {
-                Ok(()) => return Outcome::COPIED,
-                Err(_) if delivery.is_stale() => return Outcome::HANDED_BACK,
+                Ok(()) => return Disposition::COPIED,
+                Err(_) if delivery.is_stale() => return Disposition::HANDED_BACK,
                 Err(error @ PublishError::Unconfirmed(_)) => {
                     tracing::warn!(%error, "the job could not be put into the delay queue yet");
                 }

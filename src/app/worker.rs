@@ -27,13 +27,13 @@ use crate::{
     admin::{Phase, StatusBoard},
     config::Config,
     job::{
-        incoming::{Incoming, JobOutcome, Returned},
+        message::{JobMessage, JobOutcome, RequeueHistory},
         runner::{BOOT_PATIENCE, Runner},
-        scheduler::{JobPermit, Wanted},
+        scheduler::{JobPermit, TakeReason},
     },
     lifecycle::ShutdownTokens,
     metrics,
-    queue::{self, Broker, Consumer, Delivery, Message, Returns, Settled, Settlement},
+    queue::{self, Broker, Consumer, Delivery, Message, Settled, Settlement},
     telemetry::{JobSpan, Traces},
 };
 use connector::ConnectorError;
@@ -227,11 +227,11 @@ impl Worker {
         loop {
             match self.runner.scheduler.wanted().await {
                 _ if self.quota.is_full() => {}
-                Wanted::First => {
+                TakeReason::First => {
                     let mut subscription = self.subscription.lock().await;
                     return subscription.get_or_insert_with(|| self.broker.consume(1)).next().await;
                 }
-                Wanted::Ahead
+                TakeReason::Ahead
                     if self.runs() && self.stop_reason().is_none() && self.quota.excess().is_none() =>
                 {
                     let mut subscription = self.subscription.lock().await;
@@ -241,7 +241,7 @@ impl Worker {
                         return self.taken().take();
                     }
                 }
-                Wanted::Ahead => {}
+                TakeReason::Ahead => {}
             }
             tokio::select! {
                 () = sleep(LOOK_EVERY) => {}
@@ -271,7 +271,7 @@ impl Worker {
             let status = Arc::new(self.board.take_job());
             metrics::job_taken(delivery.message.redelivered);
             self.quota.take();
-            let incoming = Incoming { span: span.clone(), ..self.incoming(&delivery) };
+            let incoming = JobMessage { span: span.clone(), ..self.incoming(&delivery) };
             let sink = Arc::new(Sinks { status: Arc::clone(&status), events: self.broker.events() });
             let disowned = async {
                 delivery.lost().await;
@@ -321,21 +321,20 @@ impl Worker {
         engine.worn(&self.config.comfyui).map(StopReason::Worn)
     }
 
-    pub(super) fn incoming(&self, delivery: &Delivery) -> Incoming {
+    pub(super) fn incoming(&self, delivery: &Delivery) -> JobMessage {
         let message: &Message = &delivery.message;
         let answerable = self.config.amqp.results_exchange.is_some()
             || message.reply_to.as_ref().is_some_and(|queue| queue::reply_allowed(&self.config.amqp, queue));
-        Incoming {
+        JobMessage {
             body: message.body.clone(),
             message_id: message.message_id.clone(),
             published_at: message.published_at,
             expires_at: message.expiry(delivery.received_at()),
             redelivered: message.redelivered,
-            returned: message.returns.clone().map(|Returns { count, cause, since }| Returned {
-                cause,
-                count,
-                since,
-            }),
+            returned: message
+                .returns
+                .clone()
+                .map(|queue::RequeueHistory { count, cause, since }| RequeueHistory { cause, count, since }),
             lost: CancellationToken::new(),
             answerable,
             queued: true,

@@ -30,7 +30,8 @@ pub(super) async fn cancel(context: Context, args: Args) -> Result<(), Failed> {
     let (base, id) = (store_uri(&config)?, args.job);
     let stores = Stores::new(&config.store).await;
     let broker = Broker::connect(&config.amqp, &config.worker.id).await?;
-    let told = broker.order(&ControlCommand::Cancel(id.to_string()), Instant::now() + TELL_LIMIT).await;
+    let told =
+        broker.send_command(&ControlCommand::Cancel(id.to_string()), Instant::now() + TELL_LIMIT).await;
     broker.close().await;
     told.map_err(|error| Failed::Environment(format!("the workers could not be told: {error}")))?;
     let cancelled = tokio::select! {

@@ -44,7 +44,7 @@ pub(super) async fn check(context: Context) -> Result<(), Failed> {
     let broker = async {
         match Broker::connect(&config.amqp, &config.worker.id).await {
             Ok(broker) => {
-                let findings = broker.findings(config.job.timeout).await;
+                let findings = broker.compatibility(config.job.timeout).await;
                 broker.close().await;
                 let well = format!("{}, queue {}", config.amqp.address(), config.amqp.queue);
                 let (outcome, warning) = match findings.consumer_timeout {

@@ -13,7 +13,7 @@ use super::{Context, Failed, letter, print};
 use crate::{
     app::store_uri,
     config::Config,
-    job::again,
+    job::reset,
     queue::{Broker, DeadLetter, DeadLetters},
     store::Stores,
 };
@@ -197,7 +197,7 @@ impl Session<'_> {
                 return Ok(Disposition::Keep);
             }
             let body = &letter.message.body;
-            if again && again::is_anothers(&stores, &base, id, body).await.map_err(unavailable)? {
+            if again && reset::is_anothers(&stores, &base, id, body).await.map_err(unavailable)? {
                 if tally.refused.insert(id.clone()) {
                     self.refuse(id, ANOTHERS);
                 }
@@ -205,8 +205,8 @@ impl Session<'_> {
             }
             if !ready.contains(id) {
                 if again {
-                    again::forget(&stores, &base, id).await.map_err(unavailable)?;
-                } else if again::is_answered(&stores, &base, id).await.map_err(unavailable)? {
+                    reset::forget(&stores, &base, id).await.map_err(unavailable)?;
+                } else if reset::is_answered(&stores, &base, id).await.map_err(unavailable)? {
                     if tally.refused.insert(id.clone()) {
                         self.refuse(id, ANSWERED);
                     }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     job::{
-        incoming::{Incoming, JobOutcome},
+        message::{JobMessage, JobOutcome},
         runner::Runner,
     },
     lifecycle::{self, ShutdownTokens},
@@ -90,7 +90,7 @@ pub(super) async fn run(context: Context, args: Args) -> Result<(), Failed> {
                 shutdown.clone(),
             );
             let id = format!("{}-{}", workflow::stem(&args.workflow), Uuid::new_v4().simple());
-            let incoming = Incoming::local(body.into(), id);
+            let incoming = JobMessage::local(body.into(), id);
             let (permit, span) = (runner.scheduler.join(), incoming.span.clone());
             Ok(span.around(runner.run(&incoming, &permit, Arc::new(display.clone()))).await)
         }

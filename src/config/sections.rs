@@ -31,7 +31,7 @@ pub struct AmqpConfig {
     pub results_exchange: Option<String>,
     /// Topic exchange for events.
     pub events_exchange: String,
-    /// Fanout exchange for orders to all workers.
+    /// Fanout exchange for commands to all workers.
     pub control_exchange: String,
     /// Patterns (with `*`) of the queues that `reply_to` may name.
     pub reply_to_allow: Vec<String>,
@@ -130,7 +130,7 @@ pub struct WorkerConfig {
 pub struct AdminConfig {
     /// Where to listen; `None`: nowhere.
     pub listen: Option<SocketAddr>,
-    /// What opens the page's orders; `None`: nobody gives any.
+    /// What opens the page's commands; `None`: nobody gives any.
     pub token: Option<SecretString>,
 }
 

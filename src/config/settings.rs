@@ -176,7 +176,7 @@ pub const SETTINGS: &[Setting] = &[
         "amqp.control_exchange",
         "comfy.control",
         "comfy.control",
-        "fanout exchange for orders to all workers: `{\"cancel\": \"<job id>\"}`, `{\"drain\": \"<worker id>\"}` or `true` for all",
+        "fanout exchange for commands to all workers: `{\"cancel\": \"<job id>\"}`, `{\"drain\": \"<worker id>\"}` or `true` for all",
     ),
     setting(
         "amqp.reply_to_allow",

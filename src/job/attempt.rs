@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::incoming::Incoming;
+use super::message::JobMessage;
 use crate::{
     dependency::Dependency,
     store::{Creation, ObjectStore, StoreError},
@@ -162,7 +162,7 @@ impl<'a> Records<'a> {
         digest: &str,
         worker: &str,
         max_crashes: u32,
-        delivery: &Incoming,
+        delivery: &JobMessage,
     ) -> Result<Opened, Failure> {
         let mut earlier: Vec<Marker> = Vec::new();
         for number in 1..=MOST_MARKERS {
@@ -202,7 +202,7 @@ impl<'a> Records<'a> {
     }
 
     /// Returns once every earlier attempt has ended, in good order or without a word.
-    async fn await_others(&self, earlier: &mut [Marker], delivery: &Incoming) -> Result<(), Failure> {
+    async fn await_others(&self, earlier: &mut [Marker], delivery: &JobMessage) -> Result<(), Failure> {
         let until = Instant::now() + if self.is_patient() { LAST_WORD } else { NOTE_LIMIT };
         loop {
             let dead: Vec<u32> = earlier.iter().flat_map(|marker| marker.dead.iter().copied()).collect();

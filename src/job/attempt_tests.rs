@@ -25,11 +25,11 @@ impl Bed {
         Records::new(&LocalStore, &self.base, "j").unwrap()
     }
 
-    async fn open(&self, delivery: &Incoming) -> Result<Opened, Failure> {
+    async fn open(&self, delivery: &JobMessage) -> Result<Opened, Failure> {
         self.records().open("digest", "w", 3, delivery).await
     }
 
-    async fn begin(&self, delivery: &Incoming) -> OpenAttempt {
+    async fn begin(&self, delivery: &JobMessage) -> OpenAttempt {
         match self.open(delivery).await {
             Ok(Opened::Attempt(attempt)) => attempt,
             other => panic!("no attempt: {other:?}"),
@@ -45,12 +45,12 @@ impl Bed {
     }
 }
 
-fn fresh() -> Incoming {
-    Incoming::local("".into(), "j".to_owned())
+fn fresh() -> JobMessage {
+    JobMessage::local("".into(), "j".to_owned())
 }
 
-fn redelivered() -> Incoming {
-    Incoming { redelivered: true, ..fresh() }
+fn redelivered() -> JobMessage {
+    JobMessage { redelivered: true, ..fresh() }
 }
 
 #[tokio::test]

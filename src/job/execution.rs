@@ -22,9 +22,9 @@ use tokio::time::timeout;
 use super::{
     attempt::JSON,
     job_run::JobContext,
-    preparation::Ready,
+    preparation::PreparedPrompt,
     progress::JobProgress,
-    retries::Holding,
+    retries::CompletedWork,
     runner::{BOOT_PATIENCE, Runner},
     stage_failure::{AtStage, StageFailure},
 };
@@ -35,7 +35,7 @@ use crate::{
 use connector::{
     ConnectorError, Engine,
     comfy::{ExecuteError, Executed, Execution, QueuedBehind, history::History},
-    deliver::{self, Destination, EagerUploads, Findings, OwnFolder},
+    deliver::{self, Destination, EagerUploads, FoundOutputs, OwnFolder},
     text::json_of,
 };
 
@@ -53,7 +53,7 @@ pub(super) struct Executor<'a> {
 }
 
 /// A try that succeeded.
-pub(super) struct Done {
+pub(super) struct ExecutedJob {
     pub(super) outputs: Vec<Output>,
     pub(super) records: RecordUris,
     pub(super) warnings: Vec<String>,
@@ -84,14 +84,14 @@ impl<'a> Executor<'a> {
         }
     }
 
-    pub(super) async fn execute(&self) -> Result<Done, StageFailure> {
+    pub(super) async fn execute(&self) -> Result<ExecutedJob, StageFailure> {
         let JobContext { runner, permit, cancellation, .. } = self.context;
         let destination = self.destination().at_stage(Stage::Accept)?;
         let ready = Box::pin(self.ready()).await?;
         self.try_place(&destination, &ready.prompt).await.at_stage(Stage::Stage)?;
         let mut early = self.early(&ready.own, &destination);
         let working = async {
-            let Ready { prompt, extra_data, own, mut warnings, _folder, _staged } = ready;
+            let PreparedPrompt { prompt, extra_data, own, mut warnings, _folder, _staged } = ready;
             let wait = self.progress.waits();
             let prompt_permit = tokio::select! {
                 biased;
@@ -149,7 +149,7 @@ impl<'a> Executor<'a> {
                 warnings.push(format!("ComfyUI dropped outputs that failed validation: {node_errors}"));
             }
             let done = self.deliver(executed, prompt, &own, &destination, &mut early).await?;
-            Ok(Done { warnings, ..done })
+            Ok(ExecutedJob { warnings, ..done })
         };
         let done = working.await;
         if done.is_err() {
@@ -166,7 +166,7 @@ impl<'a> Executor<'a> {
         own: &OwnFolder,
         destination: &Destination<'_>,
         early: &mut EagerUploads,
-    ) -> Result<Done, StageFailure> {
+    ) -> Result<ExecutedJob, StageFailure> {
         let JobContext { runner, cancellation, retries, .. } = self.context;
         let failure = executed.failure();
         let Executed { history, images, images_lost, nodes, .. } = executed;
@@ -186,7 +186,7 @@ impl<'a> Executor<'a> {
         let begun = &*early;
         let upload = || self.upload(destination, &findings, begun, &prompt, &history);
         // The GPU's time is spent: what it made is kept until it can be stored.
-        let uploading = retries.persist(Holding::Outputs, upload);
+        let uploading = retries.persist(CompletedWork::Outputs, upload);
         let uploading = async { uploading.await.map_err(|stopped| stopped.failure) };
         let uploading = self.progress.stage(StageName::Upload, uploading);
         let (outputs, records) = tokio::select! {
@@ -196,7 +196,7 @@ impl<'a> Executor<'a> {
         };
         self.discard(early).await;
         connector::phases::reached("uploaded").await;
-        Ok(Done { outputs, records, warnings: Vec::new(), nodes })
+        Ok(ExecutedJob { outputs, records, warnings: Vec::new(), nodes })
     }
 
     /// What an execution that came to no history means for the job; a ComfyUI that must be started again is killed.
@@ -330,7 +330,7 @@ impl<'a> Executor<'a> {
         history: &Arc<History>,
         images: Vec<connector::comfy::tracker::OutputImage>,
         images_lost: BTreeSet<String>,
-    ) -> Result<Findings, Failure> {
+    ) -> Result<FoundOutputs, Failure> {
         if !images_lost.is_empty() {
             let message = "pictures that ComfyUI sends over the websocket only did not come".to_owned();
             return Err(Failure::OutputMissing { message, nodes: images_lost });
@@ -350,7 +350,7 @@ impl<'a> Executor<'a> {
     async fn upload(
         &self,
         destination: &Destination<'_>,
-        findings: &Findings,
+        findings: &FoundOutputs,
         early: &EagerUploads,
         prompt: &Arc<Prompt>,
         history: &Arc<History>,
@@ -398,7 +398,7 @@ impl<'a> Executor<'a> {
         let (prompt, history) = self.left.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         let destination = self.destination().ok()?;
         let store = || self.store_records(&destination, &prompt, &history);
-        let stored = self.context.retries.persist(Holding::Result, store).await;
+        let stored = self.context.retries.persist(CompletedWork::Result, store).await;
         stored
             .inspect_err(|stopped| tracing::warn!(error = %stopped.failure, "cannot store the history"))
             .ok()

@@ -17,13 +17,13 @@ use super::{
     answer::failed,
     attempt::{OpenAttempt, Opened, Records},
     decision::{Decision, Recovery},
-    execution::{Done, Executor},
+    execution::{ExecutedJob, Executor},
     heartbeat::{close, kept_alive},
     in_flight::Cancellation,
-    incoming::Incoming,
+    message::JobMessage,
     progress::{JobProgress, ms},
     report::Reporter,
-    retries::{Holding, Retries, Stopped},
+    retries::{CompletedWork, Retries, StepFailure},
     runner::{Answer, Runner},
     scheduler::JobPermit,
     stage_failure::StageFailure,
@@ -40,7 +40,7 @@ const FREE_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy)]
 pub(super) struct JobContext<'a> {
     pub(super) runner: &'a Runner,
-    pub(super) incoming: &'a Incoming,
+    pub(super) incoming: &'a JobMessage,
     pub(super) permit: &'a JobPermit,
     /// Called when the job must end, whatever it is at.
     pub(super) cancellation: &'a Cancellation,
@@ -66,21 +66,21 @@ impl<'a> JobRun<'a> {
         job: &JobRequest,
         accept: StageSpan,
         sink: Arc<dyn EventSink>,
-    ) -> Result<Answer, Stopped> {
+    ) -> Result<Answer, StepFailure> {
         let JobContext { runner, incoming, permit, retries, span, .. } = self.context;
         let records =
-            Records::new(&*runner.store, &runner.base, job.id.as_str()).map_err(Stopped::unanswered)?;
+            Records::new(&*runner.store, &runner.base, job.id.as_str()).map_err(StepFailure::unanswered)?;
         let records = records.traced(span.traceparent()).monitored(runner.store_monitor.dependency());
         let attempt = match self.open(job, accept, &records).await? {
-            Start::Attempt(attempt) => attempt,
-            Start::Answered(answer) => return Ok(answer),
+            AttemptStart::Attempt(attempt) => attempt,
+            AttemptStart::Answered(answer) => return Ok(answer),
         };
         let reporter = Reporter::new(job.id.clone(), runner.worker_id.clone(), attempt.number, sink);
         let progress = JobProgress::new(permit, span, reporter, self.timings);
         progress.reached(EventKind::Accepted).await;
         let work = async {
             if attempt.crashes > 0 {
-                retries.unless_interrupted(permit.alone(), Holding::Inputs).await?;
+                retries.unless_interrupted(permit.alone(), CompletedWork::Inputs).await?;
             }
             let mut executor = Executor::new(self.context, job, attempt.number, &progress);
             let mut result = loop {
@@ -95,7 +95,7 @@ impl<'a> JobRun<'a> {
             };
             let recording = runner.record(&records, retries, &mut result);
             let answer = progress.stage(StageName::Record, recording).await?;
-            Ok::<_, Stopped>((result, answer))
+            Ok::<_, StepFailure>((result, answer))
         };
         match kept_alive(&records, &attempt, &incoming.lost, work).await {
             Ok((result, answer)) => {
@@ -115,19 +115,19 @@ impl<'a> JobRun<'a> {
         job: &JobRequest,
         accept: StageSpan,
         records: &Records<'_>,
-    ) -> Result<Start, Stopped> {
+    ) -> Result<AttemptStart, StepFailure> {
         let JobContext { runner, incoming, retries, span, .. } = self.context;
         let most = runner.limits.max_attempts;
         let opening = || records.open(&job.digest, &runner.worker_id, most, incoming);
-        let (mut result, kept) = match accept.run(retries.persist(Holding::Inputs, opening)).await {
+        let (mut result, kept) = match accept.run(retries.persist(CompletedWork::Inputs, opening)).await {
             Ok(Opened::Attempt(attempt)) => {
                 span.tries(attempt.number, attempt.former.as_deref());
-                return Ok(Start::Attempt(attempt));
+                return Ok(AttemptStart::Attempt(attempt));
             }
             Ok(Opened::Finished { body, former }) => {
                 span.follows(former.as_deref());
                 span.had_ended(&body);
-                return Ok(Start::Answered(Answer { body, stored: true }));
+                return Ok(AttemptStart::Answered(Answer { body, stored: true }));
             }
             // The result of this id is another job's: this answer is told and not kept.
             Ok(Opened::Conflict) => (self.refused(job, 1, Failure::IdConflict(job.id.to_string())), false),
@@ -135,7 +135,7 @@ impl<'a> JobRun<'a> {
                 span.tries(attempt.number, attempt.former.as_deref());
                 (self.refused(job, attempt.number, Failure::Poison { crashes }), true)
             }
-            Err(Stopped { failure, decision: Decision::Answer }) => (self.refused(job, 1, failure), true),
+            Err(StepFailure { failure, decision: Decision::Answer }) => (self.refused(job, 1, failure), true),
             Err(stopped) => return Err(stopped),
         };
         span.ended(&result);
@@ -144,7 +144,7 @@ impl<'a> JobRun<'a> {
         } else {
             runner.tell(&mut result).await
         };
-        answer.map(Start::Answered)
+        answer.map(AttemptStart::Answered)
     }
 
     /// The result of a job that was not run.
@@ -160,11 +160,11 @@ impl<'a> JobRun<'a> {
         job: &JobRequest,
         attempt: u32,
         executor: &mut Executor<'_>,
-    ) -> Result<Option<JobResult>, Stopped> {
+    ) -> Result<Option<JobResult>, StepFailure> {
         let retries = self.context.retries;
         let stage = StageName::from(met.stage);
         // What was executed is not given back for want of a place for its outputs.
-        let holding = if met.stage == Stage::Upload { Holding::Outputs } else { Holding::Inputs };
+        let holding = if met.stage == Stage::Upload { CompletedWork::Outputs } else { CompletedWork::Inputs };
         match retries.decide(&met.failure, holding).await {
             Decision::Answer => {
                 tracing::info!(%stage, error = %met.failure, "job failed");
@@ -175,12 +175,12 @@ impl<'a> JobRun<'a> {
                 if let Failure::OutputMissing { nodes, .. } = met.failure {
                     executor.rerun = nodes;
                 }
-                retries.unless_interrupted(self.recover(recovery), Holding::Inputs).await?;
+                retries.unless_interrupted(self.recover(recovery), CompletedWork::Inputs).await?;
             }
-            Decision::WaitFor(need) => retries.wait_for(need, met.failure, Holding::Inputs).await?,
+            Decision::WaitFor(need) => retries.wait_for(need, met.failure, CompletedWork::Inputs).await?,
             decision => {
                 tracing::warn!(%stage, error = %met.failure, "job not finished here");
-                return Err(Stopped { failure: met.failure, decision });
+                return Err(StepFailure { failure: met.failure, decision });
             }
         }
         Ok(None)
@@ -207,7 +207,13 @@ impl<'a> JobRun<'a> {
         Timings { total_ms: timings.queued_ms + ms(self.accepted_at.elapsed()), ..timings }
     }
 
-    fn succeeded(&self, job: &JobRequest, attempt: u32, done: Done, executor: &Executor<'_>) -> JobResult {
+    fn succeeded(
+        &self,
+        job: &JobRequest,
+        attempt: u32,
+        done: ExecutedJob,
+        executor: &Executor<'_>,
+    ) -> JobResult {
         JobResult {
             version: 1,
             id: job.id.clone(),
@@ -250,7 +256,7 @@ impl<'a> JobRun<'a> {
 }
 
 /// How a run begins.
-enum Start {
+enum AttemptStart {
     Attempt(OpenAttempt),
     Answered(Answer),
 }

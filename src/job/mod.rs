@@ -3,7 +3,6 @@
 //!
 //! Pure (no tokio, no vendor crate): [`decision`], [`apply`], `prompt_check`. It begins in [`runner`].
 
-pub mod again;
 mod answer;
 pub mod apply;
 mod attempt;
@@ -12,13 +11,14 @@ pub mod decision;
 mod execution;
 mod heartbeat;
 pub mod in_flight;
-pub mod incoming;
 mod job_run;
+pub mod message;
 mod observer;
 mod preparation;
 mod progress;
 mod prompt_check;
 mod report;
+pub mod reset;
 mod retries;
 pub mod runner;
 pub mod scheduler;

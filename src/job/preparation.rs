@@ -46,7 +46,7 @@ const MOST_UNANSWERED: u32 = 3;
 const CLASSES_PAUSE: Duration = Duration::from_secs(1);
 
 /// What can be posted.
-pub(super) struct Ready {
+pub(super) struct PreparedPrompt {
     pub(super) prompt: Prompt,
     pub(super) extra_data: Map<String, Value>,
     /// Where its nodes write.
@@ -57,7 +57,7 @@ pub(super) struct Ready {
     pub(super) _staged: Staged,
 }
 
-struct Prepared {
+struct ConvertedPrompt {
     prompt: Prompt,
     extra_data: Map<String, Value>,
     warnings: Vec<String>,
@@ -66,7 +66,7 @@ struct Prepared {
 impl Executor<'_> {
     /// Stages, converts and applies. Until the prompt is posted nothing is lost by handing the job back
     /// at once.
-    pub(super) async fn ready(&self) -> Result<Ready, StageFailure> {
+    pub(super) async fn ready(&self) -> Result<PreparedPrompt, StageFailure> {
         self.progress.prepares();
         let begun = Instant::now();
         // Staging may fail before ComfyUI is asked for.
@@ -88,7 +88,7 @@ impl Executor<'_> {
             why = self.context.cancellation.called() => return Err(why).at_stage(Stage::Stage),
             ready = before_post => ready?,
         };
-        let Prepared { mut prompt, extra_data, mut warnings } = prepared;
+        let ConvertedPrompt { mut prompt, extra_data, mut warnings } = prepared;
         let (folder, own) = self.apply(&mut prompt, &staged).await.at_stage(Stage::Convert)?;
         // Not before: an input can be set to a link.
         prompt_check::check(&mut prompt).at_stage(Stage::Post)?;
@@ -103,8 +103,8 @@ impl Executor<'_> {
             warnings.extend(prompt_check::check_by_class(&mut prompt, &known).at_stage(Stage::Post)?);
         }
         self.progress.prepared(prompt.len(), begun.elapsed()).await;
-        self.context.runner.connector.stager().warm(models_named(&prompt));
-        Ok(Ready { prompt, extra_data, own, warnings, _folder: folder, _staged: staged })
+        self.context.runner.connector.stager().prefetch_models(models_named(&prompt));
+        Ok(PreparedPrompt { prompt, extra_data, own, warnings, _folder: folder, _staged: staged })
     }
 
     /// What ComfyUI says of the classes of a prompt's nodes, asked until it answers: a node of another job can hold up
@@ -160,7 +160,7 @@ impl Executor<'_> {
     }
 
     /// The prompt and what goes with it, before the job's inputs are applied.
-    async fn prepare(&self, engine: &Engine) -> Result<Prepared, StageFailure> {
+    async fn prepare(&self, engine: &Engine) -> Result<ConvertedPrompt, StageFailure> {
         let workflow = match &self.job.workflow {
             WorkflowSource::Inline(workflow) => workflow.clone(),
             WorkflowSource::At(uri) => {
@@ -182,7 +182,7 @@ impl Executor<'_> {
         }
         if !is_ui_workflow(&workflow) {
             let prompt = prompt_from_value(workflow).at_stage(Stage::Convert)?;
-            return Ok(Prepared { prompt, extra_data, warnings: Vec::new() });
+            return Ok(ConvertedPrompt { prompt, extra_data, warnings: Vec::new() });
         }
         connector::phases::reached("converting").await;
         let converted = engine.browser().convert(&workflow).await;
@@ -192,7 +192,7 @@ impl Executor<'_> {
         let depth = prompt.values().try_for_each(|node| bounds::check_depth("workflow: its prompt", node));
         depth.map_err(Failure::ConversionRefused).at_stage(Stage::Convert)?;
         extra_data.insert("extra_pnginfo".into(), serde_json::json!({"workflow": workflow}));
-        Ok(Prepared { prompt, extra_data, warnings })
+        Ok(ConvertedPrompt { prompt, extra_data, warnings })
     }
 
     /// Puts the job's inputs into the prompt, and its outputs into a folder of its own.

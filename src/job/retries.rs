@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::{
     decision::{Circumstances, Decision, GiveBack, Need, Recovery, decide},
     in_flight::Cancellation,
-    incoming::Incoming,
+    message::JobMessage,
     runner::Runner,
 };
 use crate::telemetry::SpanError;
@@ -24,7 +24,7 @@ const DISK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a step has in hand, and so what ends a wait within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Holding {
+pub(super) enum CompletedWork {
     /// Nothing that another worker could not make as well: a drain gives the job back at once.
     Inputs,
     /// Outputs of an execution: kept for the drain's grace, until the job must end.
@@ -35,19 +35,19 @@ pub(super) enum Holding {
 
 /// A step that was not done, and what follows.
 #[derive(Debug)]
-pub(super) struct Stopped {
+pub(super) struct StepFailure {
     pub(super) failure: Failure,
     pub(super) decision: Decision,
 }
 
-impl Stopped {
+impl StepFailure {
     /// By a bug of ours: the job is answered with it.
     pub(super) fn unanswered(failure: Failure) -> Self {
         Self { failure, decision: Decision::Answer }
     }
 }
 
-impl SpanError for Stopped {
+impl SpanError for StepFailure {
     fn span_error(&self) -> Option<(Code, String)> {
         self.failure.span_error()
     }
@@ -56,13 +56,13 @@ impl SpanError for Stopped {
 /// What one delivery has met until now.
 pub(super) struct Retries<'a> {
     runner: &'a Runner,
-    incoming: &'a Incoming,
+    incoming: &'a JobMessage,
     end: Option<&'a Cancellation>,
     met: Mutex<HashMap<Discriminant<Failure>, (u32, Instant)>>,
 }
 
 impl<'a> Retries<'a> {
-    pub(super) fn new(runner: &'a Runner, incoming: &'a Incoming, end: Option<&'a Cancellation>) -> Self {
+    pub(super) fn new(runner: &'a Runner, incoming: &'a JobMessage, end: Option<&'a Cancellation>) -> Self {
         Self { runner, incoming, end, met: Mutex::default() }
     }
 
@@ -72,7 +72,7 @@ impl<'a> Retries<'a> {
     }
 
     /// Decides about a failure.
-    pub(super) async fn decide(&self, failure: &Failure, in_hand: Holding) -> Decision {
+    pub(super) async fn decide(&self, failure: &Failure, in_hand: CompletedWork) -> Decision {
         let (times, since) = {
             let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
             let (times, since) = met.entry(discriminant(failure)).or_insert_with(|| (0, Instant::now()));
@@ -94,7 +94,7 @@ impl<'a> Retries<'a> {
             lasting: since.elapsed(),
             waited: self.incoming.waited(failure),
             store_away,
-            executed: in_hand != Holding::Inputs,
+            executed: in_hand != CompletedWork::Inputs,
             inputs_patience: self.runner.inputs_patience,
             queued: self.incoming.queued,
         };
@@ -102,7 +102,11 @@ impl<'a> Retries<'a> {
     }
 
     /// Does `step` again until it is done, or decided to be given up.
-    pub(super) async fn persist<T, F>(&self, in_hand: Holding, step: impl Fn() -> F) -> Result<T, Stopped>
+    pub(super) async fn persist<T, F>(
+        &self,
+        in_hand: CompletedWork,
+        step: impl Fn() -> F,
+    ) -> Result<T, StepFailure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
@@ -121,7 +125,7 @@ impl<'a> Retries<'a> {
                     tracing::warn!(error = %failure, ?pause, "trying again after a pause");
                     self.unless_interrupted(sleep(pause), in_hand).await?;
                 }
-                decision => return Err(Stopped { failure, decision }),
+                decision => return Err(StepFailure { failure, decision }),
             }
         }
     }
@@ -131,8 +135,8 @@ impl<'a> Retries<'a> {
         &self,
         need: Need,
         failure: Failure,
-        in_hand: Holding,
-    ) -> Result<(), Stopped> {
+        in_hand: CompletedWork,
+    ) -> Result<(), StepFailure> {
         tracing::warn!(error = %failure, ?need, "the job waits until the dependency is back; it keeps its inputs and outputs");
         match need {
             Need::Store => {
@@ -143,7 +147,7 @@ impl<'a> Retries<'a> {
                 let returned = tokio::time::timeout(DISK_PATIENCE, self.runner.disk.returned());
                 match self.unless_interrupted(returned, in_hand).await? {
                     Ok(()) => Ok(()),
-                    Err(_) => Err(Stopped { failure, decision: Decision::GiveBack(GiveBack::Later) }),
+                    Err(_) => Err(StepFailure { failure, decision: Decision::GiveBack(GiveBack::Later) }),
                 }
             }
         }
@@ -153,9 +157,9 @@ impl<'a> Retries<'a> {
     pub(super) async fn unless_interrupted<T>(
         &self,
         work: impl Future<Output = T>,
-        in_hand: Holding,
-    ) -> Result<T, Stopped> {
-        let (shutdown, inputs) = (&self.runner.shutdown, in_hand == Holding::Inputs);
+        in_hand: CompletedWork,
+    ) -> Result<T, StepFailure> {
+        let (shutdown, inputs) = (&self.runner.shutdown, in_hand == CompletedWork::Inputs);
         let called = async {
             match self.end {
                 Some(end) => end.called().await,
@@ -168,9 +172,9 @@ impl<'a> Retries<'a> {
             () = shutdown.abort.cancelled() => Failure::Draining,
             () = shutdown.stop.cancelled(), if inputs => Failure::Draining,
             () = self.incoming.lost.cancelled(), if inputs => Failure::Disowned,
-            why = called, if in_hand != Holding::Result => why,
+            why = called, if in_hand != CompletedWork::Result => why,
         };
         let decision = self.decide(&failure, in_hand).await;
-        Err(Stopped { failure, decision })
+        Err(StepFailure { failure, decision })
     }
 }

@@ -21,10 +21,10 @@ use super::{
     attempt::{Opened, Records},
     decision::{Decision, GiveBack},
     in_flight::InFlightJobs,
-    incoming::{Incoming, JobOutcome},
     job_run::{JobContext, JobRun},
+    message::{JobMessage, JobOutcome},
     progress::ms,
-    retries::{Holding, Retries, Stopped},
+    retries::{CompletedWork, Retries, StepFailure},
     scheduler::{JobPermit, Scheduler},
     stage_failure::StageFailure,
 };
@@ -120,7 +120,12 @@ impl Runner {
 
     /// Takes a message from acceptance to its durable result, or back to the queue; `permit`: its place
     /// among the others.
-    pub async fn run(&self, incoming: &Incoming, permit: &JobPermit, sink: Arc<dyn EventSink>) -> JobOutcome {
+    pub async fn run(
+        &self,
+        incoming: &JobMessage,
+        permit: &JobPermit,
+        sink: Arc<dyn EventSink>,
+    ) -> JobOutcome {
         let (accepted_at, span) = (Instant::now(), &incoming.span);
         let accept = span.stage(StageName::Accept);
         let job = match self.accept(incoming) {
@@ -159,7 +164,7 @@ impl Runner {
 
     /// Takes a message that the broker gave up to its durable result: one that is there already, else
     /// `failure`, or what is wrong with a body that is no job.
-    pub async fn give_up(&self, incoming: &Incoming, failure: Failure) -> JobOutcome {
+    pub async fn give_up(&self, incoming: &JobMessage, failure: Failure) -> JobOutcome {
         match self.accept(incoming) {
             // Kept even when nobody listens, as every job's result is.
             Ok(JobRequest { id, digest, metadata, .. }) => {
@@ -169,17 +174,17 @@ impl Runner {
         }
     }
 
-    fn accept(&self, incoming: &Incoming) -> Result<JobRequest, Box<Refused>> {
+    fn accept(&self, incoming: &JobMessage) -> Result<JobRequest, Box<Refused>> {
         JobRequest::accept(&incoming.body, incoming.message_id.as_deref(), self.limits.max_message_bytes)
     }
 
     /// Answers a body that is no job, when somebody listens.
-    async fn refuse(&self, refused: Refused, incoming: &Incoming, answerable: bool) -> JobOutcome {
+    async fn refuse(&self, refused: Refused, incoming: &JobMessage, answerable: bool) -> JobOutcome {
         let Refused { id, digest, metadata, failure } = refused;
         let retries = Retries::new(self, incoming, None);
         let (Some(id), true) = (id, answerable) else {
             let failure = Failure::Unanswerable(failure.to_string());
-            return match retries.decide(&failure, Holding::Inputs).await {
+            return match retries.decide(&failure, CompletedWork::Inputs).await {
                 Decision::DeadLetter => JobOutcome::Reject { reason: failure.to_string() },
                 _ => JobOutcome::hand_back(incoming, &failure, GiveBack::Later),
             };
@@ -188,10 +193,11 @@ impl Runner {
         let answer =
             |attempt| failed(&self.worker_id, &id, attempt, Timings::default(), metadata.clone(), &met);
         let settled = async {
-            let records = Records::new(&*self.store, &self.base, id.as_str()).map_err(Stopped::unanswered)?;
+            let records =
+                Records::new(&*self.store, &self.base, id.as_str()).map_err(StepFailure::unanswered)?;
             let most = self.limits.max_attempts;
             let opening = || records.open(&digest, &self.worker_id, most, incoming);
-            match retries.persist(Holding::Result, opening).await? {
+            match retries.persist(CompletedWork::Result, opening).await? {
                 Opened::Finished { body, .. } => Ok(Answer { body, stored: true }),
                 Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => {
                     self.record(&records, &retries, &mut answer(attempt.number)).await
@@ -210,16 +216,16 @@ impl Runner {
         records: &Records<'_>,
         retries: &Retries<'_>,
         result: &mut JobResult,
-    ) -> Result<Answer, Stopped> {
-        let bytes = encode(result).await.map_err(Stopped::unanswered)?;
-        let body = retries.persist(Holding::Result, || records.settle(bytes.clone())).await?;
+    ) -> Result<Answer, StepFailure> {
+        let bytes = encode(result).await.map_err(StepFailure::unanswered)?;
+        let body = retries.persist(CompletedWork::Result, || records.settle(bytes.clone())).await?;
         self.count(result);
         Ok(Answer { body, stored: true })
     }
 
     /// A result that is told and not kept.
-    pub(super) async fn tell(&self, result: &mut JobResult) -> Result<Answer, Stopped> {
-        let body = encode(result).await.map_err(Stopped::unanswered)?;
+    pub(super) async fn tell(&self, result: &mut JobResult) -> Result<Answer, StepFailure> {
+        let body = encode(result).await.map_err(StepFailure::unanswered)?;
         self.count(result);
         Ok(Answer { body, stored: false })
     }
@@ -235,16 +241,16 @@ pub(super) struct Answer {
     pub(super) stored: bool,
 }
 
-fn ended(incoming: &Incoming, id: JobId, outcome: Result<Answer, Stopped>) -> JobOutcome {
+fn ended(incoming: &JobMessage, id: JobId, outcome: Result<Answer, StepFailure>) -> JobOutcome {
     match outcome {
         Ok(Answer { body, stored }) => JobOutcome::Answered { id, body, stored },
-        Err(Stopped { failure, decision: Decision::GiveBack(give_back) }) => {
+        Err(StepFailure { failure, decision: Decision::GiveBack(give_back) }) => {
             JobOutcome::hand_back(incoming, &failure, give_back)
         }
-        Err(Stopped { failure, decision: Decision::DeadLetter }) => {
+        Err(StepFailure { failure, decision: Decision::DeadLetter }) => {
             JobOutcome::Reject { reason: failure.to_string() }
         }
         // What these ask for was not possible where it was decided.
-        Err(Stopped { failure, .. }) => JobOutcome::hand_back(incoming, &failure, GiveBack::Later),
+        Err(StepFailure { failure, .. }) => JobOutcome::hand_back(incoming, &failure, GiveBack::Later),
     }
 }

@@ -70,7 +70,7 @@ impl Phase {
 
 /// Why another job is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum TakeReason {
     /// None is in hand.
     First,
     /// What is in hand leaves ComfyUI idle soon, or has left it so.
@@ -98,7 +98,7 @@ impl Scheduler {
     }
 
     /// Waits until another job is wanted.
-    pub async fn wanted(&self) -> Wanted {
+    pub async fn wanted(&self) -> TakeReason {
         let mut state = self.0.state.subscribe();
         loop {
             let next_job = state.borrow_and_update().next_job(self.0.lookahead, Instant::now());
@@ -137,7 +137,7 @@ async fn due(at: Option<Instant>) {
 }
 
 enum NextJob {
-    Now(Wanted),
+    Now(TakeReason),
     From(Instant),
     Later,
 }
@@ -145,7 +145,7 @@ enum NextJob {
 impl State {
     fn next_job(&self, lookahead: Lookahead, now: Instant) -> NextJob {
         if self.jobs.is_empty() {
-            return NextJob::Now(Wanted::First);
+            return NextJob::Now(TakeReason::First);
         }
         let closed = lookahead == Lookahead::Never
             || self.jobs.len() >= MOST_IN_HAND
@@ -163,16 +163,16 @@ impl State {
         let mut before = self.jobs.values().filter(in_the_way);
         let next_slow = self.jobs.values().filter(in_the_way).filter_map(slow_at).min();
         match (before.next(), before.next()) {
-            (None, _) => NextJob::Now(Wanted::Ahead),
+            (None, _) => NextJob::Now(TakeReason::Ahead),
             (Some(_), _) if next_slow.is_some() => next_slow.map_or(NextJob::Later, NextJob::From),
             (Some(_), Some(_)) => NextJob::Later,
-            (Some(_), None) if lookahead == Lookahead::Always => NextJob::Now(Wanted::Ahead),
+            (Some(_), None) if lookahead == Lookahead::Always => NextJob::Now(TakeReason::Ahead),
             (Some(Job { at: Phase::Posted { ends_at: Some(ends_at), .. }, .. }), None) => {
                 let from = ends_at.checked_sub(self.lead).unwrap_or(now);
                 if now > *ends_at + OVERDUE {
                     NextJob::Later
                 } else if from <= now {
-                    NextJob::Now(Wanted::Ahead)
+                    NextJob::Now(TakeReason::Ahead)
                 } else {
                     NextJob::From(from)
                 }

@@ -4,7 +4,7 @@ use futures_util::FutureExt;
 
 use super::*;
 
-fn wanted(scheduler: &Scheduler) -> Option<Wanted> {
+fn wanted(scheduler: &Scheduler) -> Option<TakeReason> {
     scheduler.wanted().now_or_never()
 }
 
@@ -15,7 +15,7 @@ fn place(permit: &JobPermit) -> PromptPermit<'_> {
 #[tokio::test]
 async fn another_job_is_wanted_near_the_end_of_the_one_that_runs() {
     let scheduler = Scheduler::new(Lookahead::Auto);
-    assert_eq!(wanted(&scheduler), Some(Wanted::First));
+    assert_eq!(wanted(&scheduler), Some(TakeReason::First));
     let first = scheduler.join();
     assert_eq!(wanted(&scheduler), None, "its end is not in sight");
     let running = place(&first);
@@ -23,7 +23,7 @@ async fn another_job_is_wanted_near_the_end_of_the_one_that_runs() {
     running.expect(Some(Duration::from_secs(3600)));
     assert_eq!(wanted(&scheduler), None);
     running.expect(Some(*LEAD.start() / 2));
-    assert_eq!(wanted(&scheduler), Some(Wanted::Ahead));
+    assert_eq!(wanted(&scheduler), Some(TakeReason::Ahead));
     let second = scheduler.join();
     assert_eq!(wanted(&scheduler), None, "one is ahead already");
     let waiting = place(&second);
@@ -32,9 +32,9 @@ async fn another_job_is_wanted_near_the_end_of_the_one_that_runs() {
     assert!(waiting.ahead.as_ref().unwrap().is_cancelled());
     assert_eq!(wanted(&scheduler), None);
     drop(waiting);
-    assert_eq!(wanted(&scheduler), Some(Wanted::Ahead), "both upload, and ComfyUI is idle");
+    assert_eq!(wanted(&scheduler), Some(TakeReason::Ahead), "both upload, and ComfyUI is idle");
     drop((first, second));
-    assert_eq!(wanted(&scheduler), Some(Wanted::First));
+    assert_eq!(wanted(&scheduler), Some(TakeReason::First));
 }
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn the_wait_for_the_end_ends_by_itself() {
     let running = place(&first);
     running.expect(Some(*LEAD.start() + Duration::from_millis(50)));
     assert_eq!(wanted(&scheduler), None);
-    assert_eq!(scheduler.wanted().await, Wanted::Ahead);
+    assert_eq!(scheduler.wanted().await, TakeReason::Ahead);
 }
 
 #[tokio::test]
@@ -53,15 +53,15 @@ async fn a_slow_preparation_leaves_the_way_free() {
     let stuck = scheduler.join();
     stuck.set(Phase::Preparing { since: Instant::now() - SLOW_PREPARATION + Duration::from_millis(50) });
     assert_eq!(wanted(&scheduler), None, "it may be ready in a moment");
-    assert_eq!(scheduler.wanted().await, Wanted::Ahead);
+    assert_eq!(scheduler.wanted().await, TakeReason::Ahead);
     let other = scheduler.join();
     assert_eq!(wanted(&scheduler), None, "that one is ready in a moment");
     let running = place(&other);
     assert_eq!(wanted(&scheduler), None, "nobody knows how long it takes");
     running.expect(Some(Duration::ZERO));
-    assert_eq!(wanted(&scheduler), Some(Wanted::Ahead));
+    assert_eq!(wanted(&scheduler), Some(TakeReason::Ahead));
     drop(running);
-    assert_eq!(wanted(&scheduler), Some(Wanted::Ahead));
+    assert_eq!(wanted(&scheduler), Some(TakeReason::Ahead));
     let more: Vec<_> = (2..MOST_IN_HAND).map(|_| scheduler.join()).collect();
     more.iter().for_each(|permit| permit.set(Phase::Preparing { since: Instant::now() - SLOW_PREPARATION }));
     assert_eq!(wanted(&scheduler), None, "so many and no more");
@@ -79,11 +79,11 @@ async fn without_lookahead_one_job_is_in_hand_and_with_it_always_two() {
     drop(place(&permit));
     assert_eq!(wanted(&scheduler), None, "it uploads still");
     drop(permit);
-    assert_eq!(wanted(&scheduler), Some(Wanted::First));
+    assert_eq!(wanted(&scheduler), Some(TakeReason::First));
 
     let scheduler = Scheduler::new(Lookahead::Always);
     let _first = scheduler.join();
-    assert_eq!(wanted(&scheduler), Some(Wanted::Ahead));
+    assert_eq!(wanted(&scheduler), Some(TakeReason::Ahead));
     let _second = scheduler.join();
     assert_eq!(wanted(&scheduler), None);
 }
@@ -117,7 +117,7 @@ async fn a_job_that_may_crash_the_worker_has_it_alone() {
     drop(after);
     assert_eq!(wanted(&scheduler), None);
     drop(suspect);
-    assert_eq!(wanted(&scheduler), Some(Wanted::First));
+    assert_eq!(wanted(&scheduler), Some(TakeReason::First));
 }
 
 #[tokio::test]

@@ -10,12 +10,12 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Consumer, ControlCommand, ControlCommands, DeadLetters, EventSender, Findings, Follow, Health,
-    JobProperties, Postponement, PublishError, QueueError, ReplyWarning, ResultMessage,
+    Consumer, ControlCommand, ControlCommands, DeadLetters, EventSender, Follow, Health, JobProperties,
+    Postponement, PublishError, QueueCompatibility, QueueError, ReplyWarning, ResultMessage, compatibility,
     consumer::Source,
     control,
     delivery::Delivery,
-    events, findings, postpone, results,
+    events, postpone, results,
     session::{Role, Session, pauses},
     take,
 };
@@ -177,10 +177,10 @@ impl Broker {
         Follow::open(&self.session, job_id).await
     }
 
-    /// Listens for orders, such as `comfy-worker cancel` sends, from the first
+    /// Listens for commands, such as `comfy-worker cancel` sends, from the first
     /// [`next`](ControlCommands::next) on.
     #[must_use]
-    pub fn orders(&self) -> ControlCommands {
+    pub fn commands(&self) -> ControlCommands {
         ControlCommands::new(&self.session)
     }
 
@@ -188,14 +188,18 @@ impl Broker {
     ///
     /// # Errors
     /// When it is not known to have been sent.
-    pub async fn order(&self, order: &ControlCommand, deadline: Instant) -> Result<(), PublishError> {
-        control::send(&self.session, order, deadline).await
+    pub async fn send_command(
+        &self,
+        command: &ControlCommand,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        control::send(&self.session, command, deadline).await
     }
 
     /// What of the queue of jobs does not go with this worker's settings. Asks the management API where one
     /// is configured; takes seconds at most.
-    pub async fn findings(&self, job_timeout: Duration) -> Findings {
-        findings::find(&self.session, job_timeout).await
+    pub async fn compatibility(&self, job_timeout: Duration) -> QueueCompatibility {
+        compatibility::find(&self.session, job_timeout).await
     }
 
     /// The state of the session as it changes, for readiness.

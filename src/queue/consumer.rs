@@ -15,9 +15,9 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
+    connection::{ANSWER_LIMIT, BrokerConnection},
     delivery::{Delivery, Settlement},
     error::{BrokerError, within},
-    link::{ANSWER_LIMIT, BrokerConnection},
     message::short,
     session::{Role, Session, pauses},
     topology,

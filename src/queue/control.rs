@@ -1,4 +1,4 @@
-//! Orders to the workers, to all of them at once: `amqp.control_exchange`, a fanout exchange.
+//! Commands to the workers, to all of them at once: `amqp.control_exchange`, a fanout exchange.
 
 use std::sync::Arc;
 
@@ -11,16 +11,16 @@ use uuid::Uuid;
 
 use super::{
     error::PublishError,
+    exclusive::{ControlMessage, ExclusiveQueue},
     message::{TRANSIENT, short},
-    private::{ControlMessage, PrivateQueue},
     publisher::{Envelope, RetryPolicy, publish},
     session::Session,
 };
 
-/// An order is short; what is longer is none.
+/// A command is short; what is longer is none.
 const LARGEST_ORDER: usize = 4096;
 
-/// An order.
+/// A command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControlCommand {
     /// `{"cancel": "<job id>"}`: end that job, wherever it is.
@@ -37,8 +37,8 @@ impl ControlCommand {
             return Err(format!("{} bytes", body.len()));
         }
         let shown = || quoted(&String::from_utf8_lossy(body), 200);
-        let Ok(Value::Object(order)) = serde_json::from_slice(body) else { return Err(shown()) };
-        let mut entries = order.into_iter();
+        let Ok(Value::Object(command)) = serde_json::from_slice(body) else { return Err(shown()) };
+        let mut entries = command.into_iter();
         match (entries.next(), entries.next()) {
             (Some((key, Value::String(id))), None) if key == "cancel" => Ok(Self::Cancel(id)),
             (Some((key, Value::String(id))), None) if key == "drain" => Ok(Self::Drain(Some(id))),
@@ -48,31 +48,31 @@ impl ControlCommand {
     }
 
     fn body(&self) -> Bytes {
-        let order = match self {
+        let command = match self {
             Self::Cancel(id) => json!({"cancel": id}),
             Self::Drain(Some(id)) => json!({"drain": id}),
             Self::Drain(None) => json!({"drain": true}),
         };
-        order.to_string().into()
+        command.to_string().into()
     }
 }
 
-/// The orders as they come. What is sent while there is no connection is lost.
-pub struct ControlCommands(PrivateQueue);
+/// The commands as they come. What is sent while there is no connection is lost.
+pub struct ControlCommands(ExclusiveQueue);
 
 impl ControlCommands {
     pub(super) fn new(session: &Arc<Session>) -> Self {
         let name = format!("comfy.control.{}", Uuid::new_v4().simple());
         let exchange = session.config.control_exchange.clone();
-        Self(PrivateQueue::new(session, name, exchange, String::new()))
+        Self(ExclusiveQueue::new(session, name, exchange, String::new()))
     }
 
-    /// The next order; `None` once the broker handle is closed. Cancel safe.
+    /// The next command; `None` once the broker handle is closed. Cancel safe.
     pub async fn next(&mut self) -> Option<ControlCommand> {
         loop {
             let ControlMessage::Message(delivered) = self.0.next().await? else { continue };
             match ControlCommand::read(&delivered.data) {
-                Ok(order) => return Some(order),
+                Ok(command) => return Some(command),
                 Err(shown) => tracing::warn!(shown, "ignoring an unknown control message"),
             }
         }
@@ -82,7 +82,7 @@ impl ControlCommands {
 /// Tells every worker that listens now; also when none does.
 pub(super) async fn send(
     session: &Session,
-    order: &ControlCommand,
+    command: &ControlCommand,
     deadline: Instant,
 ) -> Result<(), PublishError> {
     let envelope = Envelope {
@@ -91,7 +91,7 @@ pub(super) async fn send(
         properties: BasicProperties::default()
             .with_content_type("application/json".into())
             .with_delivery_mode(TRANSIENT),
-        body: order.body(),
+        body: command.body(),
     };
     let persistence = RetryPolicy { unroutable: false, nacks: Some(1) };
     match publish(session, &envelope, persistence, deadline).await {
@@ -105,13 +105,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn orders_are_read_as_they_are_written() {
-        for order in [
+    fn commands_are_read_as_they_are_written() {
+        for command in [
             ControlCommand::Cancel("a".into()),
             ControlCommand::Drain(Some("w".into())),
             ControlCommand::Drain(None),
         ] {
-            assert_eq!(ControlCommand::read(&order.body()), Ok(order));
+            assert_eq!(ControlCommand::read(&command.body()), Ok(command));
         }
     }
 

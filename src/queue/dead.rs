@@ -22,9 +22,9 @@ use tokio::time::Instant;
 
 use super::{
     PublishError,
+    connection::{ANSWER_LIMIT, BrokerConnection},
     death::{renewed, revived},
     error::{BrokerError, QueueError, within},
-    link::{ANSWER_LIMIT, BrokerConnection},
     message::{Message, short},
     publisher::{Envelope, RetryPolicy, publish},
     session::{Role, Session},

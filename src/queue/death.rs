@@ -22,7 +22,7 @@ const OF_A_DELIVERY: [&str; 4] = ["x-delivery-count", "x-acquired-count", "CC", 
 
 /// Why and when the broker moved a message to the dead letters.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Death {
+pub struct DeathRecord {
     /// `rejected`, `delivery_limit`, `expired`, `maxlen`.
     pub reason: String,
     /// The queue that it was moved from.
@@ -33,7 +33,7 @@ pub struct Death {
     pub count: u64,
 }
 
-impl Death {
+impl DeathRecord {
     /// The last death of a message with these headers that was one: its end in the queue of those that
     /// wait, the delay queue of `queue`, is how it comes back to work.
     pub(super) fn read(headers: &FieldTable, queue: &str) -> Option<Self> {
@@ -78,7 +78,7 @@ impl Death {
 }
 
 /// Properties of a letter that is published again among the dead letters, fresh but for its death.
-pub(super) fn renewed(letter: &BasicProperties, death: Option<&Death>) -> BasicProperties {
+pub(super) fn renewed(letter: &BasicProperties, death: Option<&DeathRecord>) -> BasicProperties {
     copy(letter, |name| !OF_A_DELIVERY.contains(&name), death)
 }
 
@@ -102,7 +102,11 @@ fn is_of_a_death(name: &str) -> bool {
 }
 
 /// All but `user_id`, which the broker would compare with ours, and the headers that are not kept.
-fn copy(letter: &BasicProperties, keeps: impl Fn(&str) -> bool, death: Option<&Death>) -> BasicProperties {
+fn copy(
+    letter: &BasicProperties,
+    keeps: impl Fn(&str) -> bool,
+    death: Option<&DeathRecord>,
+) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in letter.headers().iter().flat_map(|headers| headers.inner()) {
         if keeps(name.as_str()) {
@@ -181,7 +185,7 @@ mod tests {
 
     #[test]
     fn the_brokers_own_entry_counts_and_outlives_a_renewal() {
-        let expected = Death {
+        let expected = DeathRecord {
             reason: "delivery_limit".into(),
             queue: "jobs".into(),
             at: Some(UNIX_EPOCH + Duration::from_secs(1_700_000_000)),
@@ -189,14 +193,14 @@ mod tests {
         };
         let letter = letter();
         let read = |properties: &BasicProperties| {
-            properties.headers().as_ref().and_then(|headers| Death::read(headers, "jobs"))
+            properties.headers().as_ref().and_then(|headers| DeathRecord::read(headers, "jobs"))
         };
         assert_eq!(read(&letter), Some(expected.clone()));
         let renewed = renewed(&letter, Some(&expected));
         assert_eq!(names(&renewed), ["comfy-death", "traceparent", "x-death", "x-first-death-reason"]);
         // A broker that drops what clients write about deaths leaves ours.
         let kept = table(&[("comfy-death", expected.write())]);
-        assert_eq!(Death::read(&kept, "jobs"), Some(expected));
+        assert_eq!(DeathRecord::read(&kept, "jobs"), Some(expected));
         // A return before it, and nothing but a return.
         let with_queue = |queue| match death("expired") {
             AMQPValue::FieldTable(mut death) => {
@@ -212,14 +216,14 @@ mod tests {
             (vec![with_queue("others.later")], Some("expired")),
         ] {
             let headers = table(&[("x-death", AMQPValue::FieldArray(FieldArray::from(deaths)))]);
-            assert_eq!(Death::read(&headers, "jobs").map(|death| death.reason).as_deref(), reason);
+            assert_eq!(DeathRecord::read(&headers, "jobs").map(|death| death.reason).as_deref(), reason);
         }
         for odd in [
             table(&[]),
             table(&[("x-death", words("rejected"))]),
             table(&[("x-death", AMQPValue::FieldArray(FieldArray::from(vec![words("x")])))]),
         ] {
-            assert_eq!(Death::read(&odd, "jobs"), None, "{odd:?}");
+            assert_eq!(DeathRecord::read(&odd, "jobs"), None, "{odd:?}");
         }
     }
 

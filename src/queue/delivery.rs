@@ -14,7 +14,7 @@ use lapin::{
 use tokio::time::{sleep, timeout};
 
 use super::{
-    link::{ANSWER_LIMIT, BrokerConnection},
+    connection::{ANSWER_LIMIT, BrokerConnection},
     message::Message,
 };
 

@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     error::{BrokerError, QueueError},
-    frames::{self, Guarded},
+    frames::{self, FilteredConnection},
     refusal,
 };
 use crate::config::AmqpConfig;
@@ -126,7 +126,7 @@ pub(super) async fn dial(config: &AmqpConfig, name: &str) -> Result<(Connection,
                         let secured = stream.into_tls(&uri.authority.host, tls.as_ref());
                         timeout_at(deadline, secured).await.map_err(timed_out)??
                     };
-                    return Ok(AsyncTcpStream::Plain(Guarded::new(stream)));
+                    return Ok(AsyncTcpStream::Plain(FilteredConnection::new(stream)));
                 }
                 Err(refused.into())
             },

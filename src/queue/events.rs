@@ -22,8 +22,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    connection::{ANSWER_LIMIT, BrokerConnection},
     error::{BrokerError, PublishError, within},
-    link::{ANSWER_LIMIT, BrokerConnection},
     message::{TRANSIENT, count, short, text},
     session::{Role, Session},
 };

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     error::QueueError,
     events::Preview,
-    private::{ControlMessage, PrivateQueue},
+    exclusive::{ControlMessage, ExclusiveQueue},
     session::Session,
 };
 
@@ -29,7 +29,7 @@ pub enum Followed {
 
 /// A subscription to one job's events and result. Its queue goes with the connection, but keeps
 /// its name over a reconnection.
-pub struct Follow(PrivateQueue);
+pub struct Follow(ExclusiveQueue);
 
 impl Follow {
     pub(super) async fn open(session: &Arc<Session>, job_id: &str) -> Result<Self, QueueError> {
@@ -37,7 +37,7 @@ impl Follow {
         // An id's dots are words of the key like any others: only this id has exactly these words.
         let key = format!("job.{job_id}.*");
         let exchange = session.config.events_exchange.clone();
-        let mut queue = PrivateQueue::new(session, name, exchange, key);
+        let mut queue = ExclusiveQueue::new(session, name, exchange, key);
         queue.open().await?;
         Ok(Self(queue))
     }

@@ -45,23 +45,23 @@ const FRAME_END: usize = 1;
 type Socket = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
 /// Tokio, with connections whose frames are looked through.
-pub(super) type Kit = RuntimeParts<Tokio, Guarding>;
+pub(super) type FilteredTokio = RuntimeParts<Tokio, FrameFilter>;
 
-pub(super) fn runtime() -> async_rs::Runtime<Kit> {
-    async_rs::Runtime::new(RuntimeParts::new(Tokio::current(), Guarding(Tokio::current())))
+pub(super) fn runtime() -> async_rs::Runtime<FilteredTokio> {
+    async_rs::Runtime::new(RuntimeParts::new(Tokio::current(), FrameFilter(Tokio::current())))
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Guarding(Tokio);
+pub(super) struct FrameFilter(Tokio);
 
-impl Guarding {
-    async fn connect(tokio: Tokio, address: SocketAddr) -> io::Result<Guarded> {
-        Ok(Guarded::new(AsyncTcpStream::Plain(tokio.tcp_connect_addr(address).await?)))
+impl FrameFilter {
+    async fn connect(tokio: Tokio, address: SocketAddr) -> io::Result<FilteredConnection> {
+        Ok(FilteredConnection::new(AsyncTcpStream::Plain(tokio.tcp_connect_addr(address).await?)))
     }
 }
 
-impl Reactor for Guarding {
-    type TcpStream = Guarded;
+impl Reactor for FrameFilter {
+    type TcpStream = FilteredConnection;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     fn register<H: io::Read + io::Write + AsFd + AsRawFd + Send + 'static>(
@@ -88,19 +88,19 @@ impl Reactor for Guarding {
 }
 
 /// A connection whose incoming frames are looked through.
-pub(super) struct Guarded {
+pub(super) struct FilteredConnection {
     socket: Socket,
     frames: Frames,
     read: Box<[u8]>,
 }
 
-impl Guarded {
+impl FilteredConnection {
     pub(super) fn new(socket: Socket) -> Self {
         Self { socket, frames: Frames::default(), read: vec![0; READ].into() }
     }
 }
 
-impl AsyncRead for Guarded {
+impl AsyncRead for FilteredConnection {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -118,7 +118,7 @@ impl AsyncRead for Guarded {
     }
 }
 
-impl AsyncWrite for Guarded {
+impl AsyncWrite for FilteredConnection {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().socket).poll_write(context, bytes)
     }

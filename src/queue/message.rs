@@ -9,9 +9,9 @@ use lapin::{
 };
 
 use super::{
-    death::Death,
+    death::DeathRecord,
     error::PublishError,
-    postpone::{Returns, expires_at},
+    postpone::{RequeueHistory, expires_at},
 };
 
 /// `delivery_mode` of a message that survives a restart of the broker.
@@ -52,10 +52,10 @@ pub struct Message {
     pub acquired_count: u64,
     /// How workers gave it back on purpose, if they did. A publisher can write such headers itself, of
     /// its own job.
-    pub returns: Option<Returns>,
+    pub returns: Option<RequeueHistory>,
     /// Why it is no longer in the queue of jobs. Means something in the dead letters and their notices
     /// only: a publisher can write such a header itself.
-    pub death: Option<Death>,
+    pub death: Option<DeathRecord>,
 }
 
 /// The header that says when a message was published, in milliseconds since 1970.
@@ -88,8 +88,8 @@ impl Message {
             redelivered,
             delivery_count: number("x-delivery-count"),
             acquired_count: number("x-acquired-count"),
-            returns: headers.and_then(Returns::read),
-            death: headers.and_then(|headers| Death::read(headers, queue)),
+            returns: headers.and_then(RequeueHistory::read),
+            death: headers.and_then(|headers| DeathRecord::read(headers, queue)),
         }
     }
 

@@ -26,6 +26,8 @@
 //! confirmed. Nothing here acks by itself. No task is left after [`Broker::close`].
 
 mod broker;
+mod compatibility;
+mod connection;
 mod consumer;
 mod control;
 mod dead;
@@ -34,14 +36,12 @@ mod delivery;
 mod dial;
 mod error;
 mod events;
-mod findings;
+mod exclusive;
 mod follow;
 mod frames;
-mod link;
 mod management;
 mod message;
 mod postpone;
-mod private;
 mod publisher;
 mod refusal;
 mod reply;
@@ -52,17 +52,17 @@ mod topology;
 mod version;
 
 pub use broker::Broker;
+pub use compatibility::{ConsumerTimeout, QueueCompatibility};
 pub use consumer::Consumer;
 pub use control::{ControlCommand, ControlCommands};
 pub use dead::{DeadLetter, DeadLetters};
-pub use death::Death;
+pub use death::DeathRecord;
 pub use delivery::{Delivery, Settled, Settlement};
 pub use error::{PublishError, QueueError, ReplyWarning};
 pub use events::{Event, EventSender, Preview};
-pub use findings::{ConsumerTimeout, Findings};
 pub use follow::{Follow, Followed};
 pub use message::{JobProperties, Message};
-pub use postpone::{LONGEST_DELAY, Postponement, Returns};
+pub use postpone::{LONGEST_DELAY, Postponement, RequeueHistory};
 pub use reply::reply_allowed;
 pub use results::ResultMessage;
 pub use session::Health;

@@ -41,7 +41,7 @@ pub(super) const OF_A_RETURN: [&str; 4] = [COUNT, CAUSE, SINCE, EXPIRES_AT];
 
 /// How and why a job was given back by workers so far. The broker's own count says nothing about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Returns {
+pub struct RequeueHistory {
     /// How often, for whatever cause.
     pub count: u32,
     /// Why the last time: a short word for programs.
@@ -50,7 +50,7 @@ pub struct Returns {
     pub since: SystemTime,
 }
 
-impl Returns {
+impl RequeueHistory {
     pub(super) fn read(headers: &FieldTable) -> Option<Self> {
         Some(Self {
             count: count(headers, COUNT)?.try_into().unwrap_or(u32::MAX),
@@ -73,7 +73,7 @@ pub struct Postponement {
     /// How long it waits, up to [`LONGEST_DELAY`].
     pub delay: Duration,
     /// What it carries: this return counted.
-    pub returns: Returns,
+    pub returns: RequeueHistory,
     /// When it is worth nothing any more, by [`Message::expiry`](super::Message::expiry): then it comes
     /// back, however long the delay.
     pub expires_at: Option<SystemTime>,
@@ -198,7 +198,7 @@ mod tests {
     }
 
     fn postponement(delay: u64, expires_at: Option<u64>) -> Postponement {
-        let returns = Returns { count: 3, cause: "input_unavailable".into(), since: at(0) };
+        let returns = RequeueHistory { count: 3, cause: "input_unavailable".into(), since: at(0) };
         Postponement { delay: Duration::from_millis(delay), returns, expires_at: expires_at.map(at) }
     }
 
@@ -241,7 +241,7 @@ mod tests {
     /// A publisher that says so would have a job tried without end.
     #[test]
     fn nothing_was_given_back_in_the_future() {
-        let returns = Returns {
+        let returns = RequeueHistory {
             since: SystemTime::now() + Duration::from_secs(1 << 30),
             ..postponement(0, None).returns
         };

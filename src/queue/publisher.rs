@@ -7,8 +7,8 @@ use lapin::{BasicProperties, Confirmation, options::BasicPublishOptions, types::
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
+    connection::BrokerConnection,
     error::{BrokerError, PublishError, within},
-    link::BrokerConnection,
     refusal,
     session::{Role, Session, pauses},
 };

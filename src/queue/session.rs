@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{dial::dial, error::QueueError, link::BrokerConnection, topology};
+use super::{connection::BrokerConnection, dial::dial, error::QueueError, topology};
 use crate::config::AmqpConfig;
 
 /// lapin announces no event for every way in which a connection can end.
@@ -23,7 +23,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) enum Role {
     /// Declarations, deliveries, acks, gets, private queues.
     Consume,
-    /// Results, events, jobs, orders.
+    /// Results, events, jobs, commands.
     Publish,
 }
 

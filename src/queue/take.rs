@@ -7,9 +7,9 @@ use lapin::options::BasicGetOptions;
 use tokio::sync::oneshot;
 
 use super::{
+    connection::BrokerConnection,
     delivery::{Delivery, Settlement},
     error::{BrokerError, within},
-    link::BrokerConnection,
     message::short,
     session::{Role, Session},
 };

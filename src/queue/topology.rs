@@ -9,8 +9,8 @@ use lapin::{
 };
 
 use super::{
+    connection::{ANSWER_LIMIT, BrokerConnection},
     error::{BrokerError, QueueError, within},
-    link::{ANSWER_LIMIT, BrokerConnection},
     refusal,
 };
 use crate::config::AmqpConfig;

@@ -18,7 +18,7 @@ use contract::{
 };
 
 use comfy_worker::{
-    admin::{self, Admin, JobHandle, Orders, StatusBoard},
+    admin::{self, Admin, Commands, JobHandle, StatusBoard},
     events::{EventSink, Preview},
     store::LocalStore,
 };
@@ -37,7 +37,7 @@ pub(super) struct Desk {
     pub(super) folder: TempDir,
 }
 
-/// The orders that came.
+/// The commands that came.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Told(Arc<Mutex<Vec<String>>>);
 
@@ -46,14 +46,14 @@ impl Told {
         self.0.lock().map(|told| told.clone()).unwrap_or_default()
     }
 
-    fn note(&self, order: String) {
+    fn note(&self, command: String) {
         if let Ok(mut told) = self.0.lock() {
-            told.push(order);
+            told.push(command);
         }
     }
 }
 
-impl Orders for Told {
+impl Commands for Told {
     fn cancel(&self, job: &JobId) -> bool {
         self.note(format!("cancel {job}"));
         true

@@ -91,9 +91,9 @@ async fn without_a_token_there_is_nothing_to_press() -> Result<()> {
     let _jobs = fill(&desk)?;
     let page = Page::open(&desk.url()).await?;
     page.wait("document.querySelectorAll('.card.job').length === 2").await?;
-    let orders: usize = page
-        .ask("[...document.querySelectorAll('.order')].filter((button) => button.checkVisibility()).length")
+    let commands: usize = page
+        .ask("[...document.querySelectorAll('.command')].filter((button) => button.checkVisibility()).length")
         .await?;
-    ensure!(orders == 0, "{orders} buttons");
+    ensure!(commands == 0, "{commands} buttons");
     page.ensure_no_complaint()
 }

@@ -55,7 +55,7 @@ fn sunset() -> Vec<u8> {
     })
 }
 
-async fn order(worker: &testbed::Worker, path: &str, token: Option<&str>) -> Result<u16> {
+async fn command(worker: &testbed::Worker, path: &str, token: Option<&str>) -> Result<u16> {
     let request = reqwest::Client::new().post(worker.admin_url(path));
     let request = match token {
         Some(token) => request.bearer_auth(token),
@@ -176,10 +176,10 @@ async fn a_workers_life() -> Result<()> {
     pictures(&page).await?;
     page.ensure_no_complaint()?;
 
-    // Orders: only with the token.
+    // Commands: only with the token.
     for token in [None, Some("wrong")] {
-        ensure!(order(&worker, "/jobs/portrait-0042/cancel", token).await? == 401);
-        ensure!(order(&worker, "/drain", token).await? == 401);
+        ensure!(command(&worker, "/jobs/portrait-0042/cancel", token).await? == 401);
+        ensure!(command(&worker, "/drain", token).await? == 401);
     }
     ensure!(status(&worker).await?["job"]["id"] == "portrait-0042");
     page.click("[data-id=portrait-0042] button").await?;

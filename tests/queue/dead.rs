@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use comfy_worker::{
     config::AmqpConfig,
-    queue::{Broker, DeadLetter, Death, Settlement},
+    queue::{Broker, DeadLetter, DeathRecord, Settlement},
 };
 use lapin::{BasicProperties, types::FieldTable};
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ async fn rejected(config: &AmqpConfig, bodies: &[&'static str]) -> Result<()> {
 }
 
 /// What is among the dead letters, by a look that leaves everything where it is.
-async fn look(broker: &Broker) -> Result<Vec<(Bytes, Option<Death>)>> {
+async fn look(broker: &Broker) -> Result<Vec<(Bytes, Option<DeathRecord>)>> {
     let mut letters = broker.dead_letters().await?;
     let mut seen = Vec::new();
     while let Some(letter) = letters.next().await? {

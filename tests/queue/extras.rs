@@ -73,7 +73,7 @@ async fn compares_arguments(rabbitmq: &RabbitMq) -> Result<bool> {
 
 async fn timeout_of(config: &AmqpConfig, job_timeout: Duration) -> Result<ConsumerTimeout> {
     let broker = Broker::connect(config, "w").await?;
-    let found = broker.findings(job_timeout).await.consumer_timeout;
+    let found = broker.compatibility(job_timeout).await.consumer_timeout;
     broker.close().await;
     eprintln!("{found:?}");
     Ok(found)
@@ -82,9 +82,9 @@ async fn timeout_of(config: &AmqpConfig, job_timeout: Duration) -> Result<Consum
 /// The API shows a change only after a while.
 async fn comes_to(config: &AmqpConfig, expected: impl Fn(&ConsumerTimeout) -> bool) -> Result<()> {
     let broker = Broker::connect(config, "w").await?;
-    let seen = async || expected(&broker.findings(HOUR).await.consumer_timeout);
+    let seen = async || expected(&broker.compatibility(HOUR).await.consumer_timeout);
     let outcome = wait_for("what the API shows", SOON, seen).await;
-    let found = broker.findings(HOUR).await;
+    let found = broker.compatibility(HOUR).await;
     broker.close().await;
     outcome.with_context(|| format!("{found:?}"))
 }
@@ -177,13 +177,13 @@ async fn a_policy_that_would_slow_returns_down_is_named() -> Result<()> {
     let mut config = config(rabbitmq.url(), "slow");
     config.management_url = Some(extras.management_url().into());
     let broker = Broker::connect(&config, "w").await?;
-    assert_eq!(broker.findings(HOUR).await.slow_returns, None);
+    assert_eq!(broker.compatibility(HOUR).await.slow_returns, None);
     for (kind, slow) in [("failed", false), ("returned", true), ("all", true)] {
         let policy = format!("{{\"delayed-retry-type\": \"{kind}\", \"delayed-retry-min\": 1000}}");
         // Before 4.3 there is no such policy.
         let taken = rabbitmq.ctl(&["set_policy", "slow", "^slow\\.jobs$", &policy]).await.is_ok();
         let named = async || {
-            let found = broker.findings(HOUR).await.slow_returns;
+            let found = broker.compatibility(HOUR).await.slow_returns;
             found.is_some_and(|text| text.contains(&format!("\"slow.jobs\" has delayed-retry-type {kind:?}")))
         };
         if taken && slow {

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, ensure};
 use comfy_worker::{
     config::AmqpConfig,
-    queue::{Broker, Consumer, LONGEST_DELAY, Postponement, PublishError, Returns, Settled, Settlement},
+    queue::{
+        Broker, Consumer, LONGEST_DELAY, Postponement, PublishError, RequeueHistory, Settled, Settlement,
+    },
 };
 use lapin::{
     BasicProperties,
@@ -17,7 +19,7 @@ use tokio::time::Instant;
 use super::{SOON, in_a_while, misconfigured, next, observer::Observer, shared, submit};
 
 fn until(delay: Duration, count: u32) -> Postponement {
-    let returns = Returns { count, cause: "store_away".into(), since: now() };
+    let returns = RequeueHistory { count, cause: "store_away".into(), since: now() };
     Postponement { delay, returns, expires_at: None }
 }
 

@@ -33,7 +33,7 @@ use crate::{
     stage::Folders,
     store::{Content, ObjectStore, StoreError, Stored},
 };
-use eager::Begun;
+use eager::EagerUpload;
 use written::Written;
 
 pub use eager::EagerUploads;
@@ -45,8 +45,8 @@ const PARALLEL_UPLOADS: usize = 4;
 
 /// What one execution left, ready to be uploaded. Dropped, uploaded or not, it is removed.
 #[derive(Debug, Default)]
-pub struct Findings {
-    files: Vec<Found>,
+pub struct FoundOutputs {
+    files: Vec<FoundFile>,
     /// Files beyond what a job may have: counted, and not kept open.
     beyond: usize,
     texts: Vec<Output>,
@@ -55,7 +55,7 @@ pub struct Findings {
 }
 
 #[derive(Debug)]
-struct Found {
+struct FoundFile {
     node: String,
     key: String,
     index: usize,
@@ -76,7 +76,7 @@ enum FoundContent {
 
 /// A listed file that is not there, or must not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Missing {
+pub struct MissingOutputs {
     /// The nodes that listed such files.
     pub nodes: BTreeSet<String>,
     /// What is missing and why.
@@ -88,7 +88,7 @@ pub struct Missing {
 /// Of more than `most` the rest is counted and not opened: descriptors are few.
 ///
 /// # Errors
-/// [`Missing`] with all of them: an answer from the execution cache lists files that are gone.
+/// [`MissingOutputs`] with all of them: an answer from the execution cache lists files that are gone.
 pub fn find(
     folders: &Folders,
     own: &OwnFolder,
@@ -96,10 +96,10 @@ pub fn find(
     history: &History,
     images: Vec<OutputImage>,
     most: u32,
-) -> Result<Findings, Missing> {
-    let mut findings = Findings::default();
-    let mut missing = Missing { nodes: BTreeSet::new(), message: String::new() };
-    let mut places = Places::default();
+) -> Result<FoundOutputs, MissingOutputs> {
+    let mut findings = FoundOutputs::default();
+    let mut missing = MissingOutputs { nodes: BTreeSet::new(), message: String::new() };
+    let mut places = ObjectNames::default();
     for item in history.outputs() {
         let OutputItem { node, key, index, content } = item;
         match content {
@@ -121,7 +121,7 @@ pub fn find(
                 }
                 match opened {
                     Ok(_) if findings.files.len() as u64 >= u64::from(most) => findings.beyond += 1,
-                    Ok(file) => findings.files.push(Found {
+                    Ok(file) => findings.files.push(FoundFile {
                         node,
                         key,
                         index,
@@ -153,7 +153,7 @@ pub fn find(
         let place = places.give(&filename, &format!("socket/{index}/{node}"));
         let content = FoundContent::Bytes(image.bytes);
         let key = "images".to_owned();
-        findings.files.push(Found {
+        findings.files.push(FoundFile {
             node,
             key,
             index,
@@ -169,13 +169,13 @@ pub fn find(
 
 /// Object names: a file that is listed twice has one, two files of one name stay apart.
 #[derive(Default)]
-struct Places {
+struct ObjectNames {
     given: HashMap<String, String>,
     /// With the number that the next file of that name gets.
     taken: HashMap<String, u32>,
 }
 
-impl Places {
+impl ObjectNames {
     fn give(&mut self, wanted: &str, source: &str) -> String {
         if let Some(place) = self.given.get(source) {
             return place.clone();
@@ -234,7 +234,7 @@ impl Destination<'_> {
     }
 }
 
-impl Findings {
+impl FoundOutputs {
     /// What is removed after the job, of that which is not in its own folder.
     #[must_use]
     pub fn written(&self) -> Vec<PathBuf> {
@@ -327,11 +327,11 @@ pub async fn discard(folders: &Folders, own: &OwnFolder, history: Arc<History>) 
     let _ = finding.await;
 }
 
-impl Found {
+impl FoundFile {
     async fn upload(
         &self,
         destination: &Destination<'_>,
-        begun: Option<(Begun, bool)>,
+        begun: Option<(EagerUpload, bool)>,
     ) -> Result<Output, Failure> {
         let content_type = content_type(&self.filename);
         let uri = destination.base.join(&format!("outputs/{}", self.place));

@@ -32,16 +32,16 @@ impl Bed {
         path
     }
 
-    fn find(&self, outputs: Value, request: &OutputRequest) -> Result<Findings, Missing> {
+    fn find(&self, outputs: Value, request: &OutputRequest) -> Result<FoundOutputs, MissingOutputs> {
         let history = History::find(&json!({"p": {"outputs": outputs}}), "p").unwrap();
         find(&self.folders, &self.own, request, &history, Vec::new(), 10)
     }
 
-    fn plain(&self, outputs: Value) -> Result<Findings, Missing> {
+    fn plain(&self, outputs: Value) -> Result<FoundOutputs, MissingOutputs> {
         self.find(outputs, &OutputRequest::default())
     }
 
-    async fn upload(&self, findings: Findings) -> Vec<Output> {
+    async fn upload(&self, findings: FoundOutputs) -> Vec<Output> {
         let base = ObjectUri::File(self.root.path().join("store"));
         let destination =
             Destination { store: &LocalStore, root: base.clone(), base, own: true, presign: None };
@@ -67,14 +67,14 @@ fn file(filename: &str, subfolder: &str, folder: &str) -> Value {
 /// Each number was once tried from the first one on.
 #[test]
 fn many_files_of_one_name_are_named_in_no_time() {
-    let mut places = Places::default();
+    let mut places = ObjectNames::default();
     let given: BTreeSet<_> = (0..100_000).map(|file| places.give("a/x.png", &format!("{file}"))).collect();
     assert_eq!(given.len(), 100_000);
     assert!(given.contains("a/x.png") && given.contains("a/100000-x.png"));
     assert_eq!(places.give("a/x.png", "7"), "a/8-x.png", "the same file again");
 }
 
-fn places(findings: &Findings) -> Vec<&str> {
+fn places(findings: &FoundOutputs) -> Vec<&str> {
     findings.files.iter().map(|found| found.place.as_str()).collect()
 }
 

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::{
     BootLine, ConnectorError, HealthError, Payload,
-    fate::Fate,
+    replacement::ReplacementReason,
     restarts::Cause,
     run::NoopObserver,
     selftest::{self, SelfTest, self_test, without_titles},
@@ -71,7 +71,7 @@ pub struct Engine {
     /// When ComfyUI last answered; `None` after it did not.
     proven_at: Mutex<Option<Instant>>,
     /// What a prompt has shown to be its end; the first word counts.
-    fate: OnceLock<Fate>,
+    fate: OnceLock<ReplacementReason>,
     /// ComfyUI's folders.
     folders: Folders,
     /// After the server: what it writes there ends with it.
@@ -254,7 +254,7 @@ impl Engine {
         {
             executed.broken_device = self.has_broken_device(abort, cancel).await;
         }
-        if let Some(fate) = Fate::of(&outcome) {
+        if let Some(fate) = ReplacementReason::of(&outcome) {
             let _ = self.fate.set(fate);
         }
         match &outcome {
@@ -281,7 +281,7 @@ impl Engine {
     /// It is ended on purpose, which is no loss.
     pub(super) fn ends_on_purpose(&self, cause: Cause) {
         if !self.server.has_ended() {
-            let _ = self.fate.set(Fate { cause, wants_stacks: false });
+            let _ = self.fate.set(ReplacementReason { cause, wants_stacks: false });
         }
     }
 
@@ -343,7 +343,7 @@ impl Engine {
                 () = self.server.standstill(PATIENCE) => format!("no answer, and nothing else for {PATIENCE:?}"),
                 () = sleep(most) => format!("no answer within {most:?}"),
             };
-            let _ = self.fate.set(Fate { cause: Cause::Lost, wants_stacks: true });
+            let _ = self.fate.set(ReplacementReason { cause: Cause::Lost, wants_stacks: true });
             Err(HealthError::Http(silence))
         };
         let proof = async {

@@ -40,7 +40,7 @@ impl Cause {
 
 /// What is to be done when a ComfyUI is wanted and none runs.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Start {
+pub(super) enum RestartDecision {
     /// For the first time.
     First,
     /// Again, after a pause.
@@ -65,9 +65,9 @@ impl Restarts {
     }
 
     /// How ComfyUI is started `now`, if it may be lost `most` times within the window.
-    pub(super) fn start(&mut self, now: Instant, most: u32) -> Start {
+    pub(super) fn start(&mut self, now: Instant, most: u32) -> RestartDecision {
         if !std::mem::replace(&mut self.started, true) {
-            return Start::First;
+            return RestartDecision::First;
         }
         for times in [&mut self.lost, &mut self.crashed] {
             times.retain(|at| now.duration_since(*at) < WINDOW);
@@ -82,12 +82,12 @@ impl Restarts {
             Cause::Lost => {
                 self.lost.push_back(now);
                 if self.lost.len() as u64 > u64::from(most) {
-                    return Start::No;
+                    return RestartDecision::No;
                 }
                 Duration::ZERO
             }
         };
-        Start::Again(cause, pause)
+        RestartDecision::Again(cause, pause)
     }
 }
 
@@ -103,11 +103,11 @@ fn pause_after(crashes: usize) -> Duration {
 mod tests {
     use super::*;
 
-    fn again(cause: Cause, seconds: u64) -> Start {
-        Start::Again(cause, Duration::from_secs(seconds))
+    fn again(cause: Cause, seconds: u64) -> RestartDecision {
+        RestartDecision::Again(cause, Duration::from_secs(seconds))
     }
 
-    fn after(restarts: &mut Restarts, cause: Cause, at: Instant) -> Start {
+    fn after(restarts: &mut Restarts, cause: Cause, at: Instant) -> RestartDecision {
         restarts.ended(cause);
         restarts.start(at, 3)
     }
@@ -115,31 +115,31 @@ mod tests {
     #[test]
     fn three_losses_within_ten_minutes_are_enough() {
         let (mut restarts, begin) = (Restarts::default(), Instant::now());
-        assert_eq!(restarts.start(begin, 3), Start::First);
+        assert_eq!(restarts.start(begin, 3), RestartDecision::First);
         let mut at = |seconds: u64| after(&mut restarts, Cause::Lost, begin + Duration::from_secs(seconds));
         let lost = again(Cause::Lost, 0);
-        assert!(at(10) == lost && at(20) == lost && at(30) == lost && at(40) == Start::No);
+        assert!(at(10) == lost && at(20) == lost && at(30) == lost && at(40) == RestartDecision::No);
         // Those at 10, 20 and 30 s are forgotten by then, the refused one is not.
-        assert!(at(631) == lost && at(632) == lost && at(633) == Start::No);
+        assert!(at(631) == lost && at(632) == lost && at(633) == RestartDecision::No);
     }
 
     #[test]
     fn what_we_did_ourselves_is_no_loss_and_waits_for_nothing() {
         let (mut restarts, now) = (Restarts::default(), Instant::now());
-        assert_eq!(restarts.start(now, 3), Start::First);
+        assert_eq!(restarts.start(now, 3), RestartDecision::First);
         for cause in [Cause::Worn, Cause::Killed].repeat(10) {
             assert_eq!(after(&mut restarts, cause, now), again(cause, 0));
         }
         for _ in 0..3 {
             assert_eq!(restarts.start(now, 3), again(Cause::Lost, 0), "nobody said why");
         }
-        assert_eq!(restarts.start(now, 3), Start::No);
+        assert_eq!(restarts.start(now, 3), RestartDecision::No);
     }
 
     #[test]
     fn crashes_of_jobs_slow_the_boots_until_it_has_been_quiet() {
         let (mut restarts, mut now) = (Restarts::default(), Instant::now());
-        assert_eq!(restarts.start(now, 3), Start::First);
+        assert_eq!(restarts.start(now, 3), RestartDecision::First);
         for pause in [0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60] {
             now += Duration::from_secs(10);
             assert_eq!(after(&mut restarts, Cause::Crashed, now), again(Cause::Crashed, pause));
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn the_first_word_counts() {
         let (mut restarts, now) = (Restarts::default(), Instant::now());
-        assert_eq!(restarts.start(now, 3), Start::First);
+        assert_eq!(restarts.start(now, 3), RestartDecision::First);
         restarts.ended(Cause::Killed);
         // It was killed, and so it is gone.
         restarts.ended(Cause::Lost);

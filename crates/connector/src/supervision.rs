@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     ComfyConnector, ConnectorError, Engine, Inner, State, engine, locked,
-    restarts::{Cause, Start},
+    restarts::{Cause, RestartDecision},
 };
 use crate::metrics;
 
@@ -70,9 +70,9 @@ impl ComfyConnector {
         let most = self.0.config.comfyui.max_restarts;
         let start = locked(&self.0.restarts).start(Instant::now(), most);
         match start {
-            Start::First => {}
-            Start::No => return Err(self.fail(ConnectorError::Unstable { most })),
-            Start::Again(cause, pause) => {
+            RestartDecision::First => {}
+            RestartDecision::No => return Err(self.fail(ConnectorError::Unstable { most })),
+            RestartDecision::Again(cause, pause) => {
                 metrics::restarted("comfyui", cause.label());
                 tracing::info!(cause = cause.label(), ?pause, "starting ComfyUI again");
                 sleep(pause).await;

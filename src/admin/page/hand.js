@@ -13,7 +13,7 @@ export class HandCard {
     this.attempt = make("span", { class: "tag", hidden: true });
     this.word = make("span", { class: "word" });
     this.time = make("span", { class: "time" });
-    this.button = make("button", { type: "button", class: "order", hidden: true }, "Cancel");
+    this.button = make("button", { type: "button", class: "command", hidden: true }, "Cancel");
     this.button.setAttribute("aria-label", `Cancel ${job.id}`);
     this.button.addEventListener("click", () => cancel(this.job, this.button));
     this.bar = make("progress", { max: "1", "aria-label": "progress of the job" });

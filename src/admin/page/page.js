@@ -14,7 +14,7 @@ const RETRY_MOST = 10_000;
 const at = (id) => document.getElementById(id);
 
 /** What is known. */
-const known = { worker: null, orders: false, jobs: new Map(), inHand: [], ended: [], offset: 0 };
+const known = { worker: null, commands: false, jobs: new Map(), inHand: [], ended: [], offset: 0 };
 const cards = new Map();
 const rows = new Map();
 
@@ -82,7 +82,7 @@ function take(news) {
     if (!same) for (const elements of [cards, rows]) forget(elements, () => true);
   }
   known.offset = news.now - Date.now();
-  known.orders = news.orders;
+  known.commands = news.commands;
   if (news.worker) known.worker = news.worker;
   for (const job of news.jobs) known.jobs.set(job.key, job);
   known.inHand = news.in_hand;
@@ -131,7 +131,7 @@ function showHand() {
     }
     card.update(job);
     job.node_list = [];
-    card.button.hidden = !known.orders || job.outcome !== null;
+    card.button.hidden = !known.commands || job.outcome !== null;
     if (list.children[index] !== card.element) list.insertBefore(card.element, list.children[index] ?? null);
   });
   const { state } = known.worker;
@@ -169,7 +169,7 @@ function showWorker() {
     say(fact.firstChild, key);
     if (index > 0) say(fact.lastChild, value);
   });
-  at("drain").hidden = !known.orders || worker.state === "draining";
+  at("drain").hidden = !known.commands || worker.state === "draining";
   showResources(worker.resources);
 }
 
@@ -234,13 +234,13 @@ function tick() {
   for (const card of cards.values()) card.tick(now);
 }
 
-// --- orders -------------------------------------------------------------------------------------
+// --- commands -------------------------------------------------------------------------------------
 
 const TOKEN = "comfy-worker token";
 
 async function cancel(job, button) {
   button.disabled = true;
-  const done = await order(
+  const done = await command(
     `jobs/${encodeURIComponent(job.id)}/cancel`,
     `Cancel ${job.id}?`,
     "The job ends as cancelled; its publisher is told.",
@@ -252,11 +252,11 @@ async function cancel(job, button) {
 
 async function drain() {
   const what = "The worker takes no more jobs, finishes the one that runs within its grace, and ends.";
-  await order("drain", `Drain ${known.worker.id}?`, what, "Drain");
+  await command("drain", `Drain ${known.worker.id}?`, what, "Drain");
 }
 
-/** Sends an order after a question; whether it was taken. */
-async function order(path, title, what, yes) {
+/** Sends a command after a question; whether it was taken. */
+async function command(path, title, what, yes) {
   if (!(await sure(title, what, yes))) return false;
   let refused = false;
   for (;;) {
@@ -269,7 +269,7 @@ async function order(path, title, what, yes) {
         return answer.ok;
       }
     } catch {
-      await tell("The worker does not answer", "The order was not taken.");
+      await tell("The worker does not answer", "The command was not taken.");
       return false;
     }
     sessionStorage.removeItem(TOKEN);

@@ -14,7 +14,7 @@ use super::{
     PromptId, Server, Socket,
     client::{Posted, PromptPost, RequestError, describe_node_errors},
     events::Image,
-    follow::{Run, follow},
+    follow::{FollowedPrompt, follow},
     forecast::NodeTimes,
     history::{History, Outcome},
     prompt_status::{ABORT_LIMIT, CANCEL_LIMIT, cancel, post_once},
@@ -202,7 +202,7 @@ pub async fn execute(
         client_id: client_id.as_deref().unwrap_or_default(),
         extra_data: execution.extra_data,
     };
-    let mut run = Run::new(execution.prompt, execution.limit.min(LONGEST), client_id.is_none())
+    let mut run = FollowedPrompt::new(execution.prompt, execution.limit.min(LONGEST), client_id.is_none())
         .knowing(execution.known)
         .behind(execution.behind.is_some());
     let before = server.prompt_thread().switches();
@@ -275,7 +275,7 @@ async fn post_while_alive(server: &Server, post: &PromptPost<'_>) -> Result<Post
     let most = limit("post", POST_STANDSTILL);
     tokio::select! {
         posted = post_once(server.client(), post) => posted,
-        () = server.vitals().standstill(most) => {
+        () = server.processes().standstill(most) => {
             let reason = format!("no answer for {most:?}, and its processes do nothing");
             Err(RequestError { call: "/prompt".to_owned(), reason, answered: false }.into())
         }

@@ -14,12 +14,12 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout_at};
 use super::{
     PromptId, Server,
     client::{Client, Posted},
-    doubts::Doubts,
     events::Event,
     execute::{ExecuteError, Executed, Observer, QueuedBehind},
     forecast::NodeTimes,
     history::History,
-    inbox::{Inbox, SocketEvent, Weight},
+    inbox::{ByteReservation, Inbox, SocketEvent},
+    liveness::Liveness,
     prompt_status::{POLL_EVERY, PromptStatus, look},
     tracker::{OutputImage, Step, Tracker},
 };
@@ -31,9 +31,9 @@ const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 const LATE_FRAMES: Duration = Duration::from_secs(3);
 
 /// What is known of a prompt under way.
-pub(super) struct Run {
+pub(super) struct FollowedPrompt {
     tracker: Tracker,
-    images: Vec<(OutputImage, Weight)>,
+    images: Vec<(OutputImage, ByteReservation)>,
     images_lost: bool,
     limit: Duration,
     posted_at: Instant,
@@ -50,7 +50,7 @@ pub(super) async fn follow(
     server: &Server,
     prompt_id: PromptId,
     events: &mut Inbox,
-    run: &mut Run,
+    run: &mut FollowedPrompt,
     observer: &mut dyn Observer,
     behind: Option<QueuedBehind<'_>>,
 ) -> Result<History, ExecuteError> {
@@ -63,7 +63,7 @@ pub(super) async fn follow(
     for every in [&mut poll, &mut watch] {
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
-    let mut doubts = Doubts::new();
+    let mut liveness = Liveness::new();
     loop {
         if run.started_at.is_some() {
             crate::phases::reached("running").await;
@@ -71,7 +71,7 @@ pub(super) async fn follow(
         tokio::select! {
             event = events.recv() => match event {
                 Some(SocketEvent::Event(event, weight)) => {
-                    doubts.heard();
+                    liveness.heard();
                     // Its history was written before this was sent.
                     if run.take(event, weight, observer) {
                         looking.set(look(client, prompt_id).fuse());
@@ -85,7 +85,7 @@ pub(super) async fn follow(
             },
             found = &mut looking => match found {
                 Ok(found) => {
-                    doubts.found(&found, server.prompt_thread().fate(run.heard_at))?;
+                    liveness.found(&found, server.prompt_thread().state(run.heard_at))?;
                     match found {
                         PromptStatus::Over(history) => {
                             run.await_late_frames(events, observer).await;
@@ -99,24 +99,24 @@ pub(super) async fn follow(
                 Err(error) => {
                     tracing::debug!(%error, "ComfyUI gives no usable answer");
                     if error.answered {
-                        doubts.answered();
+                        liveness.answered();
                     }
                 }
             },
             _ = watch.tick() => {
-                doubts.tick(run.heard_at, server.vitals().are_stopped())?;
-                if beating.is_terminated() && doubts.wants_pulse(run.heard_at) {
-                    beating.set(server.vitals().activity().fuse());
+                liveness.tick(run.heard_at, server.processes().are_stopped())?;
+                if beating.is_terminated() && liveness.wants_activity(run.heard_at) {
+                    beating.set(server.processes().activity().fuse());
                 }
             }
-            activity = &mut beating => doubts.pulse.take(activity),
+            activity = &mut beating => liveness.last_activity.take(activity),
             () = &mut turn => run.come_to_turn(),
             taken_back = &mut taking_back, if run.waits() => if taken_back {
                 return Err(ExecuteError::Aborted { stuck: false });
             },
             () = sleep_until(run.deadline().into()) => {
                 // ComfyUI would give it back, and leave the next one waiting as well.
-                let never_began = doubts.at_the_limit().filter(|_| run.started_at.is_none());
+                let never_began = liveness.at_the_limit().filter(|_| run.started_at.is_none());
                 return Err(never_began.unwrap_or_else(|| run.timed_out()));
             }
         }
@@ -138,7 +138,7 @@ async fn take_back(client: &Client, prompt_id: PromptId, behind: Option<QueuedBe
         && matches!(look(client, prompt_id).await, Ok(PromptStatus::Nowhere))
 }
 
-impl Run {
+impl FollowedPrompt {
     /// From now on the time counts.
     pub(super) fn new(prompt: &Prompt, limit: Duration, images_lost: bool) -> Self {
         let now = Instant::now();
@@ -196,7 +196,7 @@ impl Run {
     }
 
     /// Whether the prompt is over.
-    fn take(&mut self, event: Event, weight: Weight, observer: &mut dyn Observer) -> bool {
+    fn take(&mut self, event: Event, weight: ByteReservation, observer: &mut dyn Observer) -> bool {
         self.heard_at = Instant::now();
         let step = self.tracker.step(event, self.posted_at.elapsed());
         if self.tracker.has_started() {

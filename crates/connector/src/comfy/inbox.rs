@@ -22,13 +22,13 @@ const LEAST_BYTES: usize = 512;
 #[derive(Debug)]
 pub(super) enum SocketEvent {
     /// An event of its prompt.
-    Event(Event, Weight),
+    Event(Event, ByteReservation),
     /// The connection is gone. The prompt was posted under its client id: no event of it will come.
     Lost,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct HeldBytes {
     waiting: AtomicUsize,
     kept: AtomicUsize,
     lost: AtomicBool,
@@ -36,13 +36,13 @@ struct Held {
 
 /// The bytes of one event, held until this is dropped.
 #[derive(Debug)]
-pub(super) struct Weight {
+pub(super) struct ByteReservation {
     bytes: usize,
     is_kept: bool,
-    held: Arc<Held>,
+    held: Arc<HeldBytes>,
 }
 
-impl Weight {
+impl ByteReservation {
     /// It was read, and stays in memory.
     pub(super) fn keep(mut self) -> Self {
         if !std::mem::replace(&mut self.is_kept, true) {
@@ -53,7 +53,7 @@ impl Weight {
     }
 }
 
-impl Drop for Weight {
+impl Drop for ByteReservation {
     fn drop(&mut self) {
         let holds = if self.is_kept { &self.held.kept } else { &self.held.waiting };
         holds.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -62,25 +62,25 @@ impl Drop for Weight {
 
 /// Where the socket puts events.
 #[derive(Debug)]
-pub(super) struct Outlet {
+pub(super) struct InboxSender {
     events: mpsc::UnboundedSender<SocketEvent>,
-    held: Arc<Held>,
+    held: Arc<HeldBytes>,
 }
 
 /// Where a follower takes them.
 #[derive(Debug)]
 pub(super) struct Inbox {
     events: mpsc::UnboundedReceiver<SocketEvent>,
-    held: Arc<Held>,
+    held: Arc<HeldBytes>,
 }
 
-pub(super) fn inbox() -> (Outlet, Inbox) {
+pub(super) fn inbox() -> (InboxSender, Inbox) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let held = Arc::new(Held::default());
-    (Outlet { events: sender, held: Arc::clone(&held) }, Inbox { events: receiver, held })
+    let held = Arc::new(HeldBytes::default());
+    (InboxSender { events: sender, held: Arc::clone(&held) }, Inbox { events: receiver, held })
 }
 
-impl Outlet {
+impl InboxSender {
     /// Puts an event that came in a frame of so many bytes, or drops it.
     pub(super) fn put(&self, event: Event, bytes: usize) {
         let bytes = bytes.max(LEAST_BYTES);
@@ -90,7 +90,7 @@ impl Outlet {
         if fits {
             // Only the socket adds: no other put comes in between.
             self.held.waiting.fetch_add(bytes, Ordering::Relaxed);
-            let weight = Weight { bytes, is_kept: false, held: Arc::clone(&self.held) };
+            let weight = ByteReservation { bytes, is_kept: false, held: Arc::clone(&self.held) };
             let _ = self.events.send(SocketEvent::Event(event, weight));
         } else if !only_shows(&event) {
             self.held.lost.store(true, Ordering::Relaxed);
@@ -147,7 +147,7 @@ mod tests {
         Event::Image(Image { node: None, content_type, bytes: bytes::Bytes::new() })
     }
 
-    fn waiting(inbox: &mut Inbox) -> Vec<(Event, Weight)> {
+    fn waiting(inbox: &mut Inbox) -> Vec<(Event, ByteReservation)> {
         let mut found = Vec::new();
         while let Ok(SocketEvent::Event(event, weight)) = inbox.events.try_recv() {
             found.push((event, weight));
@@ -179,7 +179,7 @@ mod tests {
         drop(kept);
         outlet.put(image("image/png"), 500 * MIB);
         assert_eq!(waiting(&mut inbox).len(), 1);
-        let Held { waiting, kept, .. } = &*outlet.held;
+        let HeldBytes { waiting, kept, .. } = &*outlet.held;
         assert_eq!((waiting.load(Ordering::Relaxed), kept.load(Ordering::Relaxed)), (0, 0));
     }
 

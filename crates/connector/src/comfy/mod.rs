@@ -3,9 +3,9 @@
 //! Pure (no tokio, no vendor crate): [`events`], [`tracker`], [`history`] and `json`, so that
 //! recorded transcripts replay through them.
 
+mod activity;
 pub mod classes;
 mod client;
-mod doubts;
 mod environment;
 pub mod events;
 mod execute;
@@ -15,13 +15,13 @@ pub mod frontend;
 pub mod history;
 mod inbox;
 mod json;
+mod liveness;
 mod port;
 mod process;
 mod prompt_status;
 mod prompt_thread;
 mod socket;
 pub mod tracker;
-mod vitals;
 
 pub use client::{Client, Device, PostError, Posted, PromptPost, RequestError};
 pub use execute::{ExecuteError, Executed, Execution, Observer, QueuedBehind, execute};

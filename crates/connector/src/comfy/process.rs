@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::{
+    activity::ProcessActivity,
     client::Client,
     environment::inherit,
     port,
     prompt_thread::{Announced, PromptThread},
-    vitals::Vitals,
 };
 use crate::{
     child::{self, LogTail, ProcessGroup, ProcessTree},
@@ -50,7 +50,7 @@ pub struct Server {
     stop: CancellationToken,
     ending: Arc<OnceLock<Ending>>,
     members: ProcessTree,
-    vitals: Vitals,
+    processes: ProcessActivity,
     prompt_thread: PromptThread,
     supervisor: JoinHandle<()>,
 }
@@ -189,8 +189,8 @@ impl Server {
         let listener = port::owners(port).find(|pid| members.has(*pid)).unwrap_or_else(|| group.pid());
         let version = stats.pointer("/system/comfyui_version").and_then(Value::as_str).unwrap_or("unknown");
         let thread = PromptThread::of(listener, announced);
-        let vitals = Vitals::of(listener, members);
-        Ok(Self::supervise(client, group, version.to_owned(), tail, vitals, thread))
+        let processes = ProcessActivity::of(listener, members);
+        Ok(Self::supervise(client, group, version.to_owned(), tail, processes, thread))
     }
 
     fn supervise(
@@ -198,7 +198,7 @@ impl Server {
         mut group: ProcessGroup,
         version: String,
         tail: LogTail,
-        vitals: Vitals,
+        processes: ProcessActivity,
         prompt_thread: PromptThread,
     ) -> Self {
         let (pid, members) = (group.pid(), group.members());
@@ -239,7 +239,7 @@ impl Server {
             stop,
             ending: ending_as,
             members,
-            vitals,
+            processes,
             prompt_thread,
             supervisor,
         }
@@ -293,8 +293,8 @@ impl Server {
     }
 
     /// What its processes do.
-    pub(super) fn vitals(&self) -> &Vitals {
-        &self.vitals
+    pub(super) fn processes(&self) -> &ProcessActivity {
+        &self.processes
     }
 
     /// The thread that runs its prompts.
@@ -304,7 +304,7 @@ impl Server {
 
     /// Waits until its processes have done nothing for `limit`: neither used the CPU nor read anything.
     pub async fn standstill(&self, limit: Duration) {
-        self.vitals.standstill(limit).await;
+        self.processes.standstill(limit).await;
     }
 
     /// Resident memory of all its processes, in bytes. Reads the process table.

@@ -30,7 +30,7 @@ pub(super) struct Announced(Arc<Mutex<Option<Instant>>>);
 
 /// What has become of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ThreadFate {
+pub(super) enum ThreadState {
     /// It is known, and there.
     Lives,
     /// It has ended.
@@ -105,18 +105,18 @@ impl PromptThread {
     }
 
     /// What has become of it, for a prompt that is not over and of which nothing was heard since `heard_at`.
-    pub(super) fn fate(&self, heard_at: Instant) -> ThreadFate {
+    pub(super) fn state(&self, heard_at: Instant) -> ThreadState {
         let living = threads(self.process);
         let among = locked(&self.among);
         if living.is_empty() || among.is_empty() {
-            return ThreadFate::Unknown;
+            return ThreadState::Unknown;
         }
         match among.iter().filter(|thread| living.contains(thread)).count() {
-            0 => ThreadFate::Ended,
+            0 => ThreadState::Ended,
             // A node can print that line, too: one of those that may be it must have ended.
-            left if left < among.len() && self.announced.since(heard_at) => ThreadFate::Ended,
-            1 if among.len() == 1 => ThreadFate::Lives,
-            _ => ThreadFate::Unknown,
+            left if left < among.len() && self.announced.since(heard_at) => ThreadState::Ended,
+            1 if among.len() == 1 => ThreadState::Lives,
+            _ => ThreadState::Unknown,
         }
     }
 }
@@ -206,15 +206,15 @@ mod tests {
         let (prompts, sleeper) = (Worker::start(), Worker::start());
         let (thread, heard_at) = (among(&[&prompts, &sleeper], &Announced::default()), Instant::now());
         sleeper.work();
-        assert_eq!(thread.fate(heard_at), ThreadFate::Unknown);
+        assert_eq!(thread.state(heard_at), ThreadState::Unknown);
         let before = thread.switches();
         prompts.work();
         thread.has_run(&before);
-        assert_eq!(thread.fate(heard_at), ThreadFate::Lives);
+        assert_eq!(thread.state(heard_at), ThreadState::Lives);
         sleeper.end();
-        assert_eq!(thread.fate(heard_at), ThreadFate::Lives, "an ended thread is not the prompt thread");
+        assert_eq!(thread.state(heard_at), ThreadState::Lives, "an ended thread is not the prompt thread");
         prompts.end();
-        assert_eq!(thread.fate(heard_at), ThreadFate::Ended);
+        assert_eq!(thread.state(heard_at), ThreadState::Ended);
     }
 
     #[test]
@@ -227,19 +227,19 @@ mod tests {
         poller.work();
         thread.has_run(&before);
         announced.hear("Exception in thread Thread-3 (prompt_worker):");
-        assert_eq!(thread.fate(heard_at), ThreadFate::Unknown, "anybody can print that");
+        assert_eq!(thread.state(heard_at), ThreadState::Unknown, "anybody can print that");
         poller.end();
-        assert_eq!(thread.fate(heard_at), ThreadFate::Ended);
-        assert_eq!(thread.fate(Instant::now()), ThreadFate::Unknown, "it was heard of since");
+        assert_eq!(thread.state(heard_at), ThreadState::Ended);
+        assert_eq!(thread.state(Instant::now()), ThreadState::Unknown, "it was heard of since");
         prompts.end();
-        assert_eq!(thread.fate(Instant::now()), ThreadFate::Ended);
+        assert_eq!(thread.state(Instant::now()), ThreadState::Ended);
     }
 
     #[test]
     fn what_cannot_be_seen_proves_nothing() {
         let gone = PromptThread::of(u32::MAX, Announced::default());
         gone.has_run(&gone.switches());
-        assert_eq!(gone.fate(Instant::now()), ThreadFate::Unknown);
+        assert_eq!(gone.state(Instant::now()), ThreadState::Unknown);
         let mine = PromptThread::of(std::process::id(), Announced::default());
         assert!(!locked(&mine.among).is_empty() && !locked(&mine.among).contains(&std::process::id()));
     }

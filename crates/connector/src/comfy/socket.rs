@@ -24,7 +24,7 @@ use uuid::Uuid;
 use super::{
     client::RequestError,
     events::{Event, Frame, binary_frame, text_frame},
-    inbox::{Inbox, Outlet, inbox},
+    inbox::{Inbox, InboxSender, inbox},
 };
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -49,7 +49,7 @@ pub struct Socket {
 
 #[derive(Debug, Default)]
 struct Shared {
-    followers: Mutex<HashMap<String, Outlet>>,
+    followers: Mutex<HashMap<String, InboxSender>>,
 }
 
 /// One prompt's events; ends with its drop.
@@ -121,7 +121,7 @@ impl Drop for Socket {
 }
 
 impl Shared {
-    fn followers(&self) -> MutexGuard<'_, HashMap<String, Outlet>> {
+    fn followers(&self) -> MutexGuard<'_, HashMap<String, InboxSender>> {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::{
-    Found, FoundContent, Listed, OwnFolder, PARALLEL_UPLOADS, content_type,
+    FoundContent, FoundFile, Listed, OwnFolder, PARALLEL_UPLOADS, content_type,
     written::{Identity, Written},
 };
 use crate::{
@@ -43,13 +43,13 @@ struct Shared {
     request: OutputRequest,
     limits: OutputsConfig,
     side_by_side: Arc<Semaphore>,
-    begun: Mutex<HashMap<String, Begun>>,
+    begun: Mutex<HashMap<String, EagerUpload>>,
     written: Written,
 }
 
 /// An upload under way, or done.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct EagerUpload {
     uri: ObjectUri,
     identity: Identity,
     upload: AbortOnDropHandle<Result<Stored, StoreError>>,
@@ -57,7 +57,7 @@ pub(super) struct Begun {
 
 impl EagerUploads {
     /// Of an execution whose outputs go under `base`; the rest as in [`find`](super::find) and
-    /// [`within`](super::Findings::within).
+    /// [`within`](super::FoundOutputs::within).
     #[must_use]
     pub fn new(
         store: Arc<dyn ObjectStore>,
@@ -96,7 +96,7 @@ impl EagerUploads {
     }
 
     /// The upload to that file's place, if there is one, and whether it is of the file as it is now.
-    pub(super) fn take(&self, found: &Found) -> Option<(Begun, bool)> {
+    pub(super) fn take(&self, found: &FoundFile) -> Option<(EagerUpload, bool)> {
         let begun = self.shared.begun().remove(&found.place)?;
         let same = match &found.content {
             FoundContent::File(file) => {
@@ -111,7 +111,7 @@ impl EagerUploads {
     pub async fn discard(&mut self) {
         self.settle().await;
         let rest = std::mem::take(&mut *self.shared.begun());
-        for Begun { uri, upload, .. } in rest.into_values() {
+        for EagerUpload { uri, upload, .. } in rest.into_values() {
             upload.abort();
             let _ = upload.await;
             if let Err(error) = self.shared.store.delete(&uri).await {
@@ -121,7 +121,7 @@ impl EagerUploads {
     }
 }
 
-impl Begun {
+impl EagerUpload {
     /// What it stored; `None` if it failed. To be waited for even if it is of no use: the object that takes
     /// its place must come after it.
     pub(super) async fn ended(self) -> Option<Stored> {
@@ -137,7 +137,7 @@ impl Begun {
 }
 
 impl Shared {
-    fn begun(&self) -> std::sync::MutexGuard<'_, HashMap<String, Begun>> {
+    fn begun(&self) -> std::sync::MutexGuard<'_, HashMap<String, EagerUpload>> {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -165,6 +165,6 @@ impl Shared {
             content.put(&*store, &target, &content_type).await
         };
         let upload = tokio::spawn(upload.in_current_span());
-        begun.insert(place, Begun { uri, identity, upload: AbortOnDropHandle::new(upload) });
+        begun.insert(place, EagerUpload { uri, identity, upload: AbortOnDropHandle::new(upload) });
     }
 }

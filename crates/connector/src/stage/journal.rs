@@ -9,9 +9,9 @@
 //! No thread of the runtime waits for a file system here: what is written is written by threads that may block,
 //! what is removed by one of the journal's own.
 
-mod book;
+mod file;
+mod folders;
 mod remover;
-mod territory;
 
 use std::{
     fs::{self, DirBuilder},
@@ -26,16 +26,16 @@ use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use super::{Folders, parents};
-use book::{Book, Entry, Inode};
+use file::{Entry, Inode, JournalFile};
+use folders::RemovableFolders;
 use remover::Remover;
-use territory::Territory;
 
 /// This worker's journal.
 #[derive(Debug)]
 pub struct Journal {
     // First: its end is that of the thread, which holds the book too.
     remover: Remover,
-    book: Arc<Mutex<Book>>,
+    book: Arc<Mutex<JournalFile>>,
     /// Held while a file of ours takes a name that another file of ours may have.
     placing: Arc<Mutex<()>>,
 }
@@ -72,8 +72,8 @@ impl Journal {
         let folder = state_dir.join("journal");
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         let placing = Arc::default();
-        let territory = Territory::of(folders);
-        book::of_the_dead(&folder, |left| {
+        let territory = RemovableFolders::of(folders);
+        file::of_the_dead(&folder, |left| {
             left.iter().fold(true, |all_gone, entry| {
                 if !territory.holds(&entry.path) {
                     tracing::warn!(path = %entry.path.display(), "ignoring a journal entry outside of the worker's folders");
@@ -83,12 +83,12 @@ impl Journal {
                 remover::remove(entry, &placing, folders) && all_gone
             })
         })?;
-        let book = Arc::new(Mutex::new(Book::start(&folder)?));
+        let book = Arc::new(Mutex::new(JournalFile::start(&folder)?));
         let remover = Remover::start(Arc::clone(&book), Arc::clone(&placing), folders.clone())?;
         Ok(Arc::new(Self { remover, book, placing }))
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
+    fn book(&self) -> MutexGuard<'_, JournalFile> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

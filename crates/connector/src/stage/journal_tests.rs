@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::FutureExt;
 
-use super::{book::Line, *};
+use super::{file::Line, *};
 
 fn open(state: &Path) -> io::Result<Arc<Journal>> {
     Journal::open(state, &Folders::new(state.parent().unwrap().to_owned()))

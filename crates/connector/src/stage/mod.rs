@@ -12,7 +12,7 @@ mod models;
 mod names;
 mod parents;
 mod place;
-mod warm;
+mod prefetch;
 mod web;
 
 use std::{
@@ -40,7 +40,7 @@ use crate::store::ObjectStore;
 use fetch::{Budget, Fetcher};
 use model_folders::ModelFolders;
 use models::Models;
-use warm::Warm;
+use prefetch::PageCachePrefetcher;
 use web::Web;
 
 /// Files fetched side by side.
@@ -79,7 +79,7 @@ pub struct Stager {
     allow: Arc<[String]>,
     max_bytes: u64,
     results: Option<ObjectUri>,
-    warm: Warm,
+    prefetcher: PageCachePrefetcher,
     web: Web,
     /// What jobs leave in each of ComfyUI's folders.
     input: Models,
@@ -119,7 +119,7 @@ impl Stager {
         allow: Vec<String>,
         max_bytes: u64,
     ) -> Self {
-        let warm = Warm::new(folders.of(FolderType::Models));
+        let prefetcher = PageCachePrefetcher::new(folders.of(FolderType::Models));
         let cache = |folder| Models::new(&folders, folder, None);
         Self {
             input: cache(FolderType::Input),
@@ -132,7 +132,7 @@ impl Stager {
             allow: allow.into(),
             max_bytes,
             results: None,
-            warm,
+            prefetcher,
             web: Web::default(),
             model_folders: ModelFolders::default(),
             replace_foreign: false,
@@ -196,8 +196,8 @@ impl Stager {
 
     /// Has the system read the models of those names from the disk, in the background: a prompt will want
     /// them soon. Those that were asked for lately are left alone.
-    pub fn warm<'a>(&self, names: impl Iterator<Item = &'a str>) {
-        self.warm.read_ahead(names.map(str::to_owned).collect());
+    pub fn prefetch_models<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        self.prefetcher.read_ahead(names.map(str::to_owned).collect());
     }
 
     /// Fetches every input of a job into a folder of its own under `input`, and its `files` to
@@ -282,7 +282,7 @@ impl Stager {
         let place = format!("{folder_name}/{}/in", Uuid::new_v4().simple());
         let inputs = self.folders.of(FolderType::Input).join(&place);
         tokio::fs::create_dir_all(&inputs).await.map_err(|error| Failure::local(inputs.display(), &error))?;
-        let mut names = names::Distinct::default();
+        let mut names = names::UniqueNames::default();
         let plan = wanted.into_iter().map(|source| {
             let name = names.take(&fetch::name_of(&source)?);
             Ok((source, name))

@@ -115,12 +115,12 @@ impl Subfolder {
 
 /// Gives files of one folder names of their own.
 #[derive(Debug, Default)]
-pub(super) struct Distinct {
+pub(super) struct UniqueNames {
     /// In lower case, with the next number: names that differ in case only are one on some file systems.
     taken: HashMap<String, u32>,
 }
 
-impl Distinct {
+impl UniqueNames {
     /// That name, or `<number>-<name>` from the second one on.
     pub(super) fn take(&mut self, bare: &FileName) -> String {
         let key = bare.as_str().to_lowercase();

@@ -95,7 +95,7 @@ async fn sources_never_share_a_name_or_a_part_file() {
 #[test]
 fn many_inputs_of_one_name_are_named_in_no_time() {
     let bare = FileName::parse("x.png").unwrap();
-    let mut names = names::Distinct::default();
+    let mut names = names::UniqueNames::default();
     let taken: std::collections::HashSet<_> = (0..200_000).map(|_| names.take(&bare)).collect();
     assert_eq!(taken.len(), 200_000);
     assert!(taken.contains("x.png") && taken.contains("200000-x.png"));

@@ -95,12 +95,12 @@ impl Web {
         Ok(version_of(&answer))
     }
 
-    fn asked(&self, source: &str, allow: &[String]) -> Result<Asked, Failure> {
+    fn asked(&self, source: &str, allow: &[String]) -> Result<WebRequest, Failure> {
         let url: Url = source.parse().map_err(|error: url::ParseError| {
             Failure::UnsupportedUri(format!("a web address that cannot be read: {error}"))
         })?;
         let client = self.client.get_or_init(client).clone().map_err(Failure::Local)?;
-        let asked = Asked { client, prefixes: Prefixes::of(allow), url };
+        let asked = WebRequest { client, prefixes: Prefixes::of(allow), url };
         asked.check(&asked.url)?;
         Ok(asked)
     }
@@ -122,13 +122,13 @@ fn client() -> Result<Client, String> {
 
 /// A web address that a job asks for, and what may be read on its behalf.
 #[derive(Debug)]
-struct Asked {
+struct WebRequest {
     client: Client,
     prefixes: Prefixes,
     url: Url,
 }
 
-impl Asked {
+impl WebRequest {
     fn shown(&self) -> String {
         shown_url(&self.url)
     }

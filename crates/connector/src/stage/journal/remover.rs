@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{runtime::Handle, sync::watch};
 
-use super::book::{Book, Entry, Inode};
+use super::file::{Entry, Inode, JournalFile};
 use crate::{files, stage::Folders};
 
 /// Nothing new is made while so much waits for its removal.
@@ -28,7 +28,7 @@ pub(super) struct Remover {
 impl Remover {
     /// Removes what it is given and strikes it out of `book`; a file only while it holds `placing`.
     pub(super) fn start(
-        book: Arc<Mutex<Book>>,
+        book: Arc<Mutex<JournalFile>>,
         placing: Arc<Mutex<()>>,
         folders: Folders,
     ) -> io::Result<Self> {

@@ -8,7 +8,7 @@ use futures_util::stream::{self, StreamExt};
 use reqwest::{Response, header};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Asked, BACKOFF, broken, is_partial, version_of};
+use super::{BACKOFF, WebRequest, broken, is_partial, version_of};
 use crate::{
     stage::fetch::OpenError,
     store::{Object, StoreError},
@@ -26,7 +26,7 @@ const BREAKS: u32 = 5;
 const PROGRESS: u64 = 8 << 20;
 
 pub(super) struct Download {
-    asked: Asked,
+    asked: WebRequest,
     answer: Response,
     version: Option<String>,
     /// Bytes of the whole, and of it those that have arrived.
@@ -41,7 +41,11 @@ pub(super) struct Download {
 }
 
 impl Download {
-    pub(super) async fn start(asked: Asked, offset: u64, version: Option<&str>) -> Result<Self, OpenError> {
+    pub(super) async fn start(
+        asked: WebRequest,
+        offset: u64,
+        version: Option<&str>,
+    ) -> Result<Self, OpenError> {
         let (answer, skip) = rest(&asked, offset, version).await?;
         let (found, size) = (version_of(&answer), size_of(&answer));
         let version = found.or_else(|| version.map(str::to_owned));
@@ -118,7 +122,7 @@ impl Download {
 }
 
 /// Asks for what follows byte `offset`; with it, how much of the answer is not asked for.
-async fn rest(asked: &Asked, offset: u64, version: Option<&str>) -> Result<(Response, u64), OpenError> {
+async fn rest(asked: &WebRequest, offset: u64, version: Option<&str>) -> Result<(Response, u64), OpenError> {
     if offset > 0 && version.is_none_or(is_weak) {
         return Err(OpenError::Changed);
     }

@@ -13,7 +13,7 @@ pub(super) struct Prefixes(Arc<[Url]>);
 
 /// Why a web address is not read, fit for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Closed {
+pub(super) enum WebRefusal {
     /// A user name or password: what is sent where is the operator's to say.
     User,
     /// Not under a prefix.
@@ -22,7 +22,7 @@ pub(super) enum Closed {
     Never,
 }
 
-impl Closed {
+impl WebRefusal {
     pub(super) fn reason(self) -> &'static str {
         match self {
             Self::User => "a web address must hold neither user nor password",
@@ -40,19 +40,19 @@ impl Prefixes {
 
     /// Whether `url` may be asked for. Invariant: a host that is written as an address passes only where
     /// the operator has written that very address.
-    pub(super) fn check(&self, url: &Url) -> Result<(), Closed> {
+    pub(super) fn check(&self, url: &Url) -> Result<(), WebRefusal> {
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(Closed::User);
+            return Err(WebRefusal::User);
         }
         if climbs(url.path()) || !self.0.iter().any(|prefix| lies_beneath(url, prefix)) {
-            return Err(Closed::Elsewhere);
+            return Err(WebRefusal::Elsewhere);
         }
         let address = match url.host() {
             Some(Host::Ipv4(address)) => Some(IpAddr::from(address)),
             Some(Host::Ipv6(address)) => Some(IpAddr::from(address)),
             _ => None,
         };
-        if address.is_some_and(is_never_open) { Err(Closed::Never) } else { Ok(()) }
+        if address.is_some_and(is_never_open) { Err(WebRefusal::Never) } else { Ok(()) }
     }
 }
 
@@ -75,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    fn check(allow: &[&str], url: &str) -> Result<(), Closed> {
+    fn check(allow: &[&str], url: &str) -> Result<(), WebRefusal> {
         let allow: Vec<String> = allow.iter().map(|prefix| (*prefix).to_owned()).collect();
         Prefixes::of(&allow).check(&url.parse().unwrap())
     }
@@ -105,14 +105,14 @@ mod tests {
             "http://files.example:8080/in/..%2fx",
             "http://files.example:8080/in/%2e%2e%5cx",
         ] {
-            assert_eq!(check(&allow, url), Err(Closed::Elsewhere), "{url}");
+            assert_eq!(check(&allow, url), Err(WebRefusal::Elsewhere), "{url}");
         }
     }
 
     #[test]
     fn users_are_refused() {
         for url in ["https://user@host/x", "https://user:secret@host/x", "https://:secret@host/x"] {
-            assert_eq!(check(&["https://host/"], url), Err(Closed::User), "{url}");
+            assert_eq!(check(&["https://host/"], url), Err(WebRefusal::User), "{url}");
         }
     }
 
@@ -128,9 +128,9 @@ mod tests {
             "http://localhost:9000/x",
             "http://[::1]:9000/x",
         ] {
-            assert_eq!(check(&["http://127.0.0.1:9000/"], url), Err(Closed::Elsewhere), "{url}");
+            assert_eq!(check(&["http://127.0.0.1:9000/"], url), Err(WebRefusal::Elsewhere), "{url}");
         }
         let metadata = "http://169.254.169.254/";
-        assert_eq!(check(&[metadata], metadata), Err(Closed::Never));
+        assert_eq!(check(&[metadata], metadata), Err(WebRefusal::Never));
     }
 }

@@ -14,7 +14,7 @@ use crate::telemetry::{JobSpan, redact};
 
 /// A message to be run.
 #[derive(Clone, Debug)]
-pub struct Incoming {
+pub struct JobMessage {
     /// The body.
     pub body: Bytes,
     /// AMQP `message_id`.
@@ -26,7 +26,7 @@ pub struct Incoming {
     /// Whether this very message was delivered before, to anybody.
     pub redelivered: bool,
     /// Why and how often it was given back until now.
-    pub returned: Option<Returned>,
+    pub returned: Option<RequeueHistory>,
     /// Cancelled when the broker has taken the message back, and may give it to others.
     pub lost: CancellationToken,
     /// Whether somebody gets the answer.
@@ -37,7 +37,7 @@ pub struct Incoming {
     pub span: JobSpan,
 }
 
-impl Incoming {
+impl JobMessage {
     /// A job of this machine's own: nothing but its body and a name.
     #[must_use]
     pub fn local(body: Bytes, id: String) -> Self {
@@ -63,20 +63,20 @@ impl Incoming {
     }
 
     /// What the message carries when it is given back for `failure` once more.
-    pub(super) fn returned_for(&self, failure: &Failure) -> Returned {
+    pub(super) fn returned_for(&self, failure: &Failure) -> RequeueHistory {
         let cause = failure.return_cause();
         match &self.returned {
             Some(before) if before.cause == cause => {
-                Returned { count: before.count.saturating_add(1), ..before.clone() }
+                RequeueHistory { count: before.count.saturating_add(1), ..before.clone() }
             }
-            _ => Returned { cause, count: 1, since: SystemTime::now() },
+            _ => RequeueHistory { cause, count: 1, since: SystemTime::now() },
         }
     }
 }
 
 /// That a message was given back by a worker, through the delay queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Returned {
+pub struct RequeueHistory {
     /// The last cause.
     pub cause: String,
     /// How often in a row for this cause.
@@ -104,7 +104,7 @@ pub enum JobOutcome {
         /// What was away.
         cause: Cause,
         /// By way of the delay queue, after so long; `None`: at once.
-        later: Option<(Duration, Returned)>,
+        later: Option<(Duration, RequeueHistory)>,
     },
     /// Nobody can be answered: to the dead letters.
     Reject {
@@ -115,7 +115,7 @@ pub enum JobOutcome {
 
 impl JobOutcome {
     /// `incoming` goes back for `failure`.
-    pub(super) fn hand_back(incoming: &Incoming, failure: &Failure, give_back: GiveBack) -> Self {
+    pub(super) fn hand_back(incoming: &JobMessage, failure: &Failure, give_back: GiveBack) -> Self {
         let later = (give_back == GiveBack::Later).then(|| {
             let returned = incoming.returned_for(failure);
             (delay(returned.count), returned)
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn returns_count_in_a_row_for_one_cause() {
-        let mut incoming = Incoming::local(Bytes::new(), "j".to_owned());
+        let mut incoming = JobMessage::local(Bytes::new(), "j".to_owned());
         let input = Failure::InputUnavailable(String::new());
         let mut delays = Vec::new();
         for count in 1..=3 {
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(incoming.returned_for(&moment("a.2")).count, 1, "the attempt lives");
 
         let since = SystemTime::now() - Duration::from_secs(60);
-        incoming.returned = Some(Returned { since, ..incoming.returned_for(&input) });
+        incoming.returned = Some(RequeueHistory { since, ..incoming.returned_for(&input) });
         assert!(incoming.waited(&input) >= Duration::from_secs(60));
         assert_eq!(incoming.waited(&moment("a.1")), Duration::ZERO);
     }

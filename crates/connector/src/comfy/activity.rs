@@ -23,13 +23,13 @@ const WORK_READ: u64 = 64 << 10;
 
 /// The processes of a ComfyUI, to be looked at.
 #[derive(Clone, Debug)]
-pub(super) struct Vitals {
+pub(super) struct ProcessActivity {
     /// The one that listens.
     process: u32,
     members: ProcessTree,
 }
 
-impl Vitals {
+impl ProcessActivity {
     pub(super) fn of(process: u32, members: ProcessTree) -> Self {
         Self { process, members }
     }
@@ -47,7 +47,7 @@ impl Vitals {
 
     /// Waits until they have done nothing for `limit`.
     pub(super) async fn standstill(&self, limit: Duration) {
-        let mut pulse = Pulse::default();
+        let mut pulse = LastActivity::default();
         while pulse.still_for() <= limit {
             sleep(BEAT).await;
             pulse.take(self.activity().await);
@@ -63,12 +63,12 @@ fn is_stopped(process: u32) -> bool {
 
 /// When processes were last seen at work.
 #[derive(Debug, Default)]
-pub(super) struct Pulse {
+pub(super) struct LastActivity {
     last: Option<(Instant, Activity)>,
     worked_at: Option<Instant>,
 }
 
-impl Pulse {
+impl LastActivity {
     pub(super) fn take(&mut self, now: Activity) {
         self.take_at(Instant::now(), now);
     }
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_standstill_counts_from_the_last_work_and_single_ticks_are_none() {
-        let mut pulse = Pulse::default();
+        let mut pulse = LastActivity::default();
         assert_eq!(pulse.still_for(), Duration::ZERO);
         let begin = Instant::now().checked_sub(Duration::from_secs(100)).unwrap_or_else(Instant::now);
         let mut at =

@@ -9,12 +9,12 @@ use crate::stage::Folders;
 
 /// Folders that hold what journals list, without links.
 #[derive(Debug)]
-pub(super) struct Territory {
+pub(super) struct RemovableFolders {
     folders: Vec<PathBuf>,
     temporary: Option<PathBuf>,
 }
 
-impl Territory {
+impl RemovableFolders {
     /// ComfyUI's folders and the kinds of models, which an operator may have put elsewhere by a link, and what the
     /// worker names in the system's folder of temporary files.
     pub(super) fn of(comfyui: &Folders) -> Self {
@@ -56,7 +56,7 @@ mod tests {
         }
         symlink(place("drive/loras"), place("comfy/models/loras")).unwrap();
         symlink(place("home"), place("comfy/input/link")).unwrap();
-        let territory = Territory::of(&Folders::new(place("comfy")));
+        let territory = RemovableFolders::of(&Folders::new(place("comfy")));
         for path in
             ["comfy/input/job", "comfy/input/job/x", "comfy/models/loras/x", "drive/loras/x", "gone/x"]
         {

@@ -42,7 +42,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::{
-        super::{attempt::Opened, incoming::Incoming},
+        super::{attempt::Opened, message::JobMessage},
         *,
     };
     use crate::store::LocalStore;
@@ -54,7 +54,7 @@ mod tests {
         let id: JobId = "j".parse().unwrap();
         let records = Records::new(&LocalStore, &base, "j").unwrap();
         // Each of another delivery, whose worker is gone.
-        let delivered = Incoming { redelivered: true, ..Incoming::local("".into(), "j".to_owned()) };
+        let delivered = JobMessage { redelivered: true, ..JobMessage::local("".into(), "j".to_owned()) };
         let open = async || {
             let records = Records::new(&LocalStore, &base, "j").unwrap();
             records.open(&checksum::of_bytes(b"body"), "w", 2, &delivered).await.unwrap()

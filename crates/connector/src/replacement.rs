@@ -5,13 +5,13 @@ use crate::comfy::{ExecuteError, Executed};
 
 /// Why a ComfyUI must go.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fate {
+pub(super) struct ReplacementReason {
     pub(super) cause: Cause,
     /// Whether nobody knows what it is doing: Python is to say where its threads are.
     pub(super) wants_stacks: bool,
 }
 
-impl Fate {
+impl ReplacementReason {
     /// What that outcome means for the ComfyUI that it came of. `None`: nothing, or another prompt tells.
     pub(super) fn of(outcome: &Result<Executed, ExecuteError>) -> Option<Self> {
         let (cause, wants_stacks) = match outcome {

@@ -61,7 +61,7 @@ impl Inode {
 
 /// A journal file, locked as long as this lives.
 #[derive(Debug)]
-pub(super) struct Book {
+pub(super) struct JournalFile {
     path: PathBuf,
     file: File,
     /// What is listed and not gone.
@@ -73,7 +73,7 @@ pub(super) struct Book {
     is_torn: bool,
 }
 
-impl Book {
+impl JournalFile {
     /// Starts a new one in `folder`.
     pub(super) fn start(folder: &Path) -> io::Result<Self> {
         loop {
@@ -180,7 +180,7 @@ impl Book {
     }
 }
 
-impl Drop for Book {
+impl Drop for JournalFile {
     fn drop(&mut self) {
         // What is still listed could not be removed.
         if self.live.is_empty() {
@@ -255,5 +255,5 @@ fn left_in(journal: &mut File) -> io::Result<Vec<Entry>> {
 }
 
 #[cfg(test)]
-#[path = "book_tests.rs"]
+#[path = "file_tests.rs"]
 mod tests;

@@ -16,14 +16,14 @@ use contract::JobId;
 use secrecy::ExposeSecret;
 use tokio::time::sleep;
 
-use super::{Site, listener::Peer};
+use super::{AdminState, listener::Peer};
 use connector::checksum;
 
 /// Before a wrong token is answered.
 const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 1_000 });
 
 /// What obeys.
-pub trait Orders: Debug + Send + Sync {
+pub trait Commands: Debug + Send + Sync {
     /// Ends the job if it is in hand; whether it is.
     fn cancel(&self, job: &JobId) -> bool;
 
@@ -33,7 +33,7 @@ pub trait Orders: Debug + Send + Sync {
 
 /// `POST /jobs/{id}/cancel`
 pub(super) async fn cancel(
-    State(site): State<Arc<Site>>,
+    State(site): State<Arc<AdminState>>,
     Path(id): Path<String>,
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
@@ -41,7 +41,7 @@ pub(super) async fn cancel(
     if let Some(refusal) = refusal(&site, peer, &headers).await {
         return refusal;
     }
-    if id.parse().is_ok_and(|id: JobId| site.orders.cancel(&id)) {
+    if id.parse().is_ok_and(|id: JobId| site.commands.cancel(&id)) {
         (StatusCode::ACCEPTED, "the job is told to end\n").into_response()
     } else {
         let told = "this worker has no such job in hand; `comfy-worker cancel` reaches it wherever it is\n";
@@ -51,20 +51,20 @@ pub(super) async fn cancel(
 
 /// `POST /drain`
 pub(super) async fn drain(
-    State(site): State<Arc<Site>>,
+    State(site): State<Arc<AdminState>>,
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
 ) -> Response {
     if let Some(refusal) = refusal(&site, peer, &headers).await {
         return refusal;
     }
-    site.orders.drain();
+    site.commands.drain();
     (StatusCode::ACCEPTED, "the worker drains\n").into_response()
 }
 
 /// What is said to those who do not have the token. It comes in a header that no page of another site can
 /// send.
-async fn refusal(site: &Site, peer: Peer, headers: &HeaderMap) -> Option<Response> {
+async fn refusal(site: &AdminState, peer: Peer, headers: &HeaderMap) -> Option<Response> {
     let Some(token) = &site.token else {
         let told =
             "read-only: set admin.token, and anyone who gives it may cancel jobs and drain the worker\n";
@@ -84,6 +84,6 @@ async fn refusal(site: &Site, peer: Peer, headers: &HeaderMap) -> Option<Respons
     let _turn = site.wrong_tokens.lock().await;
     tracing::warn!(from = %peer.0, "admin request refused: missing or wrong admin.token");
     sleep(WRONG_TOKEN_PAUSE).await;
-    let told = "orders need the header `Authorization: Bearer <admin.token>`\n";
+    let told = "commands need the header `Authorization: Bearer <admin.token>`\n";
     Some((StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")], told).into_response())
 }

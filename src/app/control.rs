@@ -30,7 +30,7 @@ pub(super) struct LocalControl {
     pub(super) shutdown: ShutdownTokens,
 }
 
-impl admin::Orders for LocalControl {
+impl admin::Commands for LocalControl {
     fn cancel(&self, job: &JobId) -> bool {
         let found = self.in_hand.cancel(job);
         if found {
@@ -45,7 +45,7 @@ impl admin::Orders for LocalControl {
     }
 }
 
-/// What orders reach.
+/// What commands reach.
 pub(super) struct ControlHandler {
     in_hand: InFlightJobs,
     store: Arc<dyn ObjectStore>,
@@ -66,12 +66,12 @@ impl ControlHandler {
     }
 
     /// Obeys as long as there is a session with the broker.
-    pub(super) async fn obey(self, mut orders: ControlCommands) {
+    pub(super) async fn handle(self, mut commands: ControlCommands) {
         let this = Arc::new(self);
         let mut cancels = JoinSet::new();
-        while let Some(order) = orders.next().await {
+        while let Some(command) = commands.next().await {
             while cancels.try_join_next().is_some() {}
-            match order {
+            match command {
                 ControlCommand::Drain(who) if who.as_ref().is_none_or(|id| *id == this.worker_id) => {
                     tracing::info!("draining, requested by a control message");
                     this.shutdown.stop.cancel();
@@ -95,7 +95,7 @@ impl ControlHandler {
     /// A job that is not in hand here: it may wait in the queue, and the message of its cancel may be
     /// all that its publisher can send.
     async fn cancel(&self, id: &JobId) {
-        // Every worker of the fleet gets the order at the same moment. The worker that has the job, or looks first, has stored
+        // Every worker of the fleet gets the command at the same moment. The worker that has the job, or looks first, has stored
         // the result when the others look: one read each, spread over a while, instead of a herd on one key.
         sleep(random_within(SPREAD)).await;
         // They wait for the one that has it: one look each, at the end.

@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    client::RequestError, execute::ExecuteError, prompt_status::PromptStatus, prompt_thread::ThreadFate,
-    vitals::Pulse,
+    activity::LastActivity, client::RequestError, execute::ExecuteError, prompt_status::PromptStatus,
+    prompt_thread::ThreadState,
 };
 use crate::phases::limit;
 
@@ -27,16 +27,16 @@ const SILENCE: Duration = Duration::from_secs(2);
 
 /// What speaks against a ComfyUI, while it has a prompt.
 #[derive(Debug)]
-pub(super) struct Doubts {
+pub(super) struct Liveness {
     answered_at: Instant,
     missing: u32,
     dead: u32,
     next_since: Option<Instant>,
     stopped_since: Option<Instant>,
-    pub(super) pulse: Pulse,
+    pub(super) last_activity: LastActivity,
 }
 
-impl Doubts {
+impl Liveness {
     /// It has just taken the prompt.
     pub(super) fn new() -> Self {
         Self {
@@ -45,16 +45,16 @@ impl Doubts {
             dead: 0,
             next_since: None,
             stopped_since: None,
-            pulse: Pulse::default(),
+            last_activity: LastActivity::default(),
         }
     }
 
     /// A look at a prompt of which nothing was heard lately has found this, and its thread is there or not.
-    pub(super) fn found(&mut self, found: &PromptStatus, thread: ThreadFate) -> Result<(), ExecuteError> {
+    pub(super) fn found(&mut self, found: &PromptStatus, thread: ThreadState) -> Result<(), ExecuteError> {
         self.answered_at = Instant::now();
         self.missing = if matches!(found, PromptStatus::Nowhere) { self.missing + 1 } else { 0 };
         let is_there = matches!(found, PromptStatus::Running | PromptStatus::Pending | PromptStatus::Next);
-        self.dead = if is_there && thread == ThreadFate::Ended { self.dead + 1 } else { 0 };
+        self.dead = if is_there && thread == ThreadState::Ended { self.dead + 1 } else { 0 };
         match found {
             PromptStatus::Next => {
                 self.next_since.get_or_insert_with(Instant::now);
@@ -74,7 +74,7 @@ impl Doubts {
             }
             PromptStatus::Unreadable(error) => Err(ExecuteError::Unreadable(error.clone())),
             // Its thread is there: it may be at what a custom node does between two prompts.
-            _ if has_idled && thread != ThreadFate::Lives => Err(waits_for_nothing()),
+            _ if has_idled && thread != ThreadState::Lives => Err(waits_for_nothing()),
             PromptStatus::Nowhere if self.missing >= MISSING_LOOKS => Err(ExecuteError::Vanished),
             _ => Ok(()),
         }
@@ -92,7 +92,7 @@ impl Doubts {
     }
 
     /// Whether it should be looked what the process does.
-    pub(super) fn wants_pulse(&self, heard_at: Instant) -> bool {
+    pub(super) fn wants_activity(&self, heard_at: Instant) -> bool {
         self.next_since.is_some() || self.silent_for(heard_at) > SILENCE
     }
 
@@ -104,7 +104,7 @@ impl Doubts {
             return Err(ExecuteError::Stalled("its process is stopped".to_owned()));
         }
         let most = limit("unreachable", UNREACHABLE_LIMIT);
-        if self.silent_for(heard_at).min(self.pulse.still_for()) > most {
+        if self.silent_for(heard_at).min(self.last_activity.still_for()) > most {
             let reason = format!("no answer for {most:?}, and its processes do nothing");
             return Err(RequestError { call: "/queue".to_owned(), reason, answered: false }.into());
         }
@@ -117,7 +117,7 @@ impl Doubts {
     }
 
     fn has_idled(&self) -> bool {
-        let idle_for = |since: Instant| since.elapsed().min(self.pulse.still_for());
+        let idle_for = |since: Instant| since.elapsed().min(self.last_activity.still_for());
         self.next_since.is_some_and(|since| idle_for(since) > limit("idleness", IDLENESS))
     }
 
@@ -141,29 +141,30 @@ mod tests {
         Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap()
     }
 
-    fn still(since: u64) -> Pulse {
-        let mut pulse = Pulse::default();
-        pulse.take_at(ago(since), Activity::default());
-        pulse
+    fn still(since: u64) -> LastActivity {
+        let mut last_activity = LastActivity::default();
+        last_activity.take_at(ago(since), Activity::default());
+        last_activity
     }
 
     #[test]
     fn silence_and_an_ended_thread_are_no_proof_and_the_prompt_threads_end_is() {
-        let mut doubts = Doubts { answered_at: ago(3_600), pulse: still(3_600), ..Doubts::new() };
+        let mut liveness =
+            Liveness { answered_at: ago(3_600), last_activity: still(3_600), ..Liveness::new() };
         for thread in [
-            ThreadFate::Unknown,
-            ThreadFate::Lives,
-            ThreadFate::Ended,
-            ThreadFate::Ended,
-            ThreadFate::Unknown,
-            ThreadFate::Ended,
-            ThreadFate::Ended,
+            ThreadState::Unknown,
+            ThreadState::Lives,
+            ThreadState::Ended,
+            ThreadState::Ended,
+            ThreadState::Unknown,
+            ThreadState::Ended,
+            ThreadState::Ended,
         ] {
-            assert_eq!(doubts.found(&PromptStatus::Running, thread), Ok(()));
+            assert_eq!(liveness.found(&PromptStatus::Running, thread), Ok(()));
         }
-        let end = doubts.found(&PromptStatus::Running, ThreadFate::Ended).unwrap_err();
+        let end = liveness.found(&PromptStatus::Running, ThreadState::Ended).unwrap_err();
         assert!(matches!(&end, ExecuteError::Stalled(why) if why.contains("has ended")), "{end}");
-        let mut doubts = Doubts::new();
+        let mut liveness = Liveness::new();
         for found in [
             PromptStatus::Pending,
             PromptStatus::Next,
@@ -171,51 +172,57 @@ mod tests {
             PromptStatus::Pending,
             PromptStatus::Pending,
         ] {
-            assert_eq!(doubts.found(&found, ThreadFate::Ended), Ok(()), "it must be there each time");
+            assert_eq!(liveness.found(&found, ThreadState::Ended), Ok(()), "it must be there each time");
         }
-        doubts.heard();
-        assert_eq!(doubts.found(&PromptStatus::Pending, ThreadFate::Ended), Ok(()));
+        liveness.heard();
+        assert_eq!(liveness.found(&PromptStatus::Pending, ThreadState::Ended), Ok(()));
     }
 
     #[test]
     fn one_that_waits_for_nothing_is_given_up_when_nothing_is_done_and_the_thread_is_not_known_to_live() {
-        let waiting =
-            |still_for: u64| Doubts { next_since: Some(ago(60)), pulse: still(still_for), ..Doubts::new() };
+        let waiting = |still_for: u64| Liveness {
+            next_since: Some(ago(60)),
+            last_activity: still(still_for),
+            ..Liveness::new()
+        };
         assert_eq!(
-            waiting(60).found(&PromptStatus::Next, ThreadFate::Lives),
+            waiting(60).found(&PromptStatus::Next, ThreadState::Lives),
             Ok(()),
             "a hook of a custom node"
         );
-        assert_eq!(waiting(5).found(&PromptStatus::Next, ThreadFate::Unknown), Ok(()), "it frees memory");
+        assert_eq!(waiting(5).found(&PromptStatus::Next, ThreadState::Unknown), Ok(()), "it frees memory");
         assert_eq!(
-            waiting(60).found(&PromptStatus::Pending, ThreadFate::Unknown),
+            waiting(60).found(&PromptStatus::Pending, ThreadState::Unknown),
             Ok(()),
             "another one runs"
         );
-        assert!(waiting(60).found(&PromptStatus::Next, ThreadFate::Unknown).is_err());
+        assert!(waiting(60).found(&PromptStatus::Next, ThreadState::Unknown).is_err());
         assert!(waiting(60).at_the_limit().is_some(), "whatever its thread is at");
-        assert!(waiting(5).at_the_limit().is_none() && Doubts::new().at_the_limit().is_none());
+        assert!(waiting(5).at_the_limit().is_none() && Liveness::new().at_the_limit().is_none());
     }
 
     #[test]
     fn no_answer_is_proof_only_when_nothing_is_done() {
-        let silent =
-            |still_for: u64| Doubts { answered_at: ago(3_600), pulse: still(still_for), ..Doubts::new() };
+        let silent = |still_for: u64| Liveness {
+            answered_at: ago(3_600),
+            last_activity: still(still_for),
+            ..Liveness::new()
+        };
         assert_eq!(silent(10).tick(ago(3_600), false), Ok(()));
         assert_eq!(silent(130).tick(ago(10), false), Ok(()), "frames come");
         let silence = silent(130).tick(ago(3_600), false).unwrap_err();
         assert!(matches!(silence, ExecuteError::Unreachable(_)), "{silence}");
-        assert!(silent(0).wants_pulse(ago(3)) && !silent(0).wants_pulse(ago(0)));
+        assert!(silent(0).wants_activity(ago(3)) && !silent(0).wants_activity(ago(0)));
     }
 
     #[test]
     fn a_stopped_process_has_ten_seconds() {
-        let mut doubts = Doubts::new();
-        assert_eq!(doubts.tick(ago(0), true), Ok(()));
-        doubts.stopped_since = Some(ago(11));
-        assert!(doubts.tick(ago(0), true).is_err());
-        doubts.stopped_since = Some(ago(11));
-        assert_eq!(doubts.tick(ago(0), false), Ok(()));
-        assert_eq!(doubts.tick(ago(0), true), Ok(()), "it went on meanwhile");
+        let mut liveness = Liveness::new();
+        assert_eq!(liveness.tick(ago(0), true), Ok(()));
+        liveness.stopped_since = Some(ago(11));
+        assert!(liveness.tick(ago(0), true).is_err());
+        liveness.stopped_since = Some(ago(11));
+        assert_eq!(liveness.tick(ago(0), false), Ok(()));
+        assert_eq!(liveness.tick(ago(0), true), Ok(()), "it went on meanwhile");
     }
 }

@@ -11,8 +11,8 @@ impl Bed {
         Self { folder: tempfile::tempdir().unwrap() }
     }
 
-    fn book(&self) -> Book {
-        Book::start(self.folder.path()).unwrap()
+    fn book(&self) -> JournalFile {
+        JournalFile::start(self.folder.path()).unwrap()
     }
 
     fn names(&self) -> Vec<String> {

@@ -19,12 +19,12 @@ const REMEMBERED: u64 = 256;
 
 /// Reads models ahead. Clones know of each other's.
 #[derive(Clone, Debug)]
-pub(super) struct Warm {
+pub(super) struct PageCachePrefetcher {
     models: PathBuf,
     lately: Cache<PathBuf, ()>,
 }
 
-impl Warm {
+impl PageCachePrefetcher {
     /// Under the folder `models`.
     pub(super) fn new(models: PathBuf) -> Self {
         Self { models, lately: Cache::builder().max_capacity(REMEMBERED).time_to_live(LATELY).build() }
@@ -118,7 +118,7 @@ mod tests {
         fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         assert!(!is_resident(&model, SIZE - 1));
 
-        let warm = Warm::new(folder.path().to_owned());
+        let warm = PageCachePrefetcher::new(folder.path().to_owned());
         let names = ["../loras/style/a.safetensors", "b.safetensors", "style/a.safetensors"];
         assert_eq!(warm.read(&names.map(str::to_owned)).unwrap(), SIZE);
         // Every place is asked once: by the last one the disk has had its time.

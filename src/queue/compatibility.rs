@@ -27,7 +27,7 @@ const SLOW_RETURNS: [&str; 2] = ["all", "returned"];
 
 /// How the queue of jobs fits this worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Findings {
+pub struct QueueCompatibility {
     /// Whether a job may be held as long as `job.timeout` allows.
     pub consumer_timeout: ConsumerTimeout,
     /// That, and why, a job which goes back in a drain is not delivered again at once.
@@ -59,12 +59,12 @@ enum Limit {
 }
 
 /// Asks the broker, and the management API where one is configured, which takes seconds at most.
-pub(super) async fn find(session: &Session, job_timeout: Duration) -> Findings {
+pub(super) async fn find(session: &Session, job_timeout: Duration) -> QueueCompatibility {
     let (queue, seen) = (&session.config.queue, management::look(&session.config).await);
     let version = version(&session.config).await;
     let limit = limit(version, &declared(session).await, seen.as_ref());
     let kind = seen.ok().and_then(|seen| seen.delayed_retry);
-    Findings {
+    QueueCompatibility {
         consumer_timeout: compare(limit, job_timeout, queue),
         slow_returns: kind.filter(|kind| SLOW_RETURNS.contains(&kind.as_str())).map(|kind| {
             format!(

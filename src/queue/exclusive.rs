@@ -14,8 +14,8 @@ use lapin::{
 use tokio::time::sleep;
 
 use super::{
+    connection::{ANSWER_LIMIT, BrokerConnection},
     error::{BrokerError, QueueError, within},
-    link::{ANSWER_LIMIT, BrokerConnection},
     message::short,
     session::{Role, Session, pauses},
 };
@@ -32,7 +32,7 @@ pub(super) enum ControlMessage {
 }
 
 /// The queue.
-pub(super) struct PrivateQueue {
+pub(super) struct ExclusiveQueue {
     session: Arc<Session>,
     name: String,
     exchange: String,
@@ -49,9 +49,9 @@ struct Subscription {
     _link: Arc<BrokerConnection>,
 }
 
-impl PrivateQueue {
-    /// The queue `name`, bound to `exchange` by `routing_key`: made by [`PrivateQueue::open`], else by
-    /// the first [`PrivateQueue::next`].
+impl ExclusiveQueue {
+    /// The queue `name`, bound to `exchange` by `routing_key`: made by [`ExclusiveQueue::open`], else by
+    /// the first [`ExclusiveQueue::next`].
     pub(super) fn new(session: &Arc<Session>, name: String, exchange: String, routing_key: String) -> Self {
         let session = Arc::clone(session);
         Self { session, name, exchange, routing_key, subscription: None, pauses: pauses(), failures: 0 }
