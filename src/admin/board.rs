@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::{
     job_status::JobStatus,
-    outcome::{JobEnding, Stored},
+    outcome::{JobEnding, StoredPicture},
     resources::Resources,
     views::{JobCounts, Status, StatusDelta, Versions, WorkerView},
 };
@@ -215,7 +215,7 @@ impl StatusBoard {
     }
 
     /// Where the `index`th output of one of the last jobs is, if it is a picture to be looked at.
-    pub(super) fn picture(&self, id: &JobId, index: usize) -> Option<Stored> {
+    pub(super) fn picture(&self, id: &JobId, index: usize) -> Option<StoredPicture> {
         let contents = self.contents();
         let mut cards = contents.last.iter().filter(|card| card.id() == id.as_str());
         cards.find_map(|card| card.picture(index)).cloned()

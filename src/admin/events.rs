@@ -58,7 +58,7 @@ struct Listener {
 
 /// One message.
 #[derive(Serialize)]
-struct Message<'a> {
+struct PageMessage<'a> {
     /// Whatever was told before is void.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     reset: bool,
@@ -177,7 +177,7 @@ impl Listener {
             return None;
         }
         let worker = worker.then_some(&news.worker);
-        let message = Message { reset, worker, commands: self.site.token.is_some(), news: &news };
+        let message = PageMessage { reset, worker, commands: self.site.token.is_some(), news: &news };
         let event = serde_json::to_string(&message);
         self.seen = Some((news.revision, news.worker));
         event

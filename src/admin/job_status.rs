@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{
     nodes::{self, Nodes},
-    outcome::{JobEnding, Outcome, Stored},
+    outcome::{JobEnding, Outcome, StoredPicture},
     stages::{CurrentStage, PastStage, Stages},
 };
 use crate::events::Preview;
@@ -201,7 +201,7 @@ impl JobStatus {
         self.outcome.as_ref().map(Outcome::status)
     }
 
-    pub(super) fn picture(&self, index: usize) -> Option<&Stored> {
+    pub(super) fn picture(&self, index: usize) -> Option<&StoredPicture> {
         self.outcome.as_ref()?.picture(index)
     }
 

@@ -78,12 +78,12 @@ struct ShownFile {
     /// Whether it can be looked at.
     picture: bool,
     #[serde(skip)]
-    stored: Option<Stored>,
+    stored: Option<StoredPicture>,
 }
 
 /// A picture in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stored {
+pub(super) struct StoredPicture {
     pub(super) uri: String,
     pub(super) content_type: &'static str,
 }
@@ -144,7 +144,7 @@ impl Outcome {
     }
 
     /// The `index`th output, if it is a picture that may be looked at.
-    pub(super) fn picture(&self, index: usize) -> Option<&Stored> {
+    pub(super) fn picture(&self, index: usize) -> Option<&StoredPicture> {
         self.outputs.get(index)?.file.as_ref()?.stored.as_ref()
     }
 }
@@ -190,7 +190,8 @@ impl OutputView {
                 uri: one_line(&file.uri, ADDRESS),
                 size: file.size,
                 picture: content_type.is_some(),
-                stored: content_type.map(|content_type| Stored { uri: file.uri.clone(), content_type }),
+                stored: content_type
+                    .map(|content_type| StoredPicture { uri: file.uri.clone(), content_type }),
             }
         });
         Self {

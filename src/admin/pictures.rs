@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     AdminState,
-    outcome::{LARGEST_PICTURE, Stored},
+    outcome::{LARGEST_PICTURE, StoredPicture},
 };
 use crate::store::{Object, ObjectStore, StoreError};
 
@@ -87,7 +87,7 @@ pub(super) async fn output(
     }
 }
 
-async fn open(store: &dyn ObjectStore, picture: &Stored) -> Result<Object, StoreError> {
+async fn open(store: &dyn ObjectStore, picture: &StoredPicture) -> Result<Object, StoreError> {
     let wrong = |reason: String| StoreError::Misconfigured { uri: picture.uri.clone(), reason };
     let uri: ObjectUri = picture.uri.parse().map_err(|error: contract::UriError| wrong(error.to_string()))?;
     let object = store.open(&uri).await?;

@@ -23,13 +23,13 @@ const RENEW_LIMIT: Duration = Duration::from_secs(5);
 
 /// How a message is let go.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Disposition {
+pub(super) struct SettlementPlan {
     pub(super) settlement: Settlement,
     /// Whether the job itself has come back to the queue, or a copy of it.
     pub(super) returned: bool,
 }
 
-impl Disposition {
+impl SettlementPlan {
     pub(super) const HANDED_BACK: Self = Self { settlement: Settlement::HandBack, returned: true };
     pub(super) const COPIED: Self = Self { settlement: Settlement::Ack, returned: true };
 
@@ -45,13 +45,13 @@ impl Worker {
         outcome: JobOutcome,
         incoming: &JobMessage,
         delivery: &Delivery,
-    ) -> Disposition {
+    ) -> SettlementPlan {
         let span = &incoming.span;
         match outcome {
             JobOutcome::Answered { id, body, stored } => {
                 let publishing = self.publish(delivery, id.to_string(), body, stored);
                 if span.stage(StageName::Publish).within(publishing).await {
-                    return Disposition::done(Settlement::Ack);
+                    return SettlementPlan::done(Settlement::Ack);
                 }
                 metrics::handed_back(Cause::Broker);
                 span.goes_back("its result could not be published", true);
@@ -59,7 +59,7 @@ impl Worker {
             }
             JobOutcome::Reject { reason } => {
                 tracing::warn!(reason, "the message cannot be answered: dead-lettering it");
-                Disposition::done(Settlement::DeadLetter)
+                SettlementPlan::done(Settlement::DeadLetter)
             }
             JobOutcome::HandBack { reason, cause, later } => {
                 metrics::handed_back(cause);
@@ -75,16 +75,16 @@ impl Worker {
 
     /// Back to the head of the queue, at once. Before RabbitMQ 4.3 that counts to the delivery limit, where the broker
     /// would take the job for poison: then a copy takes its place, with a fresh count.
-    pub(super) async fn hand_back(&self, delivery: &Delivery) -> Disposition {
+    pub(super) async fn hand_back(&self, delivery: &Delivery) -> SettlementPlan {
         let limit = u64::from(self.config.amqp.delivery_limit);
         if delivery.message.delivery_count + 1 < limit {
-            return Disposition::HANDED_BACK;
+            return SettlementPlan::HANDED_BACK;
         }
         match self.broker.renew(delivery, Instant::now() + RENEW_LIMIT).await {
-            Ok(()) => Disposition::COPIED,
+            Ok(()) => SettlementPlan::COPIED,
             Err(error) => {
                 tracing::warn!(%error, "cannot publish the job again, which is close to its delivery limit");
-                Disposition::HANDED_BACK
+                SettlementPlan::HANDED_BACK
             }
         }
     }
@@ -96,7 +96,7 @@ impl Worker {
         incoming: &JobMessage,
         delay: Duration,
         returned: RequeueHistory,
-    ) -> Disposition {
+    ) -> SettlementPlan {
         let RequeueHistory { cause, count, since } = returned;
         let returns = queue::RequeueHistory { count, cause, since };
         let postponement = Postponement { delay, returns, expires_at: incoming.expires_at };
@@ -107,8 +107,8 @@ impl Worker {
                 () = self.runner.shutdown.stop.cancelled() => return self.hand_back(delivery).await,
             };
             match postponed {
-                Ok(()) => return Disposition::COPIED,
-                Err(_) if delivery.is_stale() => return Disposition::HANDED_BACK,
+                Ok(()) => return SettlementPlan::COPIED,
+                Err(_) if delivery.is_stale() => return SettlementPlan::HANDED_BACK,
                 Err(error @ PublishError::Unconfirmed(_)) => {
                     tracing::warn!(%error, "the job could not be put into the delay queue yet");
                 }

@@ -30,7 +30,7 @@ impl EventSink for Sinks {
 
     fn preview(&self, preview: &Preview<'_>) {
         self.status.preview(preview);
-        self.events.send(queue::Event::Preview(queue::Preview {
+        self.events.send(queue::Event::Preview(queue::PreviewEvent {
             job_id: preview.id.to_string(),
             image: preview.image.bytes.clone(),
             content_type: preview.image.content_type.to_owned(),

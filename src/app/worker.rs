@@ -70,7 +70,7 @@ enum StopReason {
     Lost(String),
     /// ComfyUI has had its share of jobs or memory.
     Worn(String),
-    /// The worker itself has: it ends in good order.
+    /// The worker itself has: it drains.
     Enough(String),
 }
 

@@ -10,14 +10,14 @@ use crate::{
 };
 use connector::{ComfyConnector, ConnectorError};
 
-struct Line {
+struct CheckLine {
     part: &'static str,
     outcome: Result<String, Wrong>,
     /// What works today and may not tomorrow.
     warnings: Vec<String>,
 }
 
-impl Line {
+impl CheckLine {
     fn new(part: &'static str, outcome: Outcome) -> Self {
         Self { part, outcome, warnings: Vec::new() }
     }
@@ -53,14 +53,14 @@ pub(super) async fn check(context: Context) -> Result<(), Failed> {
                     ConsumerTimeout::Unknown(warning) => (Ok(well), warning),
                 };
                 let warnings = warning.into_iter().chain(findings.slow_returns).collect();
-                Line { warnings, ..Line::new("broker", outcome) }
+                CheckLine { warnings, ..CheckLine::new("broker", outcome) }
             }
             Err(error @ QueueError::Misconfigured(_)) => {
-                Line::new("broker", Err(Wrong::configuration(error)))
+                CheckLine::new("broker", Err(Wrong::configuration(error)))
             }
             Err(error) => {
                 let wrong = Wrong::environment(format!("{error}; is the broker up, is amqp.url right?"));
-                Line::new("broker", Err(wrong))
+                CheckLine::new("broker", Err(wrong))
             }
         }
     };
@@ -92,11 +92,11 @@ pub(super) async fn check(context: Context) -> Result<(), Failed> {
     display.finish();
     report(
         &[
-            Line::new("configuration", Ok("every value is valid".to_owned())),
-            Line::new("comfyui", comfyui),
-            Line::new("browser", browser),
+            CheckLine::new("configuration", Ok("every value is valid".to_owned())),
+            CheckLine::new("comfyui", comfyui),
+            CheckLine::new("browser", browser),
             broker,
-            Line::new("bucket", store),
+            CheckLine::new("bucket", store),
         ],
         json,
     )
@@ -124,8 +124,8 @@ async fn comfyui_and_browser(created: Result<ComfyConnector, ConnectorError>) ->
     }
 }
 
-fn report(lines: &[Line], as_json: bool) -> Result<(), Failed> {
-    for Line { part, outcome, warnings } in lines {
+fn report(lines: &[CheckLine], as_json: bool) -> Result<(), Failed> {
+    for CheckLine { part, outcome, warnings } in lines {
         let (ok, detail) = match outcome {
             Ok(detail) => (true, detail),
             Err(wrong) => (false, &wrong.reason),

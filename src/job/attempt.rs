@@ -1,6 +1,6 @@
 //! Attempts, counted in the store: `<store.uri>/<job id>/attempts/<n>.json`, created once each.
 //!
-//! A marker that is neither closed nor kept alive is an attempt that ended without a word: a crash. The broker's
+//! A marker that is neither closed nor kept alive is an attempt that crashed. The broker's
 //! own count cannot tell those from orderly hand-backs: RabbitMQ counts each nack, and each connection that is lost.
 //!
 //! Whether an open attempt lives is seen without comparing clocks. Its message tells: the broker delivers it again
@@ -55,7 +55,7 @@ pub(super) enum Opened {
     Finished { body: Bytes, former: Option<String> },
     /// The id belongs to another body.
     Conflict,
-    /// Too many attempts ended without a word.
+    /// Too many attempts crashed.
     Poison { attempt: OpenAttempt, crashes: u32 },
 }
 
@@ -63,7 +63,7 @@ pub(super) enum Opened {
 #[derive(Clone, Debug)]
 pub(super) struct OpenAttempt {
     pub(super) number: u32,
-    /// How many before it ended without a word.
+    /// How many before it crashed.
     pub(super) crashes: u32,
     /// The span of the one before it, as a `traceparent`, where that was traced.
     pub(super) former: Option<String>,
@@ -80,7 +80,7 @@ struct Marker {
     nonce: String,
     /// Empty in that of a cancel, which knows no body.
     body_sha256: String,
-    /// Set when the attempt ended in good order: handed back, not crashed.
+    /// Set when the attempt was handed back: it did not crash.
     closed: Option<String>,
     /// How often the attempt has said that it lives.
     #[serde(default)]
@@ -88,7 +88,7 @@ struct Marker {
     /// Whether it goes on without its message, which the broker has taken back.
     #[serde(default)]
     disowned: bool,
-    /// Earlier attempts that were found to have ended without a word.
+    /// Earlier attempts that were found to have crashed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     dead: Vec<u32>,
     /// The attempt's span, for those that come after it.
@@ -201,7 +201,7 @@ impl<'a> Records<'a> {
         Err(Failure::Internal(format!("{MOST_MARKERS} attempts at one job")))
     }
 
-    /// Returns once every earlier attempt has ended, in good order or without a word.
+    /// Returns once every earlier attempt has ended, handed back or crashed.
     async fn await_others(&self, earlier: &mut [Marker], delivery: &JobMessage) -> Result<(), Failure> {
         let until = Instant::now() + if self.is_patient() { LAST_WORD } else { NOTE_LIMIT };
         loop {
@@ -283,7 +283,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Says that an attempt ended in good order.
+    /// Says that an attempt ended and did not crash.
     pub(super) async fn close(&self, attempt: &OpenAttempt, reason: &str) -> Result<(), Failure> {
         let closed = Some(reason.to_owned());
         self.write(attempt, Marker { closed, ..attempt.marker.clone() }).await

@@ -90,7 +90,7 @@ async fn a_redelivered_job_is_run_at_once_unless_its_worker_says_that_it_lives()
     assert!(begin.elapsed() < NOTE_LIMIT * 5);
     assert_eq!((second.number, second.crashes), (2, 1));
     bed.records().close(&second, "handed back").await.unwrap();
-    assert_eq!(bed.begin(&redelivered()).await.crashes, 1, "the second ended in good order");
+    assert_eq!(bed.begin(&redelivered()).await.crashes, 1, "the second did not crash");
 
     // Word comes while the third is being waited for.
     let bed = Bed::new();

@@ -63,7 +63,7 @@ async fn beat(
     }
 }
 
-/// Closes the marker of an attempt that ended in good order. One that stays open counts as a crash, which costs the
+/// Closes the marker of an attempt that ended and did not crash. One that stays open counts as a crash, which costs the
 /// job a try and no more.
 pub(super) async fn close(records: &Records<'_>, attempt: &OpenAttempt, reason: &str) {
     match timeout(NOTE_LIMIT, records.close(attempt, reason)).await {

@@ -12,7 +12,7 @@ use connector::{
     comfy::{
         Executed, Observer, PromptId,
         events::Image,
-        history::Outcome,
+        history::ExecutionOutcome,
         tracker::{NodeRun, Progress},
     },
     deliver::EagerUploads,
@@ -59,7 +59,7 @@ impl<'a> ExecutionObserver<'a> {
         let mut nodes = self.nodes(prompt);
         let cached = executed.nodes.iter().filter(|(_, timing)| timing.cached);
         nodes.extend(cached.map(|(id, _)| NodeTime { cached: true, ..node(prompt, id, self.origin) }));
-        if let Outcome::Failed(failure) = &outcome
+        if let ExecutionOutcome::Failed(failure) = &outcome
             && let Some(failed) = nodes.iter_mut().rev().find(|node| node.id == failure.node_id)
         {
             failed.failure = Some(failure.to_string());

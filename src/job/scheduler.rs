@@ -48,12 +48,12 @@ struct State {
 
 #[derive(Debug)]
 struct Job {
-    at: Phase,
+    at: JobPhase,
     alone: bool,
 }
 
 #[derive(Debug)]
-enum Phase {
+enum JobPhase {
     /// Accepted, its prompt not posted.
     Preparing { since: Instant },
     /// Its prompt is in ComfyUI.
@@ -62,7 +62,7 @@ enum Phase {
     Executed,
 }
 
-impl Phase {
+impl JobPhase {
     fn preparing() -> Self {
         Self::Preparing { since: Instant::now() }
     }
@@ -92,7 +92,7 @@ impl Scheduler {
         self.0.state.send_modify(|state| {
             state.joined += 1;
             number = state.joined;
-            state.jobs.insert(number, Job { at: Phase::preparing(), alone: false });
+            state.jobs.insert(number, Job { at: JobPhase::preparing(), alone: false });
         });
         JobPermit { scheduler: self.clone(), number }
     }
@@ -154,11 +154,11 @@ impl State {
             return NextJob::Later;
         }
         let slow_at = |job: &Job| match job.at {
-            Phase::Preparing { since } if lookahead == Lookahead::Auto => Some(since + SLOW_PREPARATION),
+            JobPhase::Preparing { since } if lookahead == Lookahead::Auto => Some(since + SLOW_PREPARATION),
             _ => None,
         };
         let in_the_way = |job: &&Job| {
-            !matches!(job.at, Phase::Executed) && slow_at(job).is_none_or(|slow_at| now < slow_at)
+            !matches!(job.at, JobPhase::Executed) && slow_at(job).is_none_or(|slow_at| now < slow_at)
         };
         let mut before = self.jobs.values().filter(in_the_way);
         let next_slow = self.jobs.values().filter(in_the_way).filter_map(slow_at).min();
@@ -167,7 +167,7 @@ impl State {
             (Some(_), _) if next_slow.is_some() => next_slow.map_or(NextJob::Later, NextJob::From),
             (Some(_), Some(_)) => NextJob::Later,
             (Some(_), None) if lookahead == Lookahead::Always => NextJob::Now(TakeReason::Ahead),
-            (Some(Job { at: Phase::Posted { ends_at: Some(ends_at), .. }, .. }), None) => {
+            (Some(Job { at: JobPhase::Posted { ends_at: Some(ends_at), .. }, .. }), None) => {
                 let from = ends_at.checked_sub(self.lead).unwrap_or(now);
                 if now > *ends_at + OVERDUE {
                     NextJob::Later
@@ -184,7 +184,7 @@ impl State {
     /// When another job's prompt is overdue.
     fn late(&self, number: u64) -> Option<Instant> {
         self.jobs.iter().filter(|(other, _)| **other != number).find_map(|(_, job)| match &job.at {
-            Phase::Posted { ends_at, .. } => ends_at.map(|ends_at| ends_at + OVERDUE),
+            JobPhase::Posted { ends_at, .. } => ends_at.map(|ends_at| ends_at + OVERDUE),
             _ => None,
         })
     }
@@ -196,7 +196,7 @@ impl State {
             if *other < number && job.alone {
                 return None;
             }
-            if let Phase::Posted { over, .. } = &job.at {
+            if let JobPhase::Posted { over, .. } = &job.at {
                 posted.push(over.clone());
             }
         }
@@ -205,7 +205,7 @@ impl State {
             return None;
         }
         let over = CancellationToken::new();
-        job.at = Phase::Posted { over: over.clone(), ends_at: None };
+        job.at = JobPhase::Posted { over: over.clone(), ends_at: None };
         Some((posted.pop(), over))
     }
 }
@@ -222,7 +222,7 @@ impl JobPermit {
         &self.scheduler
     }
 
-    fn set(&self, at: Phase) {
+    fn set(&self, at: JobPhase) {
         self.scheduler.0.state.send_modify(|state| {
             if let Some(job) = state.jobs.get_mut(&self.number) {
                 job.at = at;
@@ -232,7 +232,7 @@ impl JobPermit {
 
     /// Another try begins.
     pub(super) fn prepare(&self) {
-        self.set(Phase::preparing());
+        self.set(JobPhase::preparing());
     }
 
     /// Keeps other jobs out and waits until those before it are gone: it may crash this worker, and
@@ -285,7 +285,7 @@ impl PromptPermit<'_> {
     /// Notes that the prompt ends in so long; `None`: nobody knows.
     pub(super) fn expect(&self, left: Option<Duration>) {
         let ends_at = left.and_then(|left| Instant::now().checked_add(left));
-        self.permit.set(Phase::Posted { over: self.over.clone(), ends_at });
+        self.permit.set(JobPhase::Posted { over: self.over.clone(), ends_at });
     }
 }
 
@@ -312,7 +312,7 @@ impl PromptPermit<'_> {
 impl Drop for PromptPermit<'_> {
     fn drop(&mut self) {
         self.over.cancel();
-        self.permit.set(Phase::Executed);
+        self.permit.set(JobPhase::Executed);
     }
 }
 

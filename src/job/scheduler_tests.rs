@@ -51,7 +51,7 @@ async fn the_wait_for_the_end_ends_by_itself() {
 async fn a_slow_preparation_leaves_the_way_free() {
     let scheduler = Scheduler::new(Lookahead::Auto);
     let stuck = scheduler.join();
-    stuck.set(Phase::Preparing { since: Instant::now() - SLOW_PREPARATION + Duration::from_millis(50) });
+    stuck.set(JobPhase::Preparing { since: Instant::now() - SLOW_PREPARATION + Duration::from_millis(50) });
     assert_eq!(wanted(&scheduler), None, "it may be ready in a moment");
     assert_eq!(scheduler.wanted().await, TakeReason::Ahead);
     let other = scheduler.join();
@@ -63,12 +63,13 @@ async fn a_slow_preparation_leaves_the_way_free() {
     drop(running);
     assert_eq!(wanted(&scheduler), Some(TakeReason::Ahead));
     let more: Vec<_> = (2..MOST_IN_HAND).map(|_| scheduler.join()).collect();
-    more.iter().for_each(|permit| permit.set(Phase::Preparing { since: Instant::now() - SLOW_PREPARATION }));
+    more.iter()
+        .for_each(|permit| permit.set(JobPhase::Preparing { since: Instant::now() - SLOW_PREPARATION }));
     assert_eq!(wanted(&scheduler), None, "so many and no more");
 
     let scheduler = Scheduler::new(Lookahead::Never);
     let stuck = scheduler.join();
-    stuck.set(Phase::Preparing { since: Instant::now() - SLOW_PREPARATION });
+    stuck.set(JobPhase::Preparing { since: Instant::now() - SLOW_PREPARATION });
     assert_eq!(wanted(&scheduler), None);
 }
 
@@ -146,7 +147,7 @@ async fn a_job_is_not_held_behind_one_that_is_overdue() {
     assert!(waiting.is_held_up().now_or_never().is_none(), "it may end at any moment");
     let long_ago = Instant::now().checked_sub(OVERDUE * 2);
     scheduler.0.state.send_modify(|state| {
-        if let Phase::Posted { ends_at, .. } = &mut state.jobs.get_mut(&1).unwrap().at {
+        if let JobPhase::Posted { ends_at, .. } = &mut state.jobs.get_mut(&1).unwrap().at {
             *ends_at = long_ago;
         }
     });

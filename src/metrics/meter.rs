@@ -12,7 +12,7 @@ type Labels = Vec<(&'static str, String)>;
 
 /// What a metric is, in Prometheus' terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// Only rises; `rate()` it.
     Counter,
     /// Goes up and down.
@@ -32,13 +32,13 @@ const SECONDS: [f64; 20] = [
 ];
 
 pub(super) trait Meter {
-    const KIND: Kind;
+    const KIND: MetricKind;
 
     fn registered(registry: &mut Registry, name: &str, help: &str) -> Self;
 }
 
 impl Meter for Counter {
-    const KIND: Kind = Kind::Counter;
+    const KIND: MetricKind = MetricKind::Counter;
 
     fn registered(registry: &mut Registry, name: &str, help: &str) -> Self {
         let family = Family::default();
@@ -49,7 +49,7 @@ impl Meter for Counter {
 }
 
 impl Meter for Gauge {
-    const KIND: Kind = Kind::Gauge;
+    const KIND: MetricKind = MetricKind::Gauge;
 
     fn registered(registry: &mut Registry, name: &str, help: &str) -> Self {
         let family = Family::default();
@@ -59,7 +59,7 @@ impl Meter for Gauge {
 }
 
 impl Meter for Histogram {
-    const KIND: Kind = Kind::Histogram;
+    const KIND: MetricKind = MetricKind::Histogram;
 
     fn registered(registry: &mut Registry, name: &str, help: &str) -> Self {
         let family = Family::new_with_constructor((|| histogram::Histogram::new(SECONDS)) as fn() -> _);

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use self::names::METERS;
 pub use self::{
-    meter::Kind,
+    meter::MetricKind,
     names::{METRICS, Metric, table},
 };
 use contract::{
@@ -220,7 +220,7 @@ mod tests {
         for Metric { name, kind, .. } in METRICS {
             let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
             assert!(plain && name.starts_with("comfy_worker_"), "{name}");
-            assert_eq!(*kind == Kind::Counter, name.ends_with("_total"), "{name}");
+            assert_eq!(*kind == MetricKind::Counter, name.ends_with("_total"), "{name}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, sync::LazyLock};
 
 use prometheus_client::registry::Registry;
 
-use super::meter::{Counter, Gauge, Histogram, Kind, Meter};
+use super::meter::{Counter, Gauge, Histogram, Meter, MetricKind};
 
 /// One metric.
 #[derive(Clone, Copy, Debug)]
@@ -12,7 +12,7 @@ pub struct Metric {
     /// As Prometheus sees it; the unit is part of it.
     pub name: &'static str,
     /// Counter, gauge or histogram.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// Its labels and the values that they take.
     pub labels: &'static [(&'static str, &'static str)],
     /// What it says.

@@ -46,12 +46,12 @@ pub enum Event {
         body: Value,
     },
     /// A picture of what is being made.
-    Preview(Preview),
+    Preview(PreviewEvent),
 }
 
 /// A preview: the raw image as the body, the rest as headers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Preview {
+pub struct PreviewEvent {
     /// The job (header `job`).
     pub job_id: String,
     /// The image.
@@ -226,7 +226,7 @@ impl Parcel {
     }
 }
 
-impl Preview {
+impl PreviewEvent {
     fn headers(&self) -> FieldTable {
         let number = |number: u64| AMQPValue::LongLongInt(i64::try_from(number).unwrap_or(i64::MAX));
         let text = |text: &str| AMQPValue::LongString(text.into());

@@ -99,7 +99,7 @@ impl ExclusiveQueue {
                 Err(error) => {
                     self.failures += 1;
                     if self.failures == FAILURES_TOLD {
-                        tracing::warn!(%error, exchange = self.exchange, "cannot consume from the private queue");
+                        tracing::warn!(%error, exchange = self.exchange, "cannot consume from the exclusive queue");
                     }
                 }
             }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     error::QueueError,
-    events::Preview,
+    events::PreviewEvent,
     exclusive::{ControlMessage, ExclusiveQueue},
     session::Session,
 };
@@ -19,7 +19,7 @@ pub enum Followed {
     /// An event's body.
     Event(Value),
     /// A preview.
-    Preview(Preview),
+    Preview(PreviewEvent),
     /// The result, for which [`Follow::reply_to`] was given as `reply_to`.
     Result(Bytes),
     /// The connection was lost and is there again. What was sent meanwhile is lost, be it the
@@ -70,7 +70,7 @@ fn read(delivered: lapin::message::Delivery) -> Option<Followed> {
     if delivered.exchange.as_str().is_empty() {
         Some(Followed::Result(body))
     } else if delivered.routing_key.as_str().ends_with(".preview") {
-        Some(Followed::Preview(Preview::read(body, &delivered.properties)))
+        Some(Followed::Preview(PreviewEvent::read(body, &delivered.properties)))
     } else {
         serde_json::from_slice(&body).ok().map(Followed::Event)
     }

@@ -59,7 +59,7 @@ pub use dead::{DeadLetter, DeadLetters};
 pub use death::DeathRecord;
 pub use delivery::{Delivery, Settled, Settlement};
 pub use error::{PublishError, QueueError, ReplyWarning};
-pub use events::{Event, EventSender, Preview};
+pub use events::{Event, EventSender, PreviewEvent};
 pub use follow::{Follow, Followed};
 pub use message::{JobProperties, Message};
 pub use postpone::{LONGEST_DELAY, Postponement, RequeueHistory};

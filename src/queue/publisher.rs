@@ -44,7 +44,7 @@ const INTERNAL_ERROR: u16 = 541;
 /// Connections that the broker may end on one direct reply.
 const BREAKS: u32 = 2;
 
-enum Attempt {
+enum PublishAttempt {
     Routed,
     /// The broker failed on it, and ended the connection.
     Broke(String),
@@ -82,7 +82,7 @@ pub(super) async fn publish(
             let _alone = if is_direct { Some(session.direct_replies.lock().await) } else { None };
             // Another's reply may have ended it meanwhile, which says nothing about this one.
             if is_direct && !link.connection.status().connected() {
-                return Attempt::Lost("the connection is gone".into());
+                return PublishAttempt::Lost("the connection is gone".into());
             }
             attempt(&link, envelope).await
         };
@@ -93,11 +93,11 @@ pub(super) async fn publish(
                     definite => definite,
                 });
             }
-            Ok(Attempt::Routed) => return Ok(()),
-            Ok(Attempt::Final(error)) => return Err(error),
-            Ok(Attempt::Unroutable) if persistence.unroutable => unroutable(),
-            Ok(Attempt::Unroutable) => return Err(unroutable()),
-            Ok(Attempt::Nacked) => {
+            Ok(PublishAttempt::Routed) => return Ok(()),
+            Ok(PublishAttempt::Final(error)) => return Err(error),
+            Ok(PublishAttempt::Unroutable) if persistence.unroutable => unroutable(),
+            Ok(PublishAttempt::Unroutable) => return Err(unroutable()),
+            Ok(PublishAttempt::Nacked) => {
                 nacks += 1;
                 let error = PublishError::Refused("the queue takes no more (nack)".into());
                 if persistence.nacks.is_some_and(|limit| nacks >= limit) {
@@ -105,7 +105,7 @@ pub(super) async fn publish(
                 }
                 error
             }
-            Ok(Attempt::Broke(reason)) => {
+            Ok(PublishAttempt::Broke(reason)) => {
                 breaks += 1;
                 if is_direct && breaks >= BREAKS {
                     return Err(PublishError::Refused(format!(
@@ -114,8 +114,8 @@ pub(super) async fn publish(
                 }
                 PublishError::Unconfirmed(reason)
             }
-            Ok(Attempt::Lost(reason)) => PublishError::Unconfirmed(reason),
-            Ok(Attempt::Silent) => {
+            Ok(PublishAttempt::Lost(reason)) => PublishError::Unconfirmed(reason),
+            Ok(PublishAttempt::Silent) => {
                 silences += 1;
                 if silences % SILENCES == 0 && !link.connection.status().blocked() {
                     link.fail("publishes are not confirmed");
@@ -134,13 +134,13 @@ pub(super) async fn publish(
 }
 
 /// One publish on a channel of its own. A channel that did not settle it is dropped, which closes it.
-async fn attempt(link: &BrokerConnection, envelope: &Envelope) -> Attempt {
+async fn attempt(link: &BrokerConnection, envelope: &Envelope) -> PublishAttempt {
     // The broker reads nothing there, not even a request for a channel.
     link.unblocked().await;
     let channel = match link.publisher().await {
         Ok(channel) => channel,
-        Err(BrokerError::Silent(..)) => return Attempt::Silent,
-        Err(error) => return Attempt::Lost(error.to_string()),
+        Err(BrokerError::Silent(..)) => return PublishAttempt::Silent,
+        Err(error) => return PublishAttempt::Lost(error.to_string()),
     };
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let confirmed = async {
@@ -158,20 +158,22 @@ async fn attempt(link: &BrokerConnection, envelope: &Envelope) -> Attempt {
         Ok(confirmation) => {
             link.keep_publisher(channel);
             match confirmation {
-                Confirmation::Ack(None) => Attempt::Routed,
+                Confirmation::Ack(None) => PublishAttempt::Routed,
                 // Confirmed *and* returned: no queue took it.
-                Confirmation::Ack(Some(_)) => Attempt::Unroutable,
-                Confirmation::Nack(_) => Attempt::Nacked,
-                Confirmation::NotRequested => Attempt::Lost("the channel gives no confirms".into()),
+                Confirmation::Ack(Some(_)) => PublishAttempt::Unroutable,
+                Confirmation::Nack(_) => PublishAttempt::Nacked,
+                Confirmation::NotRequested => PublishAttempt::Lost("the channel gives no confirms".into()),
             }
         }
-        Err(BrokerError::Silent(..)) => Attempt::Silent,
+        Err(BrokerError::Silent(..)) => PublishAttempt::Silent,
         Err(error) => match error.refusal() {
-            Some((403, text)) => Attempt::Final(PublishError::Refused(text)),
-            Some((404, text)) if !refusal::is_passing(&text) => Attempt::Unroutable,
-            Some((INTERNAL_ERROR, text)) => Attempt::Broke(text),
-            Some((406, text)) if text.contains("larger than") => Attempt::Final(PublishError::TooLarge(text)),
-            _ => Attempt::Lost(error.to_string()),
+            Some((403, text)) => PublishAttempt::Final(PublishError::Refused(text)),
+            Some((404, text)) if !refusal::is_passing(&text) => PublishAttempt::Unroutable,
+            Some((INTERNAL_ERROR, text)) => PublishAttempt::Broke(text),
+            Some((406, text)) if text.contains("larger than") => {
+                PublishAttempt::Final(PublishError::TooLarge(text))
+            }
+            _ => PublishAttempt::Lost(error.to_string()),
         },
     }
 }

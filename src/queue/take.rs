@@ -1,5 +1,5 @@
 //! One job, if there is one: for a worker that has one in hand and wants no subscription that brings
-//! another on the heels of each ack.
+//! another at each ack.
 
 use std::{sync::Arc, time::Duration};
 

@@ -24,7 +24,9 @@ use secrecy::SecretString;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
-use self::{classify::Failure, client::Limits, download::Download, ranged_download::RangedDownload};
+use self::{
+    classify::S3Failure, client::TransferLimits, download::Download, ranged_download::RangedDownload,
+};
 use connector::store::probe;
 
 use super::{Content, Creation, Object, ObjectStore, StoreError, Stored};
@@ -41,7 +43,7 @@ pub struct S3Store {
     place: Arc<str>,
     /// Whether the parts of a multipart upload carry checksums (not where the AWS settings forbid them).
     checksums: bool,
-    limits: Limits,
+    limits: TransferLimits,
     /// Aborts of multipart uploads whose callers are gone.
     cleanup: TaskTracker,
     /// Cancelled when such aborts are tried a last time.
@@ -59,7 +61,7 @@ impl fmt::Debug for S3Store {
 impl S3Store {
     /// A store with this access key and secret, or with those of the AWS chain. Contacts nothing.
     pub(super) async fn new(config: &StoreConfig, keys: Option<(&str, &SecretString)>) -> Self {
-        Self::with_limits(config, keys, Limits::default()).await
+        Self::with_limits(config, keys, TransferLimits::default()).await
     }
 
     /// Waits for the aborts of uploads whose callers are gone.
@@ -76,13 +78,13 @@ impl S3Store {
     /// Sends what the SDK itself has given up on again, where that may help.
     async fn again<T, F>(&self, attempt: impl FnMut() -> F) -> Result<T, StoreError>
     where
-        F: Future<Output = Result<T, Failure>>,
+        F: Future<Output = Result<T, S3Failure>>,
     {
         let backoff = backon::ExponentialBuilder::default()
             .with_min_delay(self.limits.backoff)
             .with_max_times(4)
             .with_jitter();
-        attempt.retry(backoff).when(Failure::is_worth_repeating).await.map_err(Failure::into_error)
+        attempt.retry(backoff).when(S3Failure::is_worth_repeating).await.map_err(S3Failure::into_error)
     }
 }
 

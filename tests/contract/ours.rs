@@ -7,7 +7,7 @@ use contract::prompt::{Prompt, prompt_from_value};
 
 use connector::comfy::{
     ExecuteError, Executed, Execution, Observer, PromptId, Server, Socket, events::Image, execute,
-    history::Outcome, tracker::Progress,
+    history::ExecutionOutcome, tracker::Progress,
 };
 use serde_json::{Value, json};
 use testbed::wait_for;
@@ -126,7 +126,7 @@ fn a_run_from_post_to_history() -> Result<()> {
             }
         });
         let executed = executed.await?;
-        assert_eq!(executed.history.outcome(), Outcome::Succeeded);
+        assert_eq!(executed.history.outcome(), ExecutionOutcome::Succeeded);
         assert_eq!(
             (told.first(), told.get(1)),
             (Some(&Note::Queued(executed.prompt_id)), Some(&Note::Started))
@@ -236,7 +236,7 @@ fn others_that_interrupt_or_delete_are_noticed() -> Result<()> {
             running(notes).await;
             let _ = bed.post("interrupt", &json!({})).await;
         });
-        assert_eq!(outcome.await?.history.outcome(), Outcome::Interrupted);
+        assert_eq!(outcome.await?.history.outcome(), ExecutionOutcome::Interrupted);
 
         let mut ears = Ears::open(bed).await?;
         let other = bed.prompt(&ears, &busy()).await?;
@@ -259,7 +259,7 @@ fn an_error_is_an_outcome() -> Result<()> {
         let socket = Socket::connect(bed.base()).await?;
         let prompt = json!({"1": image(1), "2": save("1", "../../evil")});
         let executed = Try::new(prompt)?.run(&bed.server, &socket).await?;
-        let Outcome::Failed(failure) = executed.history.outcome() else { panic!("{executed:?}") };
+        let ExecutionOutcome::Failed(failure) = executed.history.outcome() else { panic!("{executed:?}") };
         assert_eq!((failure.node_id.as_str(), failure.node_type.as_str()), ("2", "SaveImage"));
         assert!(executed.nodes.contains_key("2"));
         executed.history.outcome().failure().context("a failure")?;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use contract::result::JobResult;
 
 use comfy_worker::queue::{
-    Broker, Event, Followed, JobProperties, Preview, PublishError, ReplyWarning, ResultMessage, Settled,
+    Broker, Event, Followed, JobProperties, PreviewEvent, PublishError, ReplyWarning, ResultMessage, Settled,
     Settlement,
 };
 use serde_json::json;
@@ -221,7 +221,7 @@ async fn a_followed_job_sends_its_events_in_order_and_its_result() -> Result<()>
         name,
         body: json!({"version": 1, "id": job_id, "event": name, "seq": seq}),
     };
-    let preview = Preview {
+    let preview = PreviewEvent {
         job_id: id.into(),
         image: Bytes::from_static(b"\xff\xd8raw"),
         content_type: "image/jpeg".into(),

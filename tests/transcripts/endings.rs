@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use connector::comfy::{
     events::Event,
-    history::{Outcome, OutputContent, OutputItem},
+    history::{ExecutionOutcome, OutputContent, OutputItem},
     tracker::Step,
 };
 
@@ -42,7 +42,7 @@ fn successes_bring_their_outputs_from_under_any_key() -> Result<()> {
     for (name, outputs, cached, timed) in SUCCEEDED {
         let recording = Recording::named(name)?;
         let history = recording.history.as_ref().context("no history")?;
-        assert_eq!(history.outcome(), Outcome::Succeeded, "{name}");
+        assert_eq!(history.outcome(), ExecutionOutcome::Succeeded, "{name}");
         assert_eq!(history.outputs().iter().map(shown).collect::<Vec<_>>(), outputs, "{name}");
         assert_eq!(history.cached_nodes(), cached, "{name}");
         assert!(history.executed_ms().is_some_and(|ms| ms < 5_000), "{name}: {:?}", history.executed_ms());
@@ -96,7 +96,7 @@ fn refused_prompts_have_no_frames_and_no_history() -> Result<()> {
 fn an_error_keeps_comfyuis_words() -> Result<()> {
     let recording = Recording::named("execution-error")?;
     let outcome = recording.history.as_ref().context("no history")?.outcome();
-    let Outcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
+    let ExecutionOutcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
     assert_eq!(
         (failure.node_id.as_str(), failure.node_type.as_str(), failure.exception_type.as_str()),
         ("2", "SaveImage", "Exception")
@@ -114,7 +114,7 @@ fn an_error_keeps_comfyuis_words() -> Result<()> {
 fn an_interrupt_is_told_from_an_error() -> Result<()> {
     let recording = Recording::named("interrupted")?;
     let history = recording.history.as_ref().context("no history")?;
-    assert_eq!(history.outcome(), Outcome::Interrupted);
+    assert_eq!(history.outcome(), ExecutionOutcome::Interrupted);
     assert_eq!(history.outputs(), []);
     let played = recording.play();
     assert_eq!(played.failures, [Event::Interrupted]);

@@ -14,7 +14,7 @@ pub fn of_bytes(bytes: &[u8]) -> String {
 
 /// Of everything that a reader gives, with its length. Blocks.
 pub fn of_reader(mut reader: impl Read) -> io::Result<(String, u64)> {
-    let mut running = Running::default();
+    let mut running = RunningChecksum::default();
     let mut chunk = vec![0; 256 * 1024];
     let mut length = 0;
     loop {
@@ -30,21 +30,21 @@ pub fn of_reader(mut reader: impl Read) -> io::Result<(String, u64)> {
 
 /// A sum of bytes that pass.
 #[derive(Clone)]
-pub struct Running(Context);
+pub struct RunningChecksum(Context);
 
-impl fmt::Debug for Running {
+impl fmt::Debug for RunningChecksum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Running").finish_non_exhaustive()
+        f.debug_struct("RunningChecksum").finish_non_exhaustive()
     }
 }
 
-impl Default for Running {
+impl Default for RunningChecksum {
     fn default() -> Self {
         Self(Context::new(&SHA256))
     }
 }
 
-impl Running {
+impl RunningChecksum {
     /// The next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);

@@ -34,7 +34,7 @@ use crate::{
     store::{Content, ObjectStore, StoreError, Stored},
 };
 use eager::EagerUpload;
-use written::Written;
+use written::WrittenFiles;
 
 pub use eager::EagerUploads;
 pub(crate) use listed::Listed;
@@ -51,7 +51,7 @@ pub struct FoundOutputs {
     beyond: usize,
     texts: Vec<Output>,
     // Last: the files are closed before they are removed, or it is their closing that takes time.
-    written: Written,
+    written: WrittenFiles,
 }
 
 #[derive(Debug)]

@@ -1,5 +1,5 @@
-//! Keeps ComfyUI running: started when it is needed, started again when it is lost, stopped when it is
-//! beyond words.
+//! Keeps ComfyUI running: started when it is needed, started again when it is lost, stopped when it
+//! hangs.
 
 use std::{
     collections::HashMap,
@@ -127,7 +127,7 @@ impl ComfyConnector {
         engine
     }
 
-    /// Kills that ComfyUI, which did not let go of a prompt or is otherwise beyond words; the next call
+    /// Kills that ComfyUI, which did not let go of a prompt or hangs; the next call
     /// starts another. What its prompts have shown says whether that is a crash or our own doing; where
     /// they have shown nothing it is the latter.
     pub async fn kill_engine(&self, engine: &Arc<Engine>) {
@@ -136,7 +136,7 @@ impl ComfyConnector {
         self.discard(engine).await;
     }
 
-    /// Stops ComfyUI in good order; the next call starts it again, which is no loss.
+    /// Stops ComfyUI by SIGTERM; the next call starts it again, which is no loss.
     pub async fn recycle(&self) {
         if let Some(engine) = self.running() {
             engine.ends_on_purpose(Cause::Worn);

@@ -126,9 +126,9 @@ pub enum Failure {
     #[error("{0}")]
     Local(String),
     /// The job crashed as many workers as it may.
-    #[error("given up after {crashes} attempts that ended without a word: it kills its worker")]
+    #[error("given up after {crashes} attempts that crashed: it kills its worker")]
     Poison {
-        /// Attempts that ended without a word.
+        /// Attempts that crashed.
         crashes: u32,
     },
     /// The broker moved the job to the dead letters.

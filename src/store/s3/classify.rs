@@ -16,13 +16,13 @@ const WORDS: usize = 300;
 
 /// A failed request: what it means, and whether to send it again although the SDK would not.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct S3Failure {
     error: StoreError,
     status: Option<u16>,
     repeat: bool,
 }
 
-impl Failure {
+impl S3Failure {
     /// Not to be repeated.
     pub(super) fn last(error: StoreError) -> Self {
         Self { error, status: None, repeat: false }
@@ -74,7 +74,7 @@ pub(super) enum Meaning {
 
 impl S3Store {
     /// What `error` means for the object `uri`.
-    pub(super) fn failure<E>(&self, uri: &ObjectUri, error: SdkError<E, HttpResponse>) -> Failure
+    pub(super) fn failure<E>(&self, uri: &ObjectUri, error: SdkError<E, HttpResponse>) -> S3Failure
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
@@ -88,7 +88,7 @@ impl S3Store {
             Meaning::Misconfigured(reason) => (StoreError::Misconfigured { uri, reason }, false),
             Meaning::Unavailable { reason, repeat } => (StoreError::Unavailable { uri, reason }, repeat),
         };
-        Failure { error, status, repeat }
+        S3Failure { error, status, repeat }
     }
 }
 

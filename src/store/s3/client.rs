@@ -26,7 +26,7 @@ const ATTEMPTS: u32 = 5;
 
 /// How long this store waits.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct TransferLimits {
     /// For a connection. 3.1 s leave room for two lost SYN packets (sent again after 1 and 3 s).
     pub(super) connect: Duration,
     /// From one try of a request to the head of its answer; uploads get more, by their size.
@@ -41,7 +41,7 @@ pub(super) struct Limits {
     pub(super) backoff: Duration,
 }
 
-impl Default for Limits {
+impl Default for TransferLimits {
     fn default() -> Self {
         Self {
             connect: Duration::from_millis(3100),
@@ -58,7 +58,7 @@ impl S3Store {
     pub(super) async fn with_limits(
         config: &StoreConfig,
         keys: Option<(&str, &SecretString)>,
-        limits: Limits,
+        limits: TransferLimits,
     ) -> Self {
         // Without the SDK's last resort for a region, the EC2 metadata service: nothing is contacted here.
         let region = RegionProviderChain::first_try(config.region.clone().map(Region::new))

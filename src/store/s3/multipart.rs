@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 
 use super::{
     S3Store,
-    classify::Failure,
+    classify::S3Failure,
     disposition,
     note::Note,
     object_of,
@@ -46,7 +46,7 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// A multipart upload that is not complete. Dropped, it is aborted: its parts would be kept, unseen and paid for.
 struct OpenUpload {
-    target: Arc<Target>,
+    target: Arc<UploadTarget>,
     /// The parts on their way: each ends by itself, or a while after `given_up`.
     parts: TaskTracker,
     given_up: CancellationToken,
@@ -54,7 +54,7 @@ struct OpenUpload {
 }
 
 /// Where parts go.
-pub(super) struct Target {
+pub(super) struct UploadTarget {
     store: S3Store,
     uri: ObjectUri,
     bucket: String,
@@ -70,18 +70,18 @@ pub(super) async fn put(
     path: &Path,
     size: u64,
     content_type: &str,
-) -> Result<Stored, Failure> {
-    let mut source = Source::open(uri, path, size).await.map_err(Failure::last)?;
+) -> Result<Stored, S3Failure> {
+    let mut source = Source::open(uri, path, size).await.map_err(S3Failure::last)?;
     let begun = OpenUpload::begin(store.clone(), uri.clone(), content_type.to_owned()).in_current_span();
     let (told, tell) = oneshot::channel();
     // A task of its own: given up while the request is on its way, the upload would be there and nobody would know it.
     // What nobody hears of is dropped there, before the task ends.
     store.cleanup.spawn(async { drop(told.send(begun.await)) });
-    let upload = tell.await.map_err(|_| Failure::last(store.unavailable(uri, "given up".to_owned())));
+    let upload = tell.await.map_err(|_| S3Failure::last(store.unavailable(uri, "given up".to_owned())));
     let mut upload = upload??;
     let outcome = match upload.send_parts(&mut source).await {
         Ok(parts) => upload.target.complete(parts).await,
-        Err(error) => Err(Failure::last(error)),
+        Err(error) => Err(S3Failure::last(error)),
     };
     if outcome.is_err() {
         upload.aborting().await;
@@ -91,8 +91,8 @@ pub(super) async fn put(
 }
 
 impl OpenUpload {
-    async fn begin(store: S3Store, uri: ObjectUri, content_type: String) -> Result<Self, Failure> {
-        let (bucket, key) = object_of(&uri).map_err(Failure::last)?;
+    async fn begin(store: S3Store, uri: ObjectUri, content_type: String) -> Result<Self, S3Failure> {
+        let (bucket, key) = object_of(&uri).map_err(S3Failure::last)?;
         let (bucket, key) = (bucket.to_owned(), key.to_owned());
         let created = store
             .client
@@ -106,9 +106,9 @@ impl OpenUpload {
         let created = Box::pin(created).await.map_err(|error| store.failure(&uri, error))?;
         let id = created.upload_id.ok_or_else(|| {
             let reason = format!("{} began a multipart upload without an id", store.place);
-            Failure::last(StoreError::Misconfigured { uri: uri.to_string(), reason })
+            S3Failure::last(StoreError::Misconfigured { uri: uri.to_string(), reason })
         })?;
-        let mut target = Target { store, uri, bucket, key, id, note: None };
+        let mut target = UploadTarget { store, uri, bucket, key, id, note: None };
         target.write_down().await;
         let (target, parts, given_up) = (Arc::new(target), TaskTracker::new(), CancellationToken::new());
         Ok(Self { target, parts, given_up, open: true })
@@ -176,7 +176,7 @@ fn whole(
     sent.unwrap_or_else(|stopped| std::panic::resume_unwind(stopped.into_panic()))
 }
 
-impl Target {
+impl UploadTarget {
     /// An upload that a dead worker began.
     pub(super) fn left(store: &S3Store, uri: ObjectUri, id: String, note: Note) -> Option<Arc<Self>> {
         let (bucket, key) = object_of(&uri).ok()?;
@@ -193,7 +193,7 @@ impl Target {
         }
     }
 
-    async fn send_part(&self, number: i32, part: &SummedBytes) -> Result<CompletedPart, Failure> {
+    async fn send_part(&self, number: i32, part: &SummedBytes) -> Result<CompletedPart, S3Failure> {
         let store = &self.store;
         let length = part.len();
         let request = store.client.upload_part().bucket(&self.bucket).key(&self.key);
@@ -211,7 +211,7 @@ impl Target {
             .build())
     }
 
-    async fn complete(&self, parts: Vec<CompletedPart>) -> Result<(), Failure> {
+    async fn complete(&self, parts: Vec<CompletedPart>) -> Result<(), S3Failure> {
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
         let request = self.store.client.complete_multipart_upload().bucket(&self.bucket).key(&self.key);
         let request = request.upload_id(&self.id).multipart_upload(parts);

@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     S3Store,
-    multipart::{LOST_PARTS, Target},
+    multipart::{LOST_PARTS, UploadTarget},
 };
 use connector::files;
 
@@ -103,7 +103,7 @@ impl S3Store {
                 Ok(left) => {
                     for (note, object, id) in left {
                         tracing::info!(%object, "aborting a multipart upload that a dead worker left");
-                        if let Some(target) = Target::left(&store, object, id, note) {
+                        if let Some(target) = UploadTarget::left(&store, object, id, note) {
                             store.cleanup.spawn(target.abort_once_it_can(LOST_PARTS));
                         }
                     }

@@ -19,7 +19,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::buffer_pool::UPLOADS;
 use crate::store::{StoreError, Stored};
-use connector::checksum::Running;
+use connector::checksum::RunningChecksum;
 
 /// Bytes handed to a connection at a time: the SDK's watch for stalled uploads counts them.
 const SLICE: usize = 128 << 10;
@@ -37,7 +37,7 @@ pub(super) struct Source {
     file: Arc<File>,
     size: u64,
     read: u64,
-    sum: Running,
+    sum: RunningChecksum,
 }
 
 impl Source {
@@ -48,9 +48,14 @@ impl Source {
             let file = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
             match file {
                 Ok((length, _)) if length < size => Err(shorter(&uri, &path, size)),
-                Ok((_, file)) => {
-                    Ok(Self { uri, path, file: Arc::new(file), size, read: 0, sum: Running::default() })
-                }
+                Ok((_, file)) => Ok(Self {
+                    uri,
+                    path,
+                    file: Arc::new(file),
+                    size,
+                    read: 0,
+                    sum: RunningChecksum::default(),
+                }),
                 Err(error) => Err(unreadable(&uri, &path, &error)),
             }
         };

@@ -12,7 +12,7 @@ use tokio::{
 use super::{
     S3Store,
     classify::{Facts, Meaning, meaning},
-    client::Limits,
+    client::TransferLimits,
 };
 use crate::{
     config::StoreConfig,
@@ -127,7 +127,7 @@ async fn impatient(endpoint: std::net::SocketAddr) -> S3Store {
         region: None,
         path_style: true,
     };
-    let limits = Limits {
+    let limits = TransferLimits {
         connect: Duration::from_millis(500),
         attempt: Duration::from_millis(300),
         operation: Duration::from_secs(3),

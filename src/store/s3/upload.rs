@@ -11,7 +11,7 @@ use contract::ObjectUri;
 
 use super::{
     S3Store,
-    classify::Failure,
+    classify::S3Failure,
     disposition, multipart, object_of,
     source::{Source, SummedBytes},
 };
@@ -84,7 +84,7 @@ async fn send(
     uri: &ObjectUri,
     request: PutObjectFluentBuilder,
     size: u64,
-) -> Result<(), Failure> {
+) -> Result<(), S3Failure> {
     let sent = request.customize().config_override(time_for(store, size)).send();
     Box::pin(sent).await.map(drop).map_err(|error| store.failure(uri, error))
 }

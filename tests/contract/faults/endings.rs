@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use connector::comfy::{ExecuteError, history::Outcome};
+use connector::comfy::{ExecuteError, history::ExecutionOutcome};
 use serde_json::{Value, json};
 use testbed::wait_for;
 use tokio::time::timeout;
@@ -119,6 +119,6 @@ async fn a_foreign_interrupt_is_an_outcome() -> Result<()> {
         running(notes).await;
         let _ = rig.fault(json!({"interrupt": true})).await;
     });
-    assert_eq!(outcome.await?.history.outcome(), Outcome::Interrupted);
+    assert_eq!(outcome.await?.history.outcome(), ExecutionOutcome::Interrupted);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Frames, answers and histories that get lost.
 
 use anyhow::{Context as _, Result};
-use connector::comfy::{ExecuteError, history::Outcome};
+use connector::comfy::{ExecuteError, history::ExecutionOutcome};
 use serde_json::json;
 use testbed::wait_for;
 
@@ -22,7 +22,7 @@ async fn a_dropped_websocket_costs_only_its_pictures() -> Result<()> {
         let _ = rig.fault(json!({"drop_ws": true})).await;
     });
     let executed = executed.await?;
-    assert_eq!(executed.history.outcome(), Outcome::Succeeded);
+    assert_eq!(executed.history.outcome(), ExecutionOutcome::Succeeded);
     assert!(executed.images_lost.contains("3"), "and that is told");
 
     wait_for("a new connection", LIMIT, || async { rig.socket.client_id().is_some_and(|now| now != before) })
@@ -41,7 +41,7 @@ async fn a_dropped_websocket_does_not_matter_to_files() -> Result<()> {
         let _ = rig.fault(json!({"drop_ws": true})).await;
     });
     let executed = executed.await?;
-    assert_eq!((executed.history.outcome(), executed.images_lost.len()), (Outcome::Succeeded, 0));
+    assert_eq!((executed.history.outcome(), executed.images_lost.len()), (ExecutionOutcome::Succeeded, 0));
     Ok(())
 }
 
@@ -60,7 +60,7 @@ async fn a_silent_websocket_is_replaced_by_looking() -> Result<()> {
         let executed = executed.await?;
         assert_eq!(
             (executed.history.outcome(), !executed.images_lost.is_empty()),
-            (Outcome::Succeeded, lost)
+            (ExecutionOutcome::Succeeded, lost)
         );
         rig.fault(json!({"silence_ws": 0.0})).await?;
     }
@@ -77,7 +77,7 @@ async fn a_lost_answer_does_not_run_it_twice() -> Result<()> {
         rig.fault(json!({"lose_next_prompt_response": true})).await?;
         let before = rig.stats().await?["prompts"].as_array().map(Vec::len);
         let executed = rig.run(alone("StandinSleep", json!({"seconds": seconds}))).await?;
-        assert_eq!(executed.history.outcome(), Outcome::Succeeded);
+        assert_eq!(executed.history.outcome(), ExecutionOutcome::Succeeded);
         let prompts = rig.stats().await?["prompts"].as_array().cloned().context("no list")?;
         assert_eq!(Some(prompts.len()), before.map(|before| before + 1), "{prompts:?}");
         assert_eq!(prompts.last(), Some(&json!(executed.prompt_id.to_string())));
@@ -117,7 +117,7 @@ async fn a_busy_http_side_is_waited_for() -> Result<()> {
         let _ = rig.fault(json!({"block_http": 3.0})).await;
     });
     let executed = executed.await?;
-    assert_eq!(executed.history.outcome(), Outcome::Succeeded);
+    assert_eq!(executed.history.outcome(), ExecutionOutcome::Succeeded);
     assert_eq!((executed.images.len(), executed.images_lost.len()), (1, 0));
     Ok(())
 }

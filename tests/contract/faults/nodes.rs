@@ -3,7 +3,7 @@
 use anyhow::Result;
 use contract::failure::Failure;
 
-use connector::comfy::history::{Outcome, OutputContent};
+use connector::comfy::history::{ExecutionOutcome, OutputContent};
 use serde_json::json;
 
 use super::{Rig, alone};
@@ -14,7 +14,7 @@ async fn failures_are_told_apart() -> Result<()> {
     let rig = Rig::boot().await?;
     let fail = json!({"message": "no such thing", "exception_type": "my.pack.Oops"});
     let outcome = rig.run(alone("StandinFail", fail)).await?.history.outcome();
-    let Outcome::Failed(failure) = &outcome else { panic!("{outcome:?}") };
+    let ExecutionOutcome::Failed(failure) = &outcome else { panic!("{outcome:?}") };
     assert_eq!(failure.exception_type, "my.pack.Oops");
     assert_eq!(failure.to_string(), "node 1 (StandinFail): my.pack.Oops: no such thing");
     assert!(!failure.traceback.is_empty());
@@ -50,7 +50,7 @@ async fn memory_comes_back_with_free() -> Result<()> {
         rig.stats().await.is_ok_and(|stats| stats["frees"] == 1)
     })
     .await?;
-    assert_eq!(rig.run(prompt()).await?.history.outcome(), Outcome::Succeeded);
+    assert_eq!(rig.run(prompt()).await?.history.outcome(), ExecutionOutcome::Succeeded);
     Ok(())
 }
 
@@ -59,12 +59,12 @@ async fn nan_and_blocked_nodes_end_nothing() -> Result<()> {
     let rig = Rig::boot().await?;
     for mode in ["progress", "event", "output"] {
         let executed = rig.run(alone("StandinNaN", json!({"mode": mode}))).await?;
-        assert_eq!(executed.history.outcome(), Outcome::Succeeded, "{mode}");
+        assert_eq!(executed.history.outcome(), ExecutionOutcome::Succeeded, "{mode}");
         let texts = executed.history.outputs();
         assert_eq!(texts.len(), usize::from(mode == "output"), "{mode}: {texts:?}");
     }
     let executed = rig.run(alone("StandinBlocked", json!({"message": "later"}))).await?;
-    assert_eq!(executed.history.outcome(), Outcome::Succeeded);
+    assert_eq!(executed.history.outcome(), ExecutionOutcome::Succeeded);
     Ok(())
 }
 

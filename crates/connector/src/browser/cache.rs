@@ -28,7 +28,7 @@ pub(super) struct Key(String);
 
 impl Key {
     pub(super) fn new(text: &str, served: &FrontendVersion) -> Self {
-        let mut sum = checksum::Running::default();
+        let mut sum = checksum::RunningChecksum::default();
         for part in [&served.frontend, &served.definitions] {
             sum.update(part.as_bytes());
             sum.update(&[0]);

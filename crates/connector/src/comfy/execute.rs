@@ -16,7 +16,7 @@ use super::{
     events::Image,
     follow::{FollowedPrompt, follow},
     forecast::NodeTimes,
-    history::{History, Outcome},
+    history::{ExecutionOutcome, History},
     prompt_status::{ABORT_LIMIT, CANCEL_LIMIT, cancel, post_once},
     prompt_thread::Switches,
     socket::Subscription,
@@ -110,7 +110,9 @@ impl Executed {
     #[must_use]
     pub fn failure(&self) -> Option<Failure> {
         match self.history.outcome() {
-            Outcome::Failed(node) if self.broken_device => Some(Failure::EngineCrashed(node.to_string())),
+            ExecutionOutcome::Failed(node) if self.broken_device => {
+                Some(Failure::EngineCrashed(node.to_string()))
+            }
             outcome => outcome.failure(),
         }
     }
@@ -168,7 +170,7 @@ pub enum ExecuteError {
 }
 
 impl ExecuteError {
-    /// Whether ComfyUI is dead or beyond words: only a new process runs prompts again.
+    /// Whether ComfyUI is dead or hangs: only a new process runs prompts again.
     #[must_use]
     pub fn needs_restart(&self) -> bool {
         matches!(

@@ -15,7 +15,7 @@ pub struct History {
 
 /// How a prompt ended.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
+pub enum ExecutionOutcome {
     /// All its nodes ran.
     Succeeded,
     /// A node raised an exception.
@@ -111,22 +111,22 @@ impl History {
 
     /// How the prompt ended.
     #[must_use]
-    pub fn outcome(&self) -> Outcome {
+    pub fn outcome(&self) -> ExecutionOutcome {
         for (kind, data) in self.messages() {
             match kind {
                 "execution_error"
                     if data.get("exception_type").and_then(Value::as_str) != Some("ExecutionBlocked") =>
                 {
-                    return Outcome::Failed(node_failure(data));
+                    return ExecutionOutcome::Failed(node_failure(data));
                 }
-                "execution_interrupted" => return Outcome::Interrupted,
+                "execution_interrupted" => return ExecutionOutcome::Interrupted,
                 _ => {}
             }
         }
         let status = self.entry.get("status").and_then(|status| status.get("status_str")?.as_str());
         match status {
-            Some("success") => Outcome::Succeeded,
-            _ => Outcome::Unexplained,
+            Some("success") => ExecutionOutcome::Succeeded,
+            _ => ExecutionOutcome::Unexplained,
         }
     }
 
@@ -189,7 +189,7 @@ fn content(item: &Value) -> Option<OutputContent> {
     }
 }
 
-impl Outcome {
+impl ExecutionOutcome {
     /// Whether a node failed as one does whose device is broken: then every later call on the device fails, and only a new
     /// process helps. No proof: a message can be a publisher's own words.
     #[must_use]

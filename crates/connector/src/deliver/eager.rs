@@ -16,7 +16,7 @@ use tracing::Instrument as _;
 
 use super::{
     FoundContent, FoundFile, Listed, OwnFolder, PARALLEL_UPLOADS, content_type,
-    written::{Identity, Written},
+    written::{FileIdentity, WrittenFiles},
 };
 use crate::{
     comfy::history::outputs_of,
@@ -44,14 +44,14 @@ struct Shared {
     limits: OutputsConfig,
     side_by_side: Arc<Semaphore>,
     begun: Mutex<HashMap<String, EagerUpload>>,
-    written: Written,
+    written: WrittenFiles,
 }
 
 /// An upload under way, or done.
 #[derive(Debug)]
 pub(super) struct EagerUpload {
     uri: ObjectUri,
-    identity: Identity,
+    identity: FileIdentity,
     upload: AbortOnDropHandle<Result<Stored, StoreError>>,
 }
 
@@ -68,7 +68,7 @@ impl EagerUploads {
         limits: OutputsConfig,
     ) -> Self {
         let (side_by_side, begun) = (Arc::new(Semaphore::new(PARALLEL_UPLOADS)), Mutex::default());
-        let written = Written::default();
+        let written = WrittenFiles::default();
         let shared = Shared { store, base, folders, own, request, limits, side_by_side, begun, written };
         Self { shared: Arc::new(shared), looks: Vec::new() }
     }
@@ -100,7 +100,7 @@ impl EagerUploads {
         let begun = self.shared.begun().remove(&found.place)?;
         let same = match &found.content {
             FoundContent::File(file) => {
-                file.metadata().is_ok_and(|metadata| Identity::of(&metadata) == begun.identity)
+                file.metadata().is_ok_and(|metadata| FileIdentity::of(&metadata) == begun.identity)
             }
             FoundContent::Bytes(_) => false,
         };
@@ -144,7 +144,7 @@ impl Shared {
     /// Begins one upload, within the limits. What cannot be begun is seen again, and told, in the end.
     fn begin(&self, listed: &Listed) {
         let Ok(file) = listed.open_own(&self.folders, &self.own, &self.written) else { return };
-        let Ok(identity) = file.metadata().map(|metadata| Identity::of(&metadata)) else { return };
+        let Ok(identity) = file.metadata().map(|metadata| FileIdentity::of(&metadata)) else { return };
         if !listed.is_wanted(&self.request) {
             return;
         }

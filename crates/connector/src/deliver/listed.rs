@@ -12,7 +12,7 @@ use contract::{
     text::one_line,
 };
 
-use super::written::{Identity, OwnFolder, Written};
+use super::written::{FileIdentity, OwnFolder, WrittenFiles};
 use crate::{
     comfy::history::OutputContent,
     stage::{FileName, Folders, NameError, Subfolder, open_beneath},
@@ -61,14 +61,19 @@ impl Listed {
     }
 
     /// Opens it if it is of the job that `own` is of. What lies beside that folder is noted, to be removed after the job.
-    pub(super) fn open_own(&self, folders: &Folders, own: &OwnFolder, written: &Written) -> io::Result<File> {
+    pub(super) fn open_own(
+        &self,
+        folders: &Folders,
+        own: &OwnFolder,
+        written: &WrittenFiles,
+    ) -> io::Result<File> {
         let (file, path) = self.open(folders)?;
         if own.is_beside(self.folder, &self.subfolder) {
             let metadata = file.metadata()?;
             if !own.is_as_young(&metadata) {
                 return Err(io::Error::other("it is older than the job"));
             }
-            written.note(path, Identity::of(&metadata), own);
+            written.note(path, FileIdentity::of(&metadata), own);
         }
         Ok(file)
     }

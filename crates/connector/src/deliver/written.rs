@@ -76,9 +76,9 @@ pub async fn settled() {
 
 /// Device, number, size, and when it was changed: seconds and nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Identity(u64, u64, u64, i64, i64);
+pub(super) struct FileIdentity(u64, u64, u64, i64, i64);
 
-impl Identity {
+impl FileIdentity {
     pub(super) fn of(metadata: &Metadata) -> Self {
         let changed = (metadata.mtime(), metadata.mtime_nsec());
         Self(metadata.dev(), metadata.ino(), metadata.size(), changed.0, changed.1)
@@ -92,10 +92,10 @@ impl Identity {
 
 /// Such files as they were when they were found. With it they are removed.
 #[derive(Debug, Default)]
-pub(super) struct Written(Mutex<HashMap<PathBuf, (Identity, SystemTime)>>);
+pub(super) struct WrittenFiles(Mutex<HashMap<PathBuf, (FileIdentity, SystemTime)>>);
 
-impl Written {
-    pub(super) fn note(&self, path: PathBuf, identity: Identity, own: &OwnFolder) {
+impl WrittenFiles {
+    pub(super) fn note(&self, path: PathBuf, identity: FileIdentity, own: &OwnFolder) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(path, (identity, own.since));
     }
 
@@ -104,7 +104,7 @@ impl Written {
     }
 }
 
-impl Drop for Written {
+impl Drop for WrittenFiles {
     fn drop(&mut self) {
         let files = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
         if files.is_empty() {
@@ -120,9 +120,9 @@ impl Drop for Written {
 }
 
 /// Removes a file unless it was there before the job, or another one has written it again since.
-fn remove(path: &Path, identity: Identity, since: SystemTime) {
+fn remove(path: &Path, identity: FileIdentity, since: SystemTime) {
     let ours = path.symlink_metadata().is_ok_and(|found| {
-        Identity::of(&found) == identity && found.created().is_ok_and(|born| born >= since)
+        FileIdentity::of(&found) == identity && found.created().is_ok_and(|born| born >= since)
     });
     if !ours {
         return;

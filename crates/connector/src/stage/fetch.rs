@@ -151,8 +151,8 @@ impl Fetcher<'_> {
         let local = |error: io::Error| Failure::local(part.display(), &error);
         let fetched = async {
             // None is made of what nobody can compare it with.
-            let sum = sha256.map(|_| checksum::Running::default());
-            let file = Written { file: File::create_new(&part).map_err(local)?, sum };
+            let sum = sha256.map(|_| checksum::RunningChecksum::default());
+            let file = PartWriter { file: File::create_new(&part).map_err(local)?, sum };
             let written = copy(self.open(source).await?, file, source, budget).await?;
             if let Some((expected, sum)) = sha256.zip(written.sum) {
                 let found = sum.finish();
@@ -266,12 +266,12 @@ fn store_failure(error: StoreError) -> Failure {
 
 /// A file that is written, and the sum of what it holds, where somebody wants it.
 #[derive(Debug)]
-struct Written {
+struct PartWriter {
     file: File,
-    sum: Option<checksum::Running>,
+    sum: Option<checksum::RunningChecksum>,
 }
 
-impl Written {
+impl PartWriter {
     async fn append(mut self, bytes: Bytes) -> io::Result<Self> {
         let append = move || {
             self.file.write_all(&bytes)?;
@@ -286,10 +286,10 @@ impl Written {
 
 async fn copy(
     mut object: Object,
-    mut file: Written,
+    mut file: PartWriter,
     source: &str,
     budget: &Budget,
-) -> Result<Written, Failure> {
+) -> Result<PartWriter, Failure> {
     budget.check(object.size.unwrap_or_default(), source)?;
     while let Some(chunk) = next(&mut object, source).await.map_err(|error| error.into_failure(source))? {
         budget.take(chunk.len() as u64, source)?;

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::FutureExt;
 
-use super::{file::Line, *};
+use super::{file::JournalLine, *};
 
 fn open(state: &Path) -> io::Result<Arc<Journal>> {
     Journal::open(state, &Folders::new(state.parent().unwrap().to_owned()))
@@ -149,7 +149,8 @@ async fn a_last_line_that_was_cut_is_passed_by() {
     let path = killed(journal).await;
     // In the middle of a character.
     let mut cut =
-        serde_json::to_vec(&Line::Owned(Entry { path: bed.input.join("größer"), inode: None })).unwrap();
+        serde_json::to_vec(&JournalLine::Owned(Entry { path: bed.input.join("größer"), inode: None }))
+            .unwrap();
     let middle = cut.iter().position(|byte| *byte == 0xc3).unwrap();
     cut.truncate(middle + 1);
     OpenOptions::new().append(true).open(&path).unwrap().write_all(&cut).unwrap();

@@ -35,7 +35,7 @@ use super::{
     place::PlaceError,
 };
 use crate::checksum;
-use index::{FOLDER, Identity, IndexFile, Model, Origin, Part};
+use index::{FOLDER, FileStamp, IndexFile, Model, Origin, Part};
 use lock::{FetchLock, ModelLock};
 use part::PartFile;
 
@@ -147,7 +147,7 @@ impl Models {
         if target.symlink_metadata().is_err() {
             return Ok(None);
         }
-        let found = Identity::at(target).ok().filter(|_| target.is_file());
+        let found = FileStamp::at(target).ok().filter(|_| target.is_file());
         let Some(found) = found else {
             let replaceable = order.overwrite && order.replace_foreign && !target.is_dir();
             return if replaceable { Ok(None) } else { Err(self.exists(order)) };
@@ -193,7 +193,7 @@ impl Models {
     }
 
     /// Remembers the checksum of somebody's own model: it was read as a whole.
-    async fn adopt(&self, order: &ModelRequest, file: Identity, sha256: &str) {
+    async fn adopt(&self, order: &ModelRequest, file: FileStamp, sha256: &str) {
         let (name, sha256) = (order.name.clone(), sha256.to_lowercase());
         self.note(move |index| {
             index.models.insert(name, Model { origin: None, sha256, file, used: 0, kept: true });
@@ -285,7 +285,7 @@ impl Models {
         turn: &Arc<FetchLock>,
         fetcher: Fetcher<'_>,
         mut share: BudgetReservation<'_>,
-    ) -> Result<(String, Identity, Option<Origin>), OpenError> {
+    ) -> Result<(String, FileStamp, Option<Origin>), OpenError> {
         let local = |error: io::Error| place_failure(PlaceError::io(path, error));
         let (source, digest) = (&order.source, digest(&order.source));
         let begun = self.part(order).await.filter(|part| {
@@ -347,14 +347,14 @@ impl Models {
         order: &ModelRequest,
         path: &Path,
         sha256: String,
-        file: Identity,
+        file: FileStamp,
         origin: Option<Origin>,
     ) -> Result<u64, Failure> {
         let (name, target, path) = (order.name.clone(), order.target.clone(), path.to_owned());
         let (overwrite, replace_foreign) = (order.overwrite, order.replace_foreign);
         let part = order.part_name();
         let placing = self.change(move |index| {
-            let there = fs::symlink_metadata(&target).ok().map(|metadata| Identity::of(&metadata));
+            let there = fs::symlink_metadata(&target).ok().map(|metadata| FileStamp::of(&metadata));
             let ours = index.models.get(&name).is_some_and(|model| !model.kept && Some(model.file) == there);
             let kept = there.is_some() && !ours;
             index.parts.remove(&part);
@@ -396,7 +396,7 @@ impl Models {
     /// Whether the cache has put there what has this name now.
     pub(super) async fn has_placed(&self, name: &str, target: &Path) -> bool {
         let known = self.known(name).await;
-        known.is_some_and(|known| !known.kept && Identity::at(target).is_ok_and(|found| found == known.file))
+        known.is_some_and(|known| !known.kept && FileStamp::at(target).is_ok_and(|found| found == known.file))
     }
 
     fn failed(&self, error: &io::Error) -> Failure {

@@ -21,7 +21,7 @@ use url::Url;
 use super::fetch::OpenError;
 use crate::store::Object;
 use address::{NotPublic, PublicResolver};
-use download::Download;
+use download::WebDownload;
 use prefixes::Prefixes;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -85,7 +85,7 @@ impl Web {
         version: Option<&str>,
     ) -> Result<Object, OpenError> {
         let asked = self.asked(source, allow)?;
-        Ok(Download::start(asked, offset, version).await?.into_object())
+        Ok(WebDownload::start(asked, offset, version).await?.into_object())
     }
 
     /// What [`Web::open`] would call the version, without the body. Asks for the first byte of it: a

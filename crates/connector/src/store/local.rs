@@ -17,7 +17,7 @@ use tokio_util::{io::ReaderStream, sync::CancellationToken};
 use url::Url;
 
 use super::{Content, Creation, Object, ObjectStore, StoreError, Stored, probe};
-use crate::{checksum::Running, files};
+use crate::{checksum::RunningChecksum, files};
 
 /// Bytes read at a time, or copied between two looks at whether somebody still waits for the copy.
 const CHUNK: usize = 1 << 20;
@@ -66,7 +66,7 @@ impl ObjectStore for LocalStore {
         let abandoned = CancellationToken::new();
         let _abandon_on_drop = abandoned.clone().drop_guard();
         let write = move || {
-            let mut sum = Running::default();
+            let mut sum = RunningChecksum::default();
             let (part, size) = match content {
                 Content::Bytes(bytes) => {
                     sum.update(&bytes);
@@ -189,7 +189,7 @@ fn copy(
     source: &Path,
     size: u64,
     part: &mut File,
-    sum: &mut Running,
+    sum: &mut RunningChecksum,
     abandoned: &CancellationToken,
 ) -> io::Result<()> {
     let file = File::open(source).map_err(|error| naming("cannot read", source, &error))?;

@@ -33,7 +33,7 @@ pub(super) struct Entry {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Line {
+pub(super) enum JournalLine {
     Owned(Entry),
     Gone(Entry),
 }
@@ -90,7 +90,7 @@ impl JournalFile {
 
     /// Lists something before it exists: what cannot be listed must not be made.
     pub(super) fn list(&mut self, entry: &Entry) -> io::Result<()> {
-        self.append(&Line::Owned(entry.clone())).map_err(|error| {
+        self.append(&JournalLine::Owned(entry.clone())).map_err(|error| {
             let place = self.path.display();
             io::Error::new(error.kind(), format!("cannot write the journal {place}: {error}"))
         })?;
@@ -102,7 +102,7 @@ impl JournalFile {
     pub(super) fn strike(&mut self, entry: &Entry) {
         self.live.remove(entry);
         // Listed in vain it costs the next start a look.
-        if let Err(error) = self.append(&Line::Gone(entry.clone())) {
+        if let Err(error) = self.append(&JournalLine::Gone(entry.clone())) {
             tracing::warn!(%error, journal = %self.path.display(), "cannot write the journal of ephemeral files");
         }
         if self.lines < self.compact_at {
@@ -134,7 +134,7 @@ impl JournalFile {
         self.path.clone()
     }
 
-    fn append(&mut self, line: &Line) -> io::Result<()> {
+    fn append(&mut self, line: &JournalLine) -> io::Result<()> {
         // An empty line is none, and one that a full disk cut off must not spoil the next.
         let mut text = if self.is_torn { vec![b'\n'] } else { Vec::new() };
         write_line(&mut text, line)?;
@@ -168,7 +168,7 @@ impl JournalFile {
     fn write_anew(&self, new: &Path) -> io::Result<File> {
         let mut text = Vec::new();
         for entry in &self.live {
-            write_line(&mut text, &Line::Owned(entry.clone()))?;
+            write_line(&mut text, &JournalLine::Owned(entry.clone()))?;
         }
         let mut file = create(new)?;
         // Before it has the journal's name: a start that finds that one unlocked sweeps what we have in use.
@@ -226,7 +226,7 @@ fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)
 }
 
-fn write_line(text: &mut Vec<u8>, line: &Line) -> io::Result<()> {
+fn write_line(text: &mut Vec<u8>, line: &JournalLine) -> io::Result<()> {
     serde_json::to_writer(&mut *text, line)?;
     text.push(b'\n');
     Ok(())
@@ -246,9 +246,9 @@ fn left_in(journal: &mut File) -> io::Result<Vec<Entry>> {
     // lists nothing that exists.
     for line in text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()) {
         match line {
-            Line::Owned(entry) => left.insert(entry),
+            JournalLine::Owned(entry) => left.insert(entry),
             // By inode too: a file of ours may have been replaced by another of ours.
-            Line::Gone(entry) => left.remove(&entry),
+            JournalLine::Gone(entry) => left.remove(&entry),
         };
     }
     Ok(left.into_iter().collect())

@@ -37,7 +37,7 @@ pub(super) struct Index {
 pub(super) struct Model {
     pub(super) origin: Option<Origin>,
     pub(super) sha256: String,
-    pub(super) file: Identity,
+    pub(super) file: FileStamp,
     /// The number of its latest use.
     pub(super) used: u64,
     /// It, or what it replaced, was somebody's: never evicted.
@@ -67,13 +67,13 @@ pub(super) struct Origin {
 /// Which file a name stood for: one that was written since is somebody else's. No inode: that of a
 /// network file system may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Identity {
+pub(super) struct FileStamp {
     pub(super) size: u64,
     /// Seconds since 1970 and nanoseconds.
     modified: (i64, i64),
 }
 
-impl Identity {
+impl FileStamp {
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self { size: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
     }
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     fn model(used: u64, size: u64, kept: bool) -> Model {
-        let file = Identity { size, modified: (0, 0) };
+        let file = FileStamp { size, modified: (0, 0) };
         Model { origin: None, sha256: String::new(), file, used, kept }
     }
 

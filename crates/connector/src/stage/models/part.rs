@@ -12,8 +12,8 @@ use bytes::Bytes;
 use rustix::fs::OFlags;
 use tokio::task::spawn_blocking;
 
-use super::{index::Identity, lock::FetchLock};
-use crate::{checksum::Running, stage::parents};
+use super::{index::FileStamp, lock::FetchLock};
+use crate::{checksum::RunningChecksum, stage::parents};
 
 const CHUNK: usize = 1 << 20;
 
@@ -24,7 +24,7 @@ const CHUNK: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct PartFile {
     file: File,
-    sum: Running,
+    sum: RunningChecksum,
     len: u64,
     _turn: Arc<FetchLock>,
 }
@@ -43,7 +43,7 @@ impl PartFile {
             if file.metadata()?.len() > most {
                 file.set_len(0)?;
             }
-            let (mut sum, mut len, mut chunk) = (Running::default(), 0, vec![0; CHUNK]);
+            let (mut sum, mut len, mut chunk) = (RunningChecksum::default(), 0, vec![0; CHUNK]);
             loop {
                 let read = file.read(&mut chunk)?;
                 let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
@@ -72,10 +72,10 @@ impl PartFile {
 
     /// Its checksum, and what it will be known by, once its bytes are on the disk: a model is used for
     /// months, after crashes of the machine too.
-    pub(super) async fn finish(self) -> io::Result<(String, Identity)> {
+    pub(super) async fn finish(self) -> io::Result<(String, FileStamp)> {
         blocking(move || {
             self.file.sync_all()?;
-            let identity = Identity::of(&self.file.metadata()?);
+            let identity = FileStamp::of(&self.file.metadata()?);
             Ok((self.sum.finish(), identity))
         })
         .await

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     ModelRequest, Models,
-    index::{FOLDER, Identity, Index, Model},
+    index::{FOLDER, FileStamp, Index, Model},
     lock::ModelLock,
 };
 
@@ -136,7 +136,7 @@ impl Models {
 
     fn is_as_placed(&self, name: &str, model: &Model) -> bool {
         let found = fs::symlink_metadata(self.root.join(name));
-        found.is_ok_and(|found| Identity::of(&found) == model.file)
+        found.is_ok_and(|found| FileStamp::of(&found) == model.file)
     }
 }
 

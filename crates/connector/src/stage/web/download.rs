@@ -25,7 +25,7 @@ const BREAKS: u32 = 5;
 /// Bytes after which earlier breaks are forgotten.
 const PROGRESS: u64 = 8 << 20;
 
-pub(super) struct Download {
+pub(super) struct WebDownload {
     asked: WebRequest,
     answer: Response,
     version: Option<String>,
@@ -40,7 +40,7 @@ pub(super) struct Download {
     lately: (Instant, u64),
 }
 
-impl Download {
+impl WebDownload {
     pub(super) async fn start(
         asked: WebRequest,
         offset: u64,
