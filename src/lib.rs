@@ -6,10 +6,10 @@
 //!
 //! ```text
 //! main → cli → app ─┬─ queue ............ RabbitMQ (lapin)
-//!                   ├─ job::runner ─┬─ stage .... inputs → ComfyUI's folders, journalled
-//!                   │               ├─ connector ─┬─ comfy ..... process, HTTP, websocket, tracker
-//!                   │               │             └─ browser ... Chromium, graphToPrompt
-//!                   │               ├─ deliver .. outputs → store
+//!                   ├─ job::runner ─┬─ connector ─┬─ comfy ..... process, HTTP, websocket, tracker
+//!                   │               │             ├─ browser ... Chromium, graphToPrompt
+//!                   │               │             ├─ stage ..... inputs → ComfyUI's folders, journalled
+//!                   │               │             └─ deliver ... outputs → store
 //!                   │               └─ store .... S3 or a folder
 //!                   ├─ admin ............ health, status, the status page
 //!                   └─ telemetry ........ logs, traces, secrets taken out of both

@@ -34,9 +34,9 @@ use super::{
 };
 
 /// Pages that listen at a time.
-const MOST_LISTENERS: usize = 32;
+const MAX_LISTENERS: usize = 32;
 /// Of one address: nobody alone keeps all others out.
-pub(super) const MOST_OF_ONE: usize = MOST_LISTENERS / 2;
+pub(super) const MAX_OF_ONE: usize = MAX_LISTENERS / 2;
 /// What happens within this is told together.
 const PAUSE: Duration = Duration::from_millis(150);
 /// How often the broker's health is looked at: it changes beside the board.
@@ -92,8 +92,8 @@ impl Listeners {
 
     fn permit(self: &Arc<Self>, peer: IpAddr) -> Option<Permit> {
         let mut by_peer = self.by_peer();
-        if by_peer.values().sum::<usize>() >= MOST_LISTENERS
-            || by_peer.get(&peer).is_some_and(|its| *its >= MOST_OF_ONE)
+        if by_peer.values().sum::<usize>() >= MAX_LISTENERS
+            || by_peer.get(&peer).is_some_and(|its| *its >= MAX_OF_ONE)
         {
             return None;
         }
@@ -118,7 +118,7 @@ pub(super) async fn events(
 ) -> Response {
     let Some(permit) = site.listeners.permit(peer.0.ip()) else {
         let told = format!(
-            "too many pages listen already: at most {MOST_OF_ONE} of an address, {MOST_LISTENERS} in all\n"
+            "too many pages listen already: at most {MAX_OF_ONE} of an address, {MAX_LISTENERS} in all\n"
         );
         return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "10")], told).into_response();
     };

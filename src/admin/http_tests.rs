@@ -393,7 +393,7 @@ async fn a_reader_that_takes_nothing_holds_nobody_up() {
 async fn so_many_pages_and_no_more_and_all_end_with_the_endpoint() {
     let bed = Bed::with(None).await;
     let mut pages = Vec::new();
-    for _ in 0..events::MOST_OF_ONE {
+    for _ in 0..events::MAX_OF_ONE {
         pages.push(Messages::open(&bed).await);
     }
     let refused = bed.get("/events").await;
@@ -476,7 +476,7 @@ async fn pictures_come_from_the_store_in_a_sandbox() {
     drop(place);
     assert_eq!(bed.get("/jobs/a/outputs/0").await.status(), 404, "no store yet");
     bed.admin.shows_outputs_of(Arc::new(LocalStore));
-    for _ in 0..3 * pictures::MOST_PICTURES {
+    for _ in 0..3 * pictures::MAX_PICTURES {
         let answer = bed.get("/jobs/a/outputs/0?attempt=1").await;
         assert_eq!((answer.status().as_u16(), header(&answer, "content-type")), (200, "image/png"));
         assert_eq!(
@@ -499,7 +499,7 @@ async fn pictures_come_from_the_store_in_a_sandbox() {
         assert_eq!(bed.get(path).await.status(), status, "{path}");
     }
     // Those who begin and go leave their place to others.
-    for _ in 0..3 * pictures::MOST_PICTURES {
+    for _ in 0..3 * pictures::MAX_PICTURES {
         drop(bed.get("/jobs/a/outputs/0").await);
     }
     assert_eq!(bed.get("/jobs/a/outputs/0").await.bytes().await.unwrap(), whole);

@@ -30,10 +30,10 @@ const HEAD_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 }
 /// Bytes of it.
 const LARGEST_HEAD: usize = 32 << 10;
 /// Open at a time, pages that listen among them. For one more one goes.
-const MOST_CONNECTIONS: usize = 128;
+const MAX_CONNECTIONS: usize = 128;
 /// So many of them may be silent: nothing has been asked by them yet. More make room themselves, the oldest first; so few
 /// are never in the way of a probe that has only just connected.
-const MOST_SILENT: usize = 64;
+const MAX_SILENT: usize = 64;
 /// After a connection could not be taken: there may be no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -74,7 +74,7 @@ impl Open {
     fn take(&self, stream: TcpStream, peer: Peer, routes: &Router, closed: &CancellationToken) {
         let mut connections = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         connections.retain(|connection| !connection.task.is_finished());
-        if connections.len() >= MOST_CONNECTIONS {
+        if connections.len() >= MAX_CONNECTIONS {
             let at = dispensable(&connections);
             if let Some(dispensable) = connections.remove(at) {
                 dispensable.task.abort();
@@ -101,7 +101,7 @@ fn dispensable(connections: &VecDeque<Connection>) -> usize {
         }
     }
     let greedy = by_peer.into_values().max_by_key(Vec::len);
-    greedy.filter(|_| silent <= MOST_SILENT).and_then(|of_it| of_it.last().copied()).unwrap_or(oldest_silent)
+    greedy.filter(|_| silent <= MAX_SILENT).and_then(|of_it| of_it.last().copied()).unwrap_or(oldest_silent)
 }
 
 async fn serve(

@@ -97,7 +97,7 @@ pub async fn serve(
         commands: Box::new(commands),
         store: OnceLock::new(),
         listeners: Arc::default(),
-        pictures: Arc::new(Semaphore::new(pictures::MOST_PICTURES)),
+        pictures: Arc::new(Semaphore::new(pictures::MAX_PICTURES)),
         closed: closed.clone(),
     });
     let routes = Router::new()

@@ -11,7 +11,7 @@ use serde::Serialize;
 /// Nodes of a job in hand; of more the first ones go.
 const MOST: usize = 300;
 /// Nodes of a job that has ended: those that took longest.
-const MOST_KEPT: usize = 24;
+const MAX_KEPT: usize = 24;
 /// Characters of a node's id and title.
 const NAME: usize = 120;
 
@@ -114,7 +114,7 @@ impl Nodes {
     /// Leaves those that took longest, the longest first.
     pub(super) fn keep_longest(&mut self) {
         self.nodes.make_contiguous().sort_by_key(|node| std::cmp::Reverse(node.told.ms));
-        self.nodes.truncate(MOST_KEPT);
+        self.nodes.truncate(MAX_KEPT);
         self.nodes.shrink_to_fit();
     }
 
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(nodes.since(199).len(), 2);
         nodes.keep_longest();
         let told = nodes.since(0);
-        assert_eq!((told.len(), nodes.cached()), (MOST_KEPT, 1));
+        assert_eq!((told.len(), nodes.cached()), (MAX_KEPT, 1));
         assert_eq!((told[0].id.as_str(), told[0].ms), ("7", Some(900)));
     }
 }

@@ -26,7 +26,7 @@ use super::{
 use crate::store::{Object, ObjectStore, StoreError};
 
 /// Outputs that are fetched at a time: jobs need the store more.
-pub(super) const MOST_PICTURES: usize = 4;
+pub(super) const MAX_PICTURES: usize = 4;
 /// Longest wait for one's turn, for the store to begin, and for all of a picture.
 const TURN_LIMIT: Duration = Duration::from_secs(20);
 const OPEN_LIMIT: Duration = Duration::from_secs(10);

@@ -17,10 +17,10 @@ use crate::{
     store::ObjectStore,
 };
 
-/// Cancels of jobs that are in nobody's hands, at a time; more are left to anyone who ordered them.
-const MOST_CANCELS: usize = 64;
+/// Cancels, at a time, of jobs that are not in hand here; more are ignored.
+const MAX_CANCELS: usize = 64;
 
-/// Over so long are the looks of a fleet at a job's result spread.
+/// The workers of a fleet spread their looks at a job's result over this time.
 const SPREAD: Duration = Duration::from_secs(3);
 
 /// What the status page reaches: this worker and the jobs that it has in hand.
@@ -82,7 +82,7 @@ impl ControlHandler {
                     Ok(id) if this.in_hand.cancel(&id) => {
                         tracing::info!(job = %id, "cancelled by a control message")
                     }
-                    Ok(id) if cancels.len() < MOST_CANCELS => {
+                    Ok(id) if cancels.len() < MAX_CANCELS => {
                         let this = Arc::clone(&this);
                         cancels.spawn(async move { this.cancel(&id).await });
                     }

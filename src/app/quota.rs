@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::sampler::Sampler;
 use crate::config::WorkerConfig;
 
-/// The worker's share of the work.
+/// Limits after which the worker drains.
 #[derive(Debug)]
 pub(super) struct WorkerQuota {
     idle_exit: Option<Duration>,

@@ -1,4 +1,4 @@
-//! How a message is let go: its result published, a copy put into the delay queue, or handed back.
+//! How a message is settled: its result published, a copy put into the delay queue, or handed back.
 //!
 //! Each of them waits for a broker that takes nothing for now (a memory or disk alarm, a restart): the job is done, and
 //! stays ours.

@@ -53,7 +53,7 @@ pub(super) struct Worker {
     /// because the broker then sends the next one at once. While several jobs are in hand it would bring one too many,
     /// so it is ended before.
     subscription: tokio::sync::Mutex<Option<Consumer>>,
-    /// A job that was taken, until its life begins: a wait in between may be cut short.
+    /// A job that `basic.get` brought and whose task has not begun: handed back if fetching is cut short.
     taken: Mutex<Option<Delivery>>,
     /// Whether ComfyUI has come up since it was last waited for.
     runs: AtomicBool,
@@ -71,7 +71,7 @@ enum StopReason {
     /// ComfyUI has had its share of jobs or memory.
     Worn(String),
     /// The worker itself has: it drains.
-    Enough(String),
+    QuotaReached(String),
 }
 
 impl Worker {
@@ -117,7 +117,7 @@ impl Worker {
                     self.board.enter(Phase::Booting);
                     connector.recycle().await;
                 }
-                StopReason::Enough(why) => {
+                StopReason::QuotaReached(why) => {
                     tracing::info!(why, "worker quota reached: draining");
                     self.runner.shutdown.stop.cancel();
                     return Ok(());
@@ -132,11 +132,11 @@ impl Worker {
     async fn take_jobs(self: &Arc<Self>, mut engine: Starting, early: bool, mark: &BootMark) -> StopReason {
         let (stop, connector) = (&self.runner.shutdown.stop, &self.runner.connector);
         // Each job is a task of its own: what one does in a long poll holds up neither another nor the drain.
-        let mut lives = JoinSet::new();
+        let mut jobs = JoinSet::new();
         self.runs.store(false, Ordering::Relaxed);
         // A job is not held through a long boot: others could run it.
         let mut early_until = early.then(|| Instant::now() + BOOT_PATIENCE);
-        let leave = {
+        let stop_reason = {
             let mut next = Box::pin(self.next());
             loop {
                 let may_take = self.runs() || early_until.is_some();
@@ -149,8 +149,8 @@ impl Worker {
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => break StopReason::Drain,
-                    Some(ended) = lives.join_next() => if let Some(leave) = finished(ended) {
-                        break leave;
+                    Some(ended) = jobs.join_next() => if let Some(stop_reason) = finished(ended) {
+                        break stop_reason;
                     },
                     started = &mut engine, if !self.runs() => match started {
                         Ok(engine) => {
@@ -171,12 +171,12 @@ impl Worker {
                         self.unsubscribe().await;
                         next = Box::pin(self.next());
                     }
-                    why = connector.lost(), if self.runs() && lives.is_empty() => break StopReason::Lost(why),
-                    why = self.quota.idle(), if self.runs() && lives.is_empty() => break StopReason::Enough(why),
+                    why = connector.lost(), if self.runs() && jobs.is_empty() => break StopReason::Lost(why),
+                    why = self.quota.idle(), if self.runs() && jobs.is_empty() => break StopReason::QuotaReached(why),
                     delivery = &mut next, if may_take => {
                         let Some(delivery) = delivery else { break StopReason::Drain };
                         let permit = self.runner.scheduler.join();
-                        lives.spawn(Arc::clone(self).run_job(delivery, permit));
+                        jobs.spawn(Arc::clone(self).run_job(delivery, permit));
                         next = Box::pin(self.next());
                     }
                 }
@@ -189,7 +189,7 @@ impl Worker {
         };
         let ended = async {
             let rest = async {
-                while let Some(ended) = lives.join_next().await {
+                while let Some(ended) = jobs.join_next().await {
                     finished(ended);
                 }
             };
@@ -198,7 +198,7 @@ impl Worker {
         tokio::select! {
             biased;
             never = told => match never {},
-            () = ended => if stop.is_cancelled() { StopReason::Drain } else { leave },
+            () = ended => if stop.is_cancelled() { StopReason::Drain } else { stop_reason },
         }
     }
 
@@ -288,7 +288,7 @@ impl Worker {
                 JobOutcome::Reject { .. } => {}
             }
             let settling = self.settling(outcome, &incoming, &delivery).await;
-            let enough = self.quota.settle(settling.returned).map(StopReason::Enough);
+            let enough = self.quota.settle(settling.returned).map(StopReason::QuotaReached);
             let stop = self.stop_reason().or(enough);
             if stop.is_some() {
                 // Before the ack: the broker would send another at once.
@@ -364,7 +364,7 @@ impl Worker {
 /// What a job's task says at its end; a panic in it ends the worker.
 fn finished(ended: Result<Option<StopReason>, tokio::task::JoinError>) -> Option<StopReason> {
     match ended {
-        Ok(leave) => leave,
+        Ok(stop_reason) => stop_reason,
         Err(stopped) if stopped.is_panic() => std::panic::resume_unwind(stopped.into_panic()),
         Err(_) => None,
     }

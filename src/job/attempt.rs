@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// More hand-backs than any orderly life has.
-const MOST_MARKERS: u32 = 1000;
+const MAX_MARKERS: u32 = 1000;
 
 /// What a worker that lost its connection may take to notice and to note it in its marker, before its job is run
 /// by another, and before it is called poison.
@@ -145,7 +145,7 @@ impl<'a> Records<'a> {
     }
 
     /// Whether another body has had this id first. What is no marker says nothing.
-    pub(super) async fn are_anothers(&self, digest: &str) -> Result<bool, Failure> {
+    pub(super) async fn has_other_body(&self, digest: &str) -> Result<bool, Failure> {
         match self.store.read(&self.at("attempts/1.json")?, LARGEST_RECORD).await {
             Ok(first) => Ok(serde_json::from_slice(&first).is_ok_and(|first: Marker| !first.is_of(digest))),
             Err(StoreError::NotFound { .. }) => Ok(false),
@@ -165,7 +165,7 @@ impl<'a> Records<'a> {
         delivery: &JobMessage,
     ) -> Result<Opened, Failure> {
         let mut earlier: Vec<Marker> = Vec::new();
-        for number in 1..=MOST_MARKERS {
+        for number in 1..=MAX_MARKERS {
             // The first is created unseen: most jobs come once. The others are looked at before, since a copy of a
             // job that is being run must leave no marker.
             if number > 1 {
@@ -198,7 +198,7 @@ impl<'a> Records<'a> {
             }
             earlier.push(other);
         }
-        Err(Failure::Internal(format!("{MOST_MARKERS} attempts at one job")))
+        Err(Failure::Internal(format!("{MAX_MARKERS} attempts at one job")))
     }
 
     /// Returns once every earlier attempt has ended, handed back or crashed.
@@ -265,7 +265,7 @@ impl<'a> Records<'a> {
 
     /// Marks a job as had before any worker has it, so that the first one looks for a result; whether
     /// none has had it.
-    pub(super) async fn forestall(&self, who: &str) -> Result<bool, Failure> {
+    pub(super) async fn create_cancel_marker(&self, who: &str) -> Result<bool, Failure> {
         let marker = Marker { closed: Some("cancelled".to_owned()), ..Marker::new(1, &self.nonce, who, "") };
         Ok(self.begin(&marker).await?.is_none())
     }
@@ -320,7 +320,7 @@ impl<'a> Records<'a> {
     pub(super) async fn remove(&self) -> Result<(), Failure> {
         self.store.delete(&self.at("result.json")?).await.map_err(unavailable)?;
         let mut markers = Vec::new();
-        for number in 1..=MOST_MARKERS {
+        for number in 1..=MAX_MARKERS {
             let uri = self.at(&format!("attempts/{number}.json"))?;
             match self.store.open(&uri).await {
                 Ok(_) => markers.push(uri),

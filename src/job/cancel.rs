@@ -49,7 +49,7 @@ pub async fn cancel(
     if let Some(result) = records.result().await? {
         return Ok(told(result));
     }
-    if !records.forestall(who).await? {
+    if !records.create_cancel_marker(who).await? {
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             sleep(look_every).await;

@@ -71,7 +71,7 @@ pub struct Circumstances {
 }
 
 /// ComfyUIs that one job may lose to others' prompts.
-const ENGINES: u32 = 3;
+const MAX_ENGINE_LOSSES: u32 = 3;
 /// Tries at a record while the store seems well, before anything was executed.
 const RECORD_TRIES: u32 = 3;
 /// How long finished outputs are kept for a place that takes none while the store does.
@@ -123,7 +123,7 @@ pub fn decide(failure: &Failure, now: &Circumstances) -> Decision {
         F::OutOfMemory(_) => once_more(Recovery::FreeMemory),
         // Killed where it was met; the next try starts another.
         F::EngineCrashed(_) => once_more(Recovery::Nothing),
-        F::EngineLost(_) if now.times <= ENGINES => RetryHere(Recovery::Nothing),
+        F::EngineLost(_) if now.times <= MAX_ENGINE_LOSSES => RetryHere(Recovery::Nothing),
         F::EngineLost(_) | F::EngineUnavailable(_) | F::CopyRunning(_) => later,
         // A store that refuses everybody says nothing about one job's bucket: keys are being exchanged.
         F::InputForbidden(_) | F::OutputForbidden(_) | F::OutputNotFound(_) if now.store_away => {

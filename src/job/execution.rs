@@ -39,7 +39,7 @@ use connector::{
     text::json_of,
 };
 
-/// One try.
+/// Makes the tries of one attempt; [`Executor::execute`] is one.
 pub(super) struct Executor<'a> {
     pub(super) context: JobContext<'a>,
     pub(super) job: &'a JobRequest,
@@ -97,7 +97,7 @@ impl<'a> Executor<'a> {
                 biased;
                 () = runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Post),
                 why = cancellation.called() => return Err(why).at_stage(Stage::Post),
-                prompt_permit = permit.post() => prompt_permit,
+                prompt_permit = permit.acquire_prompt_permit() => prompt_permit,
             };
             let about = wait.logs();
             let executing = async {
@@ -119,7 +119,7 @@ impl<'a> Executor<'a> {
                 };
                 let mut observer = self.progress.observe(&prompt_permit, &mut early, wait);
                 let give_back = async {
-                    prompt_permit.is_held_up().await;
+                    prompt_permit.held_up().await;
                     back.cancel();
                     std::future::pending::<Infallible>().await
                 };
@@ -394,7 +394,7 @@ impl<'a> Executor<'a> {
     }
 
     /// Stores what ComfyUI said of an execution that failed; for the result, as far as it goes.
-    pub(super) async fn left_records(&self) -> Option<RecordUris> {
+    pub(super) async fn store_failed_records(&self) -> Option<RecordUris> {
         let (prompt, history) = self.left.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         let destination = self.destination().ok()?;
         let store = || self.store_records(&destination, &prompt, &history);

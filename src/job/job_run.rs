@@ -42,7 +42,7 @@ pub(super) struct JobContext<'a> {
     pub(super) runner: &'a Runner,
     pub(super) incoming: &'a JobMessage,
     pub(super) permit: &'a JobPermit,
-    /// Called when the job must end, whatever it is at.
+    /// Cancelled when the job must end, at any stage.
     pub(super) cancellation: &'a Cancellation,
     pub(super) retries: &'a Retries<'a>,
     pub(super) span: &'a JobSpan,
@@ -80,7 +80,7 @@ impl<'a> JobRun<'a> {
         progress.reached(EventKind::Accepted).await;
         let work = async {
             if attempt.crashes > 0 {
-                retries.unless_interrupted(permit.alone(), CompletedWork::Inputs).await?;
+                retries.unless_interrupted(permit.alone(), CompletedWork::None).await?;
             }
             let mut executor = Executor::new(self.context, job, attempt.number, &progress);
             let mut result = loop {
@@ -119,7 +119,7 @@ impl<'a> JobRun<'a> {
         let JobContext { runner, incoming, retries, span, .. } = self.context;
         let most = runner.limits.max_attempts;
         let opening = || records.open(&job.digest, &runner.worker_id, most, incoming);
-        let (mut result, kept) = match accept.run(retries.persist(CompletedWork::Inputs, opening)).await {
+        let (mut result, kept) = match accept.run(retries.persist(CompletedWork::None, opening)).await {
             Ok(Opened::Attempt(attempt)) => {
                 span.tries(attempt.number, attempt.former.as_deref());
                 return Ok(AttemptStart::Attempt(attempt));
@@ -164,7 +164,7 @@ impl<'a> JobRun<'a> {
         let retries = self.context.retries;
         let stage = StageName::from(met.stage);
         // What was executed is not given back for want of a place for its outputs.
-        let holding = if met.stage == Stage::Upload { CompletedWork::Outputs } else { CompletedWork::Inputs };
+        let holding = if met.stage == Stage::Upload { CompletedWork::Outputs } else { CompletedWork::None };
         match retries.decide(&met.failure, holding).await {
             Decision::Answer => {
                 tracing::info!(%stage, error = %met.failure, "job failed");
@@ -175,9 +175,9 @@ impl<'a> JobRun<'a> {
                 if let Failure::OutputMissing { nodes, .. } = met.failure {
                     executor.rerun = nodes;
                 }
-                retries.unless_interrupted(self.recover(recovery), CompletedWork::Inputs).await?;
+                retries.unless_interrupted(self.recover(recovery), CompletedWork::None).await?;
             }
-            Decision::WaitFor(need) => retries.wait_for(need, met.failure, CompletedWork::Inputs).await?,
+            Decision::WaitFor(need) => retries.wait_for(need, met.failure, CompletedWork::None).await?,
             decision => {
                 tracing::warn!(%stage, error = %met.failure, "job not finished here");
                 return Err(StepFailure { failure: met.failure, decision });
@@ -242,7 +242,7 @@ impl<'a> JobRun<'a> {
         met: &StageFailure,
         executor: &Executor<'_>,
     ) -> JobResult {
-        let records = executor.left_records().await;
+        let records = executor.store_failed_records().await;
         let timings = self.total(executor.progress);
         let mut result =
             failed(&self.context.runner.worker_id, &job.id, attempt, timings, job.metadata.clone(), met);

@@ -21,7 +21,7 @@ pub struct JobMessage {
     pub message_id: Option<String>,
     /// When it was published.
     pub published_at: Option<SystemTime>,
-    /// When its answer is worth nothing any more.
+    /// When the job expires.
     pub expires_at: Option<SystemTime>,
     /// Whether this very message was delivered before, to anybody.
     pub redelivered: bool,

@@ -41,7 +41,7 @@ use connector::{
 const LARGEST_WORKFLOW: u64 = 64 << 20;
 
 /// So often an idle ComfyUI that answers other questions is asked what its nodes are.
-const MOST_UNANSWERED: u32 = 3;
+const MAX_UNANSWERED: u32 = 3;
 /// Between questions that ComfyUI does not answer.
 const CLASSES_PAUSE: Duration = Duration::from_secs(1);
 
@@ -123,7 +123,7 @@ impl Executor<'_> {
                         // An idle ComfyUI has answered another question just before: it is a node's description that takes
                         // too long, one that looks through a share, say.
                         unanswered += u32::from(engine.is_idle());
-                        if unanswered == MOST_UNANSWERED {
+                        if unanswered == MAX_UNANSWERED {
                             tracing::warn!(%error, "ComfyUI does not describe its nodes in time: the prompt is posted unchecked");
                             return Ok(None);
                         }

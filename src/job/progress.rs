@@ -1,4 +1,5 @@
-//! How far an attempt is: the one place that knows, and that tells who wants to know. The trace and the logs get stages,
+//! How far an attempt is: the one place that knows (with its [`ExecutionObserver`] while ComfyUI executes), and that tells
+//! who wants to know. The trace and the logs get stages,
 //! followers and the status page get events, the scheduler gets times, and so does the result.
 
 use std::{

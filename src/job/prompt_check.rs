@@ -25,9 +25,9 @@ const LONGEST_ROW: usize = 800;
 /// Characters of a node's id. Its errors name all outputs of a prompt, each for each.
 const LONGEST_ID: usize = 200;
 /// Nodes that make outputs: for the same reason.
-const MOST_OUTPUT_NODES: usize = 1000;
+const MAX_OUTPUT_NODES: usize = 1000;
 /// Warnings of links that were left out.
-const MOST_WARNINGS: usize = 20;
+const MAX_WARNINGS: usize = 20;
 /// Inputs by which a class of ComfyUI's own says where it writes, unchecked by it (0.33.0, `nodes_dataset.py`).
 const PLACES: [(&str, &[&str]); 2] = [
     ("SaveImageDataSetToFolder", &["folder_name", "filename_prefix"]),
@@ -141,7 +141,7 @@ pub(super) fn check_by_class(
         let Some(inputs) = node.get_mut("inputs").and_then(Value::as_object_mut) else { continue };
         inputs.retain(|name, value| {
             let stays = linked(value).is_none() || class.takes(name);
-            if !stays && warnings.len() < MOST_WARNINGS {
+            if !stays && warnings.len() < MAX_WARNINGS {
                 let name = quoted(name, 40);
                 warnings.push(format!("{title} has no input {name} in this ComfyUI: its link was left out"));
             }
@@ -168,8 +168,8 @@ pub(super) fn check_by_class(
     }
     let outputs =
         prompt.values().filter(|node| known_class(known, node).is_some_and(|class| class.is_output)).count();
-    if outputs > MOST_OUTPUT_NODES {
-        let problem = format!("workflow: {outputs} nodes make outputs, more than {MOST_OUTPUT_NODES}");
+    if outputs > MAX_OUTPUT_NODES {
+        let problem = format!("workflow: {outputs} nodes make outputs, more than {MAX_OUTPUT_NODES}");
         return Err(Failure::Invalid(problem));
     }
     Ok(warnings)

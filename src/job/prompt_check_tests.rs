@@ -181,8 +181,8 @@ fn ids_outputs_and_fields_are_bounded() {
     let entry = json!({"input": {}, "output": [], "output_node": true, "python_module": "nodes"});
     let known = HashMap::from([("Save".to_owned(), Arc::new(NodeClass::read(&entry)))]);
     let many = |count: usize| (0..count).map(|at| (at.to_string(), node.clone())).collect::<Prompt>();
-    assert!(check_by_class(&mut many(MOST_OUTPUT_NODES), &known).is_ok());
-    assert!(check_by_class(&mut many(MOST_OUTPUT_NODES + 1), &known).is_err());
+    assert!(check_by_class(&mut many(MAX_OUTPUT_NODES), &known).is_ok());
+    assert!(check_by_class(&mut many(MAX_OUTPUT_NODES + 1), &known).is_err());
 }
 
 #[test]

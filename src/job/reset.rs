@@ -25,7 +25,7 @@ pub async fn is_anothers(
     id: &JobId,
     body: &[u8],
 ) -> Result<bool, Failure> {
-    Records::new(store, base, id.as_str())?.are_anothers(&checksum::of_bytes(body)).await
+    Records::new(store, base, id.as_str())?.has_other_body(&checksum::of_bytes(body)).await
 }
 
 /// Removes the job's result and the markers of its attempts, which would make it poison at once.

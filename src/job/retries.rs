@@ -26,7 +26,7 @@ const DISK_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CompletedWork {
     /// Nothing that another worker could not make as well: a drain gives the job back at once.
-    Inputs,
+    None,
     /// Outputs of an execution: kept for the drain's grace, until the job must end.
     Outputs,
     /// The result: nothing but the drain's grace ends the wait.
@@ -94,7 +94,7 @@ impl<'a> Retries<'a> {
             lasting: since.elapsed(),
             waited: self.incoming.waited(failure),
             store_away,
-            executed: in_hand != CompletedWork::Inputs,
+            executed: in_hand != CompletedWork::None,
             inputs_patience: self.runner.inputs_patience,
             queued: self.incoming.queued,
         };
@@ -159,7 +159,7 @@ impl<'a> Retries<'a> {
         work: impl Future<Output = T>,
         in_hand: CompletedWork,
     ) -> Result<T, StepFailure> {
-        let (shutdown, inputs) = (&self.runner.shutdown, in_hand == CompletedWork::Inputs);
+        let (shutdown, inputs) = (&self.runner.shutdown, in_hand == CompletedWork::None);
         let called = async {
             match self.end {
                 Some(end) => end.called().await,

@@ -39,7 +39,7 @@ use crate::{
 };
 use connector::{ComfyConnector, comfy::forecast::Forecasts};
 
-/// What seems to have waited longer was dated by no clock.
+/// A longer wait means that the publisher's clock is wrong; it is not counted.
 const LONGEST_IN_A_QUEUE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// How long a job is held while ComfyUI starts: others could run it.
@@ -47,9 +47,9 @@ pub const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a place that took outputs counts as one that does, and how many are remembered.
 const PLACE_KNOWN_FOR: Duration = Duration::from_secs(5 * 60);
-const MOST_PLACES: u64 = 256;
+const MAX_PLACES: u64 = 256;
 
-/// Runs jobs side by side, each in its turn; of past ones it knows how long they took.
+/// Runs jobs; remembers how long earlier prompts took.
 pub struct Runner {
     /// ComfyUI and the browser.
     pub connector: ComfyConnector,
@@ -104,7 +104,7 @@ impl Runner {
             outputs: config.outputs.clone(),
             limits: config.job.clone(),
             known_places: moka::sync::Cache::builder()
-                .max_capacity(MOST_PLACES)
+                .max_capacity(MAX_PLACES)
                 .time_to_live(PLACE_KNOWN_FOR)
                 .build(),
             staging_limit: config.inputs.timeout,
@@ -184,7 +184,7 @@ impl Runner {
         let retries = Retries::new(self, incoming, None);
         let (Some(id), true) = (id, answerable) else {
             let failure = Failure::Unanswerable(failure.to_string());
-            return match retries.decide(&failure, CompletedWork::Inputs).await {
+            return match retries.decide(&failure, CompletedWork::None).await {
                 Decision::DeadLetter => JobOutcome::Reject { reason: failure.to_string() },
                 _ => JobOutcome::hand_back(incoming, &failure, GiveBack::Later),
             };
@@ -202,7 +202,7 @@ impl Runner {
                 Opened::Attempt(attempt) | Opened::Poison { attempt, .. } => {
                     self.record(&records, &retries, &mut answer(attempt.number)).await
                 }
-                // The result of this id is another job's, and not for this publisher's eyes.
+                // The stored result belongs to another job: it is not shown to this publisher.
                 Opened::Conflict => self.tell(&mut answer(1)).await,
             }
         };

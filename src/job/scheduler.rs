@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Lookahead;
 
 /// Jobs in hand, those that upload included: each holds files on the disk.
-const MOST_IN_HAND: usize = 4;
+const MAX_IN_HAND: usize = 4;
 /// Prompts in ComfyUI: the one that runs and the one behind it.
-const MOST_POSTED: usize = 2;
+const MAX_POSTED: usize = 2;
 /// How long before the end of the running job the next one is taken, at least and at most.
 const LEAD: std::ops::RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(30);
 
@@ -148,7 +148,7 @@ impl State {
             return NextJob::Now(TakeReason::First);
         }
         let closed = lookahead == Lookahead::Never
-            || self.jobs.len() >= MOST_IN_HAND
+            || self.jobs.len() >= MAX_IN_HAND
             || self.jobs.values().any(|job| job.alone);
         if closed {
             return NextJob::Later;
@@ -201,7 +201,7 @@ impl State {
             }
         }
         let job = self.jobs.get_mut(&number)?;
-        if posted.len() >= MOST_POSTED {
+        if posted.len() >= MAX_POSTED {
             return None;
         }
         let over = CancellationToken::new();
@@ -249,7 +249,7 @@ impl JobPermit {
     }
 
     /// Waits until ComfyUI may have its prompt.
-    pub(super) async fn post(&self) -> PromptPermit<'_> {
+    pub(super) async fn acquire_prompt_permit(&self) -> PromptPermit<'_> {
         let mut state = self.scheduler.0.state.subscribe();
         loop {
             state.mark_unchanged();
@@ -292,7 +292,7 @@ impl PromptPermit<'_> {
 impl PromptPermit<'_> {
     /// Waits until the prompt before this one goes on far longer than expected. What another worker
     /// could run is not held here then; `amqp.lookahead = 1` holds it all the same.
-    pub(super) async fn is_held_up(&self) {
+    pub(super) async fn held_up(&self) {
         let shared = &self.permit.scheduler.0;
         let mut state = shared.state.subscribe();
         loop {

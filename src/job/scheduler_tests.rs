@@ -9,7 +9,7 @@ fn wanted(scheduler: &Scheduler) -> Option<TakeReason> {
 }
 
 fn place(permit: &JobPermit) -> PromptPermit<'_> {
-    permit.post().now_or_never().unwrap()
+    permit.acquire_prompt_permit().now_or_never().unwrap()
 }
 
 #[tokio::test]
@@ -62,7 +62,7 @@ async fn a_slow_preparation_leaves_the_way_free() {
     assert_eq!(wanted(&scheduler), Some(TakeReason::Ahead));
     drop(running);
     assert_eq!(wanted(&scheduler), Some(TakeReason::Ahead));
-    let more: Vec<_> = (2..MOST_IN_HAND).map(|_| scheduler.join()).collect();
+    let more: Vec<_> = (2..MAX_IN_HAND).map(|_| scheduler.join()).collect();
     more.iter()
         .for_each(|permit| permit.set(JobPhase::Preparing { since: Instant::now() - SLOW_PREPARATION }));
     assert_eq!(wanted(&scheduler), None, "so many and no more");
@@ -94,7 +94,7 @@ async fn two_prompts_are_in_comfyui_at_most_and_four_jobs_in_hand() {
     let scheduler = Scheduler::new(Lookahead::Auto);
     let turns = [scheduler.join(), scheduler.join(), scheduler.join()];
     let (first, second) = (place(&turns[0]), place(&turns[1]));
-    assert!(turns[2].post().now_or_never().is_none());
+    assert!(turns[2].acquire_prompt_permit().now_or_never().is_none());
     drop(first);
     let third = place(&turns[2]);
     drop((second, third));
@@ -108,13 +108,13 @@ async fn a_job_that_may_crash_the_worker_has_it_alone() {
     let (first, suspect, after) = (scheduler.join(), scheduler.join(), scheduler.join());
     let running = place(&first);
     assert!(suspect.alone().now_or_never().is_none());
-    assert!(after.post().now_or_never().is_none(), "not before it");
+    assert!(after.acquire_prompt_permit().now_or_never().is_none(), "not before it");
     drop(running);
     assert!(suspect.alone().now_or_never().is_none(), "what uploads would be suspected, too");
     drop(first);
     assert!(suspect.alone().now_or_never().is_some());
     drop(place(&suspect));
-    assert!(after.post().now_or_never().is_none());
+    assert!(after.acquire_prompt_permit().now_or_never().is_none());
     drop(after);
     assert_eq!(wanted(&scheduler), None);
     drop(suspect);
@@ -142,16 +142,16 @@ async fn a_job_is_not_held_behind_one_that_is_overdue() {
     let scheduler = Scheduler::new(Lookahead::Auto);
     let (first, second) = (scheduler.join(), scheduler.join());
     let (running, waiting) = (place(&first), place(&second));
-    assert!(waiting.is_held_up().now_or_never().is_none(), "nobody knows");
+    assert!(waiting.held_up().now_or_never().is_none(), "nobody knows");
     running.expect(Some(Duration::ZERO));
-    assert!(waiting.is_held_up().now_or_never().is_none(), "it may end at any moment");
+    assert!(waiting.held_up().now_or_never().is_none(), "it may end at any moment");
     let long_ago = Instant::now().checked_sub(OVERDUE * 2);
     scheduler.0.state.send_modify(|state| {
         if let JobPhase::Posted { ends_at, .. } = &mut state.jobs.get_mut(&1).unwrap().at {
             *ends_at = long_ago;
         }
     });
-    waiting.is_held_up().await;
+    waiting.held_up().await;
     drop(waiting);
     drop(second);
     assert_eq!(wanted(&scheduler), None, "it would come back at once");

@@ -16,11 +16,11 @@ pub(super) struct StageFailure {
 
 impl SpanError for Failure {
     fn span_error(&self) -> Option<(Code, String)> {
-        let nobodys = matches!(
+        let is_no_error = matches!(
             self,
             Self::Draining | Self::HeldUp | Self::Disowned | Self::CopyRunning(_) | Self::Cancelled
         );
-        (!nobodys).then(|| (self.code(), self.to_string()))
+        (!is_no_error).then(|| (self.code(), self.to_string()))
     }
 }
 

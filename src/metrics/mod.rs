@@ -28,7 +28,7 @@ use contract::{
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Tenants that are told apart; all others are `other`.
-const MOST_TENANTS: usize = 100;
+const MAX_TENANTS: usize = 100;
 
 /// All metrics that have a value, as Prometheus reads them (OpenMetrics 1.0).
 ///
@@ -187,7 +187,7 @@ fn bounded(tenant: &str) -> String {
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
     let seen = seen.get_or_insert_default();
     let known = tenant.is_empty() || seen.contains(tenant);
-    if !known && (seen.len() >= MOST_TENANTS || tenant.len() > 128) {
+    if !known && (seen.len() >= MAX_TENANTS || tenant.len() > 128) {
         return "other".to_owned();
     }
     if !known {
@@ -207,10 +207,10 @@ mod tests {
 
     #[test]
     fn tenants_are_bounded() {
-        for n in 0..2 * MOST_TENANTS {
+        for n in 0..2 * MAX_TENANTS {
             let tenant = format!("tenant-{n}");
             let shown = bounded(&tenant);
-            assert!(shown == tenant || shown == "other" && n >= MOST_TENANTS, "{n}: {shown}");
+            assert!(shown == tenant || shown == "other" && n >= MAX_TENANTS, "{n}: {shown}");
         }
         assert_eq!([bounded(""), bounded("tenant-0"), bounded("one more")], ["", "tenant-0", "other"]);
     }

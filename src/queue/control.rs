@@ -93,8 +93,8 @@ pub(super) async fn send(
             .with_delivery_mode(TRANSIENT),
         body: command.body(),
     };
-    let persistence = RetryPolicy { unroutable: false, nacks: Some(1) };
-    match publish(session, &envelope, persistence, deadline).await {
+    let policy = RetryPolicy { unroutable: false, nacks: Some(1) };
+    match publish(session, &envelope, policy, deadline).await {
         Ok(()) | Err(PublishError::Unroutable { .. }) => Ok(()),
         Err(error) => Err(error),
     }

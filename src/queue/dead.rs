@@ -145,8 +145,8 @@ impl DeadLetters {
     ) -> Result<(), QueueError> {
         let body = letter.message.body.clone();
         let envelope = Envelope { exchange: "".into(), routing_key: queue, properties, body };
-        let persistence = RetryPolicy { unroutable: false, nacks: None };
-        let published = publish(&self.session, &envelope, persistence, Instant::now() + PUBLISH_LIMIT);
+        let policy = RetryPolicy { unroutable: false, nacks: None };
+        let published = publish(&self.session, &envelope, policy, Instant::now() + PUBLISH_LIMIT);
         published.await.map_err(|error| refused(&error))?;
         self.discard(letter).await
     }

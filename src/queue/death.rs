@@ -34,8 +34,7 @@ pub struct DeathRecord {
 }
 
 impl DeathRecord {
-    /// The last death of a message with these headers that was one: its end in the queue of those that
-    /// wait, the delay queue of `queue`, is how it comes back to work.
+    /// The latest entry of `x-death`, without those of the delay queue of `queue`: these are returns, not deaths.
     pub(super) fn read(headers: &FieldTable, queue: &str) -> Option<Self> {
         let later = later_queue(queue);
         let is_return = |death: &AMQPValue| match death {

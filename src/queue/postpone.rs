@@ -42,7 +42,7 @@ pub(super) const OF_A_RETURN: [&str; 4] = [COUNT, CAUSE, SINCE, EXPIRES_AT];
 /// How and why a job was given back by workers so far. The broker's own count says nothing about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequeueHistory {
-    /// How often, for whatever cause.
+    /// How often in a row for this cause.
     pub count: u32,
     /// Why the last time: a short word for programs.
     pub cause: String,
@@ -74,7 +74,7 @@ pub struct Postponement {
     pub delay: Duration,
     /// What it carries: this return counted.
     pub returns: RequeueHistory,
-    /// When it is worth nothing any more, by [`Message::expiry`](super::Message::expiry): then it comes
+    /// When the job expires, by [`Message::expiry`](super::Message::expiry): then it comes
     /// back, however long the delay.
     pub expires_at: Option<SystemTime>,
 }
@@ -137,8 +137,8 @@ async fn send(
             "the job comes again by itself: its connection is gone".into(),
         ));
     }
-    let persistence = RetryPolicy { unroutable: false, nacks: None };
-    publish(session, envelope, persistence, deadline).await
+    let policy = RetryPolicy { unroutable: false, nacks: None };
+    publish(session, envelope, policy, deadline).await
 }
 
 fn postponed(

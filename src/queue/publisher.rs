@@ -60,7 +60,7 @@ enum PublishAttempt {
 pub(super) async fn publish(
     session: &Session,
     envelope: &Envelope,
-    persistence: RetryPolicy,
+    policy: RetryPolicy,
     deadline: Instant,
 ) -> Result<(), PublishError> {
     let unroutable = || PublishError::Unroutable {
@@ -95,12 +95,12 @@ pub(super) async fn publish(
             }
             Ok(PublishAttempt::Routed) => return Ok(()),
             Ok(PublishAttempt::Final(error)) => return Err(error),
-            Ok(PublishAttempt::Unroutable) if persistence.unroutable => unroutable(),
+            Ok(PublishAttempt::Unroutable) if policy.unroutable => unroutable(),
             Ok(PublishAttempt::Unroutable) => return Err(unroutable()),
             Ok(PublishAttempt::Nacked) => {
                 nacks += 1;
                 let error = PublishError::Refused("the queue takes no more (nack)".into());
-                if persistence.nacks.is_some_and(|limit| nacks >= limit) {
+                if policy.nacks.is_some_and(|limit| nacks >= limit) {
                     return Err(error);
                 }
                 error

@@ -97,20 +97,20 @@ async fn send(
     properties: &BasicProperties,
     deadline: Instant,
 ) -> Result<Option<ReplyWarning>, PublishError> {
-    let persistence = RetryPolicy { unroutable: false, nacks: Some(TRIES) };
+    let policy = RetryPolicy { unroutable: false, nacks: Some(TRIES) };
     let mut envelope = Envelope {
         exchange: short(place.exchange)?,
         routing_key: short(place.routing_key)?,
         properties: properties.clone(),
         body: result.body.clone(),
     };
-    let mut sent = publish(session, &envelope, persistence, deadline).await;
+    let mut sent = publish(session, &envelope, policy, deadline).await;
     let mut too_large = None;
     if let Err(PublishError::TooLarge(why)) = &sent {
         too_large = Some(ReplyWarning::TooLarge(place.name(), why.clone()));
         if let Some(body) = short_answer(&result.body, result.stored_at.as_deref()) {
             envelope.body = body;
-            sent = publish(session, &envelope, persistence, deadline).await;
+            sent = publish(session, &envelope, policy, deadline).await;
         }
     }
     match sent {

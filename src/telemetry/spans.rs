@@ -22,7 +22,7 @@ use super::{
 };
 
 /// More nodes than these of one execution are counted and not shown: the queue of spans has its limit.
-const MOST_NODES: usize = 500;
+const MAX_NODES: usize = 500;
 
 /// One delivery of a job. Clones are the same one.
 ///
@@ -294,7 +294,7 @@ impl StageSpan {
         span.set_attribute(KeyValue::new("comfy.nodes", whole(all as u64)));
         span.set_attribute(KeyValue::new("comfy.nodes.cached", whole(cached as u64)));
         nodes.sort_by_key(|node| (node.cached, std::cmp::Reverse(node.took)));
-        nodes.truncate(MOST_NODES);
+        nodes.truncate(MAX_NODES);
         let now = Instant::now();
         for node in nodes {
             let title = node.title.as_deref().or(node.class).unwrap_or(node.id);

@@ -25,7 +25,7 @@ use uuid::Uuid;
 use super::{
     BootLine, ConnectorError, HealthError, Payload,
     replacement::ReplacementReason,
-    restarts::Cause,
+    restarts::RestartCause,
     run::NoopObserver,
     selftest::{self, SelfTest, self_test, without_titles},
 };
@@ -53,7 +53,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long ComfyUI's last answer stands for its health. Asked again after that: a hung process is
 /// not handed work, and calls in a row cost no question each.
-pub(super) const PROOF_LASTS: Duration = Duration::from_secs(5);
+pub(super) const HEALTH_LASTS: Duration = Duration::from_secs(5);
 
 /// Where programs put temporary files.
 const TMPDIR: &str = "TMPDIR";
@@ -69,9 +69,9 @@ pub struct Engine {
     /// Prompts begun since the self-test.
     ran: AtomicU64,
     /// When ComfyUI last answered; `None` after it did not.
-    proven_at: Mutex<Option<Instant>>,
-    /// What a prompt has shown to be its end; the first word counts.
-    fate: OnceLock<ReplacementReason>,
+    healthy_at: Mutex<Option<Instant>>,
+    /// Why it must be replaced, once a prompt has shown that; the first reason is kept.
+    replacement: OnceLock<ReplacementReason>,
     /// ComfyUI's folders.
     folders: Folders,
     /// After the server: what it writes there ends with it.
@@ -111,8 +111,8 @@ impl Engine {
             classes: NodeClasses::default(),
             executing: AtomicUsize::new(0),
             ran: AtomicU64::new(0),
-            proven_at: Mutex::default(),
-            fate: OnceLock::new(),
+            healthy_at: Mutex::default(),
+            replacement: OnceLock::new(),
             folders: Folders::new(config.comfyui.path.clone()),
             scratch: Mutex::new(scratch),
         };
@@ -199,7 +199,7 @@ impl Engine {
     ) -> Result<Option<HashMap<String, Arc<NodeClass>>>, RequestError> {
         let known = self.classes.of(self.server.client(), names).await;
         if known.is_err() {
-            self.doubt();
+            self.invalidate_health();
         }
         known
     }
@@ -255,10 +255,10 @@ impl Engine {
             executed.broken_device = self.has_broken_device(abort, cancel).await;
         }
         if let Some(fate) = ReplacementReason::of(&outcome) {
-            let _ = self.fate.set(fate);
+            let _ = self.replacement.set(fate);
         }
         match &outcome {
-            Err(error) if error.needs_restart() => self.doubt(),
+            Err(error) if error.needs_restart() => self.invalidate_health(),
             _ => self.proven(),
         }
         outcome
@@ -266,28 +266,28 @@ impl Engine {
 
     /// Whether it is known to be of no use any more.
     pub(super) fn is_given_up(&self) -> bool {
-        self.fate.get().is_some()
+        self.replacement.get().is_some()
     }
 
     /// Why it is to be started again, if it is.
-    pub(super) fn cause(&self) -> Cause {
-        match self.fate.get() {
+    pub(super) fn cause(&self) -> RestartCause {
+        match self.replacement.get() {
             Some(fate) => fate.cause,
-            None if self.executing.load(Ordering::Relaxed) > 0 => Cause::Crashed,
-            None => Cause::Lost,
+            None if self.executing.load(Ordering::Relaxed) > 0 => RestartCause::Crashed,
+            None => RestartCause::Lost,
         }
     }
 
     /// It is ended on purpose, which is no loss.
-    pub(super) fn ends_on_purpose(&self, cause: Cause) {
+    pub(super) fn ends_on_purpose(&self, cause: RestartCause) {
         if !self.server.has_ended() {
-            let _ = self.fate.set(ReplacementReason { cause, wants_stacks: false });
+            let _ = self.replacement.set(ReplacementReason { cause, wants_stacks: false });
         }
     }
 
     /// Kills ComfyUI; one that is silent or stuck has to say before where it is.
     pub(super) fn kill(&self) {
-        if self.fate.get().is_some_and(|fate| fate.wants_stacks) && !self.server.has_ended() {
+        if self.replacement.get().is_some_and(|fate| fate.wants_stacks) && !self.server.has_ended() {
             tracing::warn!("ComfyUI is given up; its stacks follow");
             self.server.abort();
         } else {
@@ -297,25 +297,25 @@ impl Engine {
 
     /// Whether ComfyUI is known to be well without asking: it answered lately, or runs a prompt,
     /// which may keep it from answering for minutes and whose follower notices when it hangs.
-    pub(super) fn is_proven(&self) -> bool {
-        let proven_at = *self.proven_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let lately = proven_at.is_some_and(|at| at.elapsed() < PROOF_LASTS);
+    pub(super) fn is_known_healthy(&self) -> bool {
+        let healthy_at = *self.healthy_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately = healthy_at.is_some_and(|at| at.elapsed() < HEALTH_LASTS);
         !self.server.has_ended()
             && !self.is_given_up()
             && (lately || self.executing.load(Ordering::Relaxed) > 0)
     }
 
     fn proven(&self) {
-        *self.proven_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.healthy_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// The next call asks ComfyUI whether it is well.
-    pub(super) fn doubt(&self) {
-        *self.proven_at.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    pub(super) fn invalidate_health(&self) {
+        *self.healthy_at.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Asks ComfyUI whether it is well.
-    async fn prove(&self, limit: Duration) -> Result<(), HealthError> {
+    async fn check_health(&self, limit: Duration) -> Result<(), HealthError> {
         let answer = self.unless_ended(timeout(limit, self.server.client().system_stats())).await?;
         match answer {
             Ok(Ok(_)) => {
@@ -329,7 +329,7 @@ impl Engine {
 
     /// Asks an idle ComfyUI until it answers. One that neither answers nor does anything else is lost: what
     /// a custom node does in the background may hold Python's lock. `most` is the limit in any case.
-    pub(super) async fn prove_patiently(&self, most: Duration) -> Result<(), HealthError> {
+    pub(super) async fn check_health_patiently(&self, most: Duration) -> Result<(), HealthError> {
         let answers = async {
             while let Err(error) = self.server.client().system_stats().await {
                 tracing::debug!(%error, "an idle ComfyUI does not answer");
@@ -343,7 +343,7 @@ impl Engine {
                 () = self.server.standstill(PATIENCE) => format!("no answer, and nothing else for {PATIENCE:?}"),
                 () = sleep(most) => format!("no answer within {most:?}"),
             };
-            let _ = self.fate.set(ReplacementReason { cause: Cause::Lost, wants_stacks: true });
+            let _ = self.replacement.set(ReplacementReason { cause: RestartCause::Lost, wants_stacks: true });
             Err(HealthError::Http(silence))
         };
         let proof = async {
@@ -357,7 +357,7 @@ impl Engine {
 
     /// What comes of `question`, unless its process ends. Nothing is proven meanwhile.
     async fn unless_ended<T>(&self, question: impl Future<Output = T>) -> Result<T, HealthError> {
-        self.doubt();
+        self.invalidate_health();
         if let Some(exit) = self.server.exit() {
             return Err(HealthError::Process(exit));
         }
@@ -383,7 +383,7 @@ impl Engine {
     }
 
     pub(super) async fn validate(&self) -> Result<(), HealthError> {
-        self.prove(HEALTH_LIMIT).await?;
+        self.check_health(HEALTH_LIMIT).await?;
         if self.socket.client_id().is_none() {
             return Err(HealthError::Websocket);
         }

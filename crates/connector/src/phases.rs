@@ -52,7 +52,7 @@ fn taken(phase: &str) -> Option<std::path::PathBuf> {
     Some(marker)
 }
 
-/// A limit of the worker's own, as it is, or as tests want it: `COMFY_LIMITS="unreachable=5,boots=0.1"`, in
+/// A limit of the worker's own, as it is, or as tests want it: `COMFY_LIMITS="unreachable=5,cancel=0.1"`, in
 /// seconds.
 #[cfg(not(feature = "phases"))]
 #[inline]
@@ -60,7 +60,7 @@ pub fn limit(_name: &str, limit: std::time::Duration) -> std::time::Duration {
     limit
 }
 
-/// A limit of the worker's own, as it is, or as tests want it: `COMFY_LIMITS="unreachable=5,boots=0.1"`, in
+/// A limit of the worker's own, as it is, or as tests want it: `COMFY_LIMITS="unreachable=5,cancel=0.1"`, in
 /// seconds.
 #[cfg(feature = "phases")]
 pub fn limit(name: &str, limit: std::time::Duration) -> std::time::Duration {

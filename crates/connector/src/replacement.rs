@@ -1,12 +1,12 @@
 //! What a prompt's end says about the ComfyUI that ran it.
 
-use super::restarts::Cause;
+use super::restarts::RestartCause;
 use crate::comfy::{ExecuteError, Executed};
 
 /// Why a ComfyUI must go.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReplacementReason {
-    pub(super) cause: Cause,
+    pub(super) cause: RestartCause,
     /// Whether nobody knows what it is doing: Python is to say where its threads are.
     pub(super) wants_stacks: bool,
 }
@@ -15,14 +15,14 @@ impl ReplacementReason {
     /// What that outcome means for the ComfyUI that it came of. `None`: nothing, or another prompt tells.
     pub(super) fn of(outcome: &Result<Executed, ExecuteError>) -> Option<Self> {
         let (cause, wants_stacks) = match outcome {
-            Ok(executed) if executed.broken_device => (Cause::Crashed, false),
-            Err(ExecuteError::Died(_)) => (Cause::Crashed, false),
-            Err(ExecuteError::Stalled(_) | ExecuteError::Unreachable(_)) => (Cause::Crashed, true),
+            Ok(executed) if executed.broken_device => (RestartCause::Crashed, false),
+            Err(ExecuteError::Died(_)) => (RestartCause::Crashed, false),
+            Err(ExecuteError::Stalled(_) | ExecuteError::Unreachable(_)) => (RestartCause::Crashed, true),
             Err(ExecuteError::TimedOut { stuck: true, .. } | ExecuteError::Cancelled { stuck: true }) => {
-                (Cause::Killed, true)
+                (RestartCause::Killed, true)
             }
             // A drain has no time for stacks.
-            Err(ExecuteError::Aborted { stuck: true }) => (Cause::Killed, false),
+            Err(ExecuteError::Aborted { stuck: true }) => (RestartCause::Killed, false),
             _ => return None,
         };
         Some(Self { cause, wants_stacks })

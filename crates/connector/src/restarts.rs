@@ -15,7 +15,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why a ComfyUI that ran runs no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
+pub(super) enum RestartCause {
     /// `comfyui.max_jobs` or `comfyui.max_rss` said so.
     Worn,
     /// A job was cancelled, timed out or given back, and ComfyUI would not let go of its prompt.
@@ -26,7 +26,7 @@ pub(super) enum Cause {
     Lost,
 }
 
-impl Cause {
+impl RestartCause {
     /// The metric's label.
     pub(super) fn label(self) -> &'static str {
         match self {
@@ -44,7 +44,7 @@ pub(super) enum RestartDecision {
     /// For the first time.
     First,
     /// Again, after a pause.
-    Again(Cause, Duration),
+    Again(RestartCause, Duration),
     /// It was lost too often.
     No,
 }
@@ -53,14 +53,14 @@ pub(super) enum RestartDecision {
 #[derive(Debug, Default)]
 pub(super) struct Restarts {
     started: bool,
-    ended: Option<Cause>,
+    ended: Option<RestartCause>,
     lost: VecDeque<Instant>,
     crashed: VecDeque<Instant>,
 }
 
 impl Restarts {
     /// The one that ran is no more.
-    pub(super) fn ended(&mut self, cause: Cause) {
+    pub(super) fn ended(&mut self, cause: RestartCause) {
         self.ended.get_or_insert(cause);
     }
 
@@ -72,14 +72,14 @@ impl Restarts {
         for times in [&mut self.lost, &mut self.crashed] {
             times.retain(|at| now.duration_since(*at) < WINDOW);
         }
-        let cause = self.ended.take().unwrap_or(Cause::Lost);
+        let cause = self.ended.take().unwrap_or(RestartCause::Lost);
         let pause = match cause {
-            Cause::Worn | Cause::Killed => Duration::ZERO,
-            Cause::Crashed => {
+            RestartCause::Worn | RestartCause::Killed => Duration::ZERO,
+            RestartCause::Crashed => {
                 self.crashed.push_back(now);
                 pause_after(self.crashed.len())
             }
-            Cause::Lost => {
+            RestartCause::Lost => {
                 self.lost.push_back(now);
                 if self.lost.len() as u64 > u64::from(most) {
                     return RestartDecision::No;
@@ -103,11 +103,11 @@ fn pause_after(crashes: usize) -> Duration {
 mod tests {
     use super::*;
 
-    fn again(cause: Cause, seconds: u64) -> RestartDecision {
+    fn again(cause: RestartCause, seconds: u64) -> RestartDecision {
         RestartDecision::Again(cause, Duration::from_secs(seconds))
     }
 
-    fn after(restarts: &mut Restarts, cause: Cause, at: Instant) -> RestartDecision {
+    fn after(restarts: &mut Restarts, cause: RestartCause, at: Instant) -> RestartDecision {
         restarts.ended(cause);
         restarts.start(at, 3)
     }
@@ -116,8 +116,9 @@ mod tests {
     fn three_losses_within_ten_minutes_are_enough() {
         let (mut restarts, begin) = (Restarts::default(), Instant::now());
         assert_eq!(restarts.start(begin, 3), RestartDecision::First);
-        let mut at = |seconds: u64| after(&mut restarts, Cause::Lost, begin + Duration::from_secs(seconds));
-        let lost = again(Cause::Lost, 0);
+        let mut at =
+            |seconds: u64| after(&mut restarts, RestartCause::Lost, begin + Duration::from_secs(seconds));
+        let lost = again(RestartCause::Lost, 0);
         assert!(at(10) == lost && at(20) == lost && at(30) == lost && at(40) == RestartDecision::No);
         // Those at 10, 20 and 30 s are forgotten by then, the refused one is not.
         assert!(at(631) == lost && at(632) == lost && at(633) == RestartDecision::No);
@@ -127,11 +128,11 @@ mod tests {
     fn what_we_did_ourselves_is_no_loss_and_waits_for_nothing() {
         let (mut restarts, now) = (Restarts::default(), Instant::now());
         assert_eq!(restarts.start(now, 3), RestartDecision::First);
-        for cause in [Cause::Worn, Cause::Killed].repeat(10) {
+        for cause in [RestartCause::Worn, RestartCause::Killed].repeat(10) {
             assert_eq!(after(&mut restarts, cause, now), again(cause, 0));
         }
         for _ in 0..3 {
-            assert_eq!(restarts.start(now, 3), again(Cause::Lost, 0), "nobody said why");
+            assert_eq!(restarts.start(now, 3), again(RestartCause::Lost, 0), "nobody said why");
         }
         assert_eq!(restarts.start(now, 3), RestartDecision::No);
     }
@@ -142,10 +143,13 @@ mod tests {
         assert_eq!(restarts.start(now, 3), RestartDecision::First);
         for pause in [0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60] {
             now += Duration::from_secs(10);
-            assert_eq!(after(&mut restarts, Cause::Crashed, now), again(Cause::Crashed, pause));
+            assert_eq!(after(&mut restarts, RestartCause::Crashed, now), again(RestartCause::Crashed, pause));
         }
-        assert_eq!(after(&mut restarts, Cause::Killed, now), again(Cause::Killed, 0));
-        assert_eq!(after(&mut restarts, Cause::Crashed, now + WINDOW), again(Cause::Crashed, 0));
+        assert_eq!(after(&mut restarts, RestartCause::Killed, now), again(RestartCause::Killed, 0));
+        assert_eq!(
+            after(&mut restarts, RestartCause::Crashed, now + WINDOW),
+            again(RestartCause::Crashed, 0)
+        );
         assert_eq!(pause_after(100_000), LONGEST_PAUSE);
     }
 
@@ -153,9 +157,9 @@ mod tests {
     fn the_first_word_counts() {
         let (mut restarts, now) = (Restarts::default(), Instant::now());
         assert_eq!(restarts.start(now, 3), RestartDecision::First);
-        restarts.ended(Cause::Killed);
+        restarts.ended(RestartCause::Killed);
         // It was killed, and so it is gone.
-        restarts.ended(Cause::Lost);
-        assert_eq!(restarts.start(now, 3), again(Cause::Killed, 0));
+        restarts.ended(RestartCause::Lost);
+        assert_eq!(restarts.start(now, 3), again(RestartCause::Killed, 0));
     }
 }

@@ -65,7 +65,7 @@ impl ComfyConnector {
             Err(error) => {
                 if matches!(error, ConvertError::Browser(_) | ConvertError::TimedOut(_)) {
                     // A page waits for a ComfyUI that hangs.
-                    engine.doubt();
+                    engine.invalidate_health();
                 }
                 Err(error.into())
             }

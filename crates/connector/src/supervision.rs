@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     ComfyConnector, ConnectorError, Engine, Inner, State, engine, locked,
-    restarts::{Cause, RestartDecision},
+    restarts::{RestartCause, RestartDecision},
 };
 use crate::metrics;
 
@@ -30,7 +30,7 @@ impl ComfyConnector {
     /// As [`ComfyConnector::create`]; [`ConnectorError::Killed`] after a shutdown,
     /// [`ConnectorError::Unusable`] after a start that failed.
     pub async fn engine(&self) -> Result<Arc<Engine>, ConnectorError> {
-        if let Some(running) = self.running().filter(|engine| engine.is_proven()) {
+        if let Some(running) = self.running().filter(|engine| engine.is_known_healthy()) {
             return Ok(running);
         }
         let connector = self.clone();
@@ -40,23 +40,23 @@ impl ComfyConnector {
             tokio::select! {
                 biased;
                 () = connector.0.killed.cancelled() => Err(ConnectorError::Killed),
-                engine = connector.proven_engine() => engine,
+                engine = connector.healthy_engine() => engine,
             }
         });
         AbortOnDropHandle::new(starting).await.unwrap_or(Err(ConnectorError::Killed))
     }
 
-    async fn proven_engine(&self) -> Result<Arc<Engine>, ConnectorError> {
+    async fn healthy_engine(&self) -> Result<Arc<Engine>, ConnectorError> {
         let _turn = self.0.turn.lock().await;
         if let Some(reason) = self.0.failure.get() {
             return Err(ConnectorError::Unusable(reason.clone()));
         }
         if let Some(running) = self.running() {
-            if running.is_proven() {
+            if running.is_known_healthy() {
                 return Ok(running);
             }
             if !running.is_given_up() {
-                match running.prove_patiently(self.0.config.comfyui.boot_timeout).await {
+                match running.check_health_patiently(self.0.config.comfyui.boot_timeout).await {
                     Ok(()) => return Ok(running),
                     Err(unhealthy) => tracing::warn!(%unhealthy, "ComfyUI is lost, starting it again"),
                 }
@@ -131,7 +131,7 @@ impl ComfyConnector {
     /// starts another. What its prompts have shown says whether that is a crash or our own doing; where
     /// they have shown nothing it is the latter.
     pub async fn kill_engine(&self, engine: &Arc<Engine>) {
-        engine.ends_on_purpose(Cause::Killed);
+        engine.ends_on_purpose(RestartCause::Killed);
         engine.kill();
         self.discard(engine).await;
     }
@@ -139,7 +139,7 @@ impl ComfyConnector {
     /// Stops ComfyUI by SIGTERM; the next call starts it again, which is no loss.
     pub async fn recycle(&self) {
         if let Some(engine) = self.running() {
-            engine.ends_on_purpose(Cause::Worn);
+            engine.ends_on_purpose(RestartCause::Worn);
             self.discard(&engine).await;
         }
     }
@@ -151,10 +151,11 @@ impl ComfyConnector {
             let Some(engine) = self.running() else { return "it was stopped".to_owned() };
             tokio::select! {
                 exit = engine.server().exited() => return exit,
-                () = sleep(engine::PROOF_LASTS) => {}
+                () = sleep(engine::HEALTH_LASTS) => {}
             }
-            if !engine.is_proven()
-                && let Err(unhealthy) = engine.prove_patiently(self.0.config.comfyui.boot_timeout).await
+            if !engine.is_known_healthy()
+                && let Err(unhealthy) =
+                    engine.check_health_patiently(self.0.config.comfyui.boot_timeout).await
             {
                 return unhealthy.to_string();
             }

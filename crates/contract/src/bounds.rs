@@ -8,13 +8,13 @@ use crate::{expansion, failure::Failure, prompt::is_ui_workflow, result::JobErro
 /// Objects and lists within one another. Our reader and ComfyUI's history add levels, and readers stop at 128.
 pub const DEEPEST: usize = 64;
 /// Values of a body, each some 100 bytes in memory however short it is written.
-const MOST_VALUES: usize = 1_000_000;
+const MAX_VALUES: usize = 1_000_000;
 /// Bytes of `metadata`, which is in every result.
 const METADATA: usize = 64 << 10;
 /// Entries of `inputs`.
-pub const MOST_INPUTS: usize = 10_000;
+pub const MAX_INPUTS: usize = 10_000;
 /// Files of a job, wherever it names them.
-const MOST_FILES: usize = 1_000;
+const MAX_FILES: usize = 1_000;
 /// A result that is longer is not stored: it could not be read again.
 pub const LARGEST_RECORD: u64 = 64 << 20;
 
@@ -40,10 +40,10 @@ pub fn check_values(body: &[u8]) -> Result<(), String> {
             _ => {}
         }
     }
-    if values <= MOST_VALUES {
+    if values <= MAX_VALUES {
         return Ok(());
     }
-    Err(format!("the body holds {values} values, more than {MOST_VALUES}"))
+    Err(format!("the body holds {values} values, more than {MAX_VALUES}"))
 }
 
 /// # Errors
@@ -67,8 +67,8 @@ fn is_deeper(value: &Value, levels: usize) -> bool {
 /// # Errors
 /// When a job names more files than it may.
 pub fn check_files(count: usize) -> Result<(), String> {
-    if count > MOST_FILES {
-        return Err(format!("files: the job names {count}, in inputs and files, more than {MOST_FILES}"));
+    if count > MAX_FILES {
+        return Err(format!("files: the job names {count}, in inputs and files, more than {MAX_FILES}"));
     }
     Ok(())
 }
@@ -160,9 +160,9 @@ mod tests {
     #[test]
     fn values_are_counted_outside_of_strings() {
         let many = |values: usize| format!("[{}0]", "{},".repeat(values));
-        assert_eq!(check_values(many(MOST_VALUES / 2 - 1).as_bytes()), Ok(()));
-        assert!(check_values(many(MOST_VALUES / 2).as_bytes()).is_err());
-        let text = format!("[\"{}\", \"\\\\\"]", "{,\\\",[".repeat(MOST_VALUES));
+        assert_eq!(check_values(many(MAX_VALUES / 2 - 1).as_bytes()), Ok(()));
+        assert!(check_values(many(MAX_VALUES / 2).as_bytes()).is_err());
+        let text = format!("[\"{}\", \"\\\\\"]", "{,\\\",[".repeat(MAX_VALUES));
         assert_eq!(check_values(text.as_bytes()), Ok(()));
     }
 

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     JobId,
-    bounds::{MOST_INPUTS, check_depth, check_files, check_metadata, check_values},
+    bounds::{MAX_INPUTS, check_depth, check_files, check_metadata, check_values},
     failure::Failure,
     runpod,
     text::{one_line, quoted},
@@ -327,8 +327,8 @@ impl Body {
         }
         self.metadata.as_ref().map_or(Ok(()), check_metadata)?;
         let given = self.inputs.len();
-        if given > MOST_INPUTS {
-            return Err(format!("inputs: {given} are given, more than {MOST_INPUTS}"));
+        if given > MAX_INPUTS {
+            return Err(format!("inputs: {given} are given, more than {MAX_INPUTS}"));
         }
         let inputs: BTreeMap<NodeInput, InputValue> = self
             .inputs

@@ -26,7 +26,7 @@ use crate::store::{StoreError, Stored};
 /// Bytes of a part, the fewest that S3 takes; more where the file would need more parts than it takes.
 const PART: u64 = 5 << 20;
 /// The most parts of one upload (S3's limit).
-const MOST_PARTS: u64 = 10_000;
+const MAX_PARTS: u64 = 10_000;
 /// Parts in memory at a time: read, or on their way.
 const PARTS_IN_FLIGHT: usize = 3;
 /// Putting the parts of the largest objects together may take S3 minutes: as long as these bytes would.
@@ -115,7 +115,7 @@ impl OpenUpload {
     }
 
     async fn send_parts(&self, source: &mut Source) -> Result<Vec<CompletedPart>, StoreError> {
-        let part_size = PART.max(source.size().div_ceil(MOST_PARTS));
+        let part_size = PART.max(source.size().div_ceil(MAX_PARTS));
         let mut sending = FuturesOrdered::new();
         // In order, as completion wants them.
         let mut parts = Vec::new();

@@ -20,7 +20,7 @@ const SPLIT_FROM: u64 = 16 << 20;
 /// Bytes of a stretch.
 const STRETCH: u64 = 2 << 20;
 /// Stretches of one object on their way, or waiting to be read.
-const MOST_AHEAD: usize = 8;
+const MAX_AHEAD: usize = 8;
 
 pub(super) struct RangedDownload {
     store: S3Store,
@@ -146,7 +146,7 @@ impl RangedDownload {
             let begin = if self.head.is_some() { self.offset + STRETCH } else { self.offset };
             self.planned = self.planned.max(begin);
         }
-        while self.planned < self.size && self.ahead.len() < MOST_AHEAD {
+        while self.planned < self.size && self.ahead.len() < MAX_AHEAD {
             let (start, end) = (self.planned, self.size.min(self.planned + STRETCH));
             let Some(mut buffer) = DOWNLOADS.try_take(usize::try_from(end - start).unwrap_or(usize::MAX))
             else {

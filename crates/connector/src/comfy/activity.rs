@@ -13,7 +13,7 @@ use crate::child::{Activity, ProcessTree};
 
 /// How often it is looked at while there is a doubt.
 const BEAT: Duration = Duration::from_secs(1);
-/// Work is told over so long: the clock of CPU time ticks a hundred times a second.
+/// Activity is measured over this window: CPU time has a resolution of 10 ms.
 const WINDOW: Duration = Duration::from_secs(5);
 /// CPU time above this share of a core is work, also on a machine with far too much to do. A server that
 /// only waits, and is asked for its queue every second, stays well below it.

@@ -81,7 +81,7 @@ pub struct NodeRun {
 }
 
 /// More than any prompt of people's: a loop of nodes could go on forever.
-const MOST_RUNS: usize = 10_000;
+const MAX_RUNS: usize = 10_000;
 
 /// Follows one prompt. Times are since any fixed moment, on a clock that never goes back.
 #[derive(Debug)]
@@ -213,7 +213,7 @@ impl Tracker {
     fn leave_node(&mut self, now: Duration) {
         if let Some((node, since)) = self.running.take() {
             let took = now.saturating_sub(since);
-            if self.runs.len() < MOST_RUNS {
+            if self.runs.len() < MAX_RUNS {
                 self.runs.push(NodeRun { node: node.clone(), begin: since, took });
             }
             self.timings.entry(node).or_default().ms += took.as_secs_f64() * 1000.0;

@@ -1,4 +1,4 @@
-//! A file that a node lists: whether it is an output, where it lies, and what its publisher sees it as. Whatever uploads,
+//! A file that a node lists: whether it is an output, where it lies, and the name that its publisher sees. Whatever uploads,
 //! removes or names outputs asks here.
 
 use std::{

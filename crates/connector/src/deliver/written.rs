@@ -26,8 +26,8 @@ static REMOVALS: LazyLock<TaskTracker> = LazyLock::new(|| {
 /// step, because a file system may be another machine's.
 const CLOCK_STEP: Duration = Duration::from_secs(1);
 
-/// Where a job's nodes write: a folder of its own under `output`, and since when. What lies elsewhere and is older is not
-/// its: a publisher can have nodes list any file whose name is known.
+/// Where a job's nodes write: a folder of its own under `output`, and since when. Older files elsewhere are
+/// not the job's: a node can list any file whose name is known.
 #[derive(Clone, Debug)]
 pub struct OwnFolder {
     pub(super) name: String,

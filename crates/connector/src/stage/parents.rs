@@ -14,7 +14,7 @@ use super::Folders;
 const TRIES: usize = 5;
 /// Folders in `models`: each is a kind, and ComfyUI cannot list its models any more once one that it knows is gone
 /// (`folder_paths.py` asks for its time of change). So they stay, and a job can add to so many only.
-const MOST_KINDS: usize = if cfg!(test) { 4 } else { 256 };
+const MAX_KINDS: usize = if cfg!(test) { 4 } else { 256 };
 
 /// Makes something in `folder`, which is made too.
 pub(super) fn within<T>(folder: &Path, mut make: impl FnMut() -> io::Result<T>) -> io::Result<T> {
@@ -50,7 +50,7 @@ impl Folders {
     /// Whether a job may put a model into the folder `kind`.
     pub(super) fn takes_kind(&self, kind: &str) -> bool {
         let models = self.of(FolderType::Models);
-        models.join(kind).is_dir() || fs::read_dir(models).map_or(0, Iterator::count) < MOST_KINDS
+        models.join(kind).is_dir() || fs::read_dir(models).map_or(0, Iterator::count) < MAX_KINDS
     }
 }
 
@@ -104,7 +104,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folders = Folders::new(root.path().to_owned());
         assert!(folders.takes_kind("loras"), "a folder of models that is not there yet");
-        for kind in 0..MOST_KINDS {
+        for kind in 0..MAX_KINDS {
             fs::create_dir_all(root.path().join(format!("models/{kind}"))).unwrap();
         }
         assert!(folders.takes_kind("0") && !folders.takes_kind("loras"));

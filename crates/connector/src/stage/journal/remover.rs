@@ -15,7 +15,7 @@ use super::file::{Entry, Inode, JournalFile};
 use crate::{files, stage::Folders};
 
 /// Nothing new is made while so much waits for its removal.
-const MOST_DUE: usize = 10_000;
+const MAX_DUE: usize = 10_000;
 
 /// Ends with what it has been given; what a process does not live to see removed stays listed.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Remover {
 
     /// Waits until so little does that more may be made.
     pub(super) async fn room(&self) {
-        self.wait(|due| due.len() < MOST_DUE).await;
+        self.wait(|due| due.len() < MAX_DUE).await;
     }
 
     async fn wait(&self, until: impl FnMut(&HashMap<PathBuf, usize>) -> bool) {

@@ -14,7 +14,7 @@ use super::{
 
 /// Files that a cache with a limit keeps, however small: each is a line of its index, which is written whenever it
 /// changes.
-const MOST_FILES: usize = if cfg!(test) { 20 } else { 4_000 };
+const MAX_FILES: usize = if cfg!(test) { 20 } else { 4_000 };
 
 impl Models {
     /// Evicts until `incoming` more bytes fit into the limit, as far as nobody uses the rest.
@@ -23,7 +23,7 @@ impl Models {
         let models = self.clone();
         let fits = move |index: &Index| {
             let bytes = index.bytes().saturating_add(bytes_of_parts(index)).saturating_add(incoming);
-            bytes <= limit && index.evictable() + index.parts.len() <= MOST_FILES
+            bytes <= limit && index.evictable() + index.parts.len() <= MAX_FILES
         };
         if fits(&self.index.read()) {
             return;
