@@ -32,6 +32,7 @@ pub mod job;
 pub mod lifecycle;
 pub mod metrics;
 pub mod queue;
+pub mod requeue;
 pub mod store;
 pub mod telemetry;
 

@@ -10,9 +10,10 @@ use tokio::time::Instant;
 
 use super::worker::{HAND_BACK_PAUSE, Worker};
 use crate::{
-    job::message::{JobMessage, JobOutcome, RequeueHistory},
+    job::message::{JobMessage, JobOutcome},
     metrics,
-    queue::{self, Delivery, Postponement, PublishError, ResultMessage, Settlement},
+    queue::{Delivery, Postponement, PublishError, ResultMessage, Settlement},
+    requeue::RequeueHistory,
     telemetry::StageName,
 };
 
@@ -95,10 +96,8 @@ impl Worker {
         delivery: &Delivery,
         incoming: &JobMessage,
         delay: Duration,
-        returned: RequeueHistory,
+        returns: RequeueHistory,
     ) -> SettlementPlan {
-        let RequeueHistory { cause, count, since } = returned;
-        let returns = queue::RequeueHistory { count, cause, since };
         let postponement = Postponement { delay, returns, expires_at: incoming.expires_at };
         loop {
             let postponed = tokio::select! {

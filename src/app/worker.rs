@@ -27,7 +27,7 @@ use crate::{
     admin::{Phase, StatusBoard},
     config::Config,
     job::{
-        message::{JobMessage, JobOutcome, RequeueHistory},
+        message::{JobMessage, JobOutcome},
         runner::{BOOT_PATIENCE, Runner},
         scheduler::{JobPermit, TakeReason},
     },
@@ -331,10 +331,7 @@ impl Worker {
             published_at: message.published_at,
             expires_at: message.expiry(delivery.received_at()),
             redelivered: message.redelivered,
-            returned: message
-                .returns
-                .clone()
-                .map(|queue::RequeueHistory { count, cause, since }| RequeueHistory { cause, count, since }),
+            returned: message.returns.clone(),
             lost: CancellationToken::new(),
             answerable,
             queued: true,

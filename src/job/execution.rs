@@ -93,12 +93,11 @@ impl<'a> Executor<'a> {
         let working = async {
             let PreparedPrompt { prompt, extra_data, own, mut warnings, _folder, _staged } = ready;
             let wait = self.progress.waits();
-            let prompt_permit = tokio::select! {
-                biased;
-                () = runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Post),
-                why = cancellation.called() => return Err(why).at_stage(Stage::Post),
-                prompt_permit = permit.acquire_prompt_permit() => prompt_permit,
-            };
+            let prompt_permit = self
+                .context
+                .unless_interrupted(permit.acquire_prompt_permit())
+                .await
+                .at_stage(Stage::Post)?;
             let about = wait.logs();
             let executing = async {
                 // Another one, if that of the conversion was lost meanwhile.
@@ -282,12 +281,7 @@ impl<'a> Executor<'a> {
         }
         let prompt = prompt.clone();
         let storing = self.store_record(destination, "prompt.json", move || prompt);
-        tokio::select! {
-            biased;
-            () = self.context.runner.shutdown.stop.cancelled() => return Err(Failure::Draining),
-            why = self.context.cancellation.called() => return Err(why),
-            stored = storing => stored?,
-        };
+        self.context.unless_interrupted(storing).await??;
         known.insert(destination.root.clone(), ());
         Ok(())
     }

@@ -48,6 +48,19 @@ pub(super) struct JobContext<'a> {
     pub(super) span: &'a JobSpan,
 }
 
+impl JobContext<'_> {
+    /// `work`, unless a drain begins or the job must end: for steps whose work another worker does as well.
+    pub(super) async fn unless_interrupted<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        tokio::select! {
+            // First: work that needs no wait would be done at once.
+            biased;
+            () = self.runner.shutdown.stop.cancelled() => Err(Failure::Draining),
+            why = self.cancellation.called() => Err(why),
+            done = work => Ok(done),
+        }
+    }
+}
+
 /// The run of one accepted message.
 pub(super) struct JobRun<'a> {
     context: JobContext<'a>,

@@ -10,7 +10,10 @@ use contract::{
 use tokio_util::sync::CancellationToken;
 
 use super::decision::{GiveBack, delay};
-use crate::telemetry::{JobSpan, redact};
+use crate::{
+    requeue::RequeueHistory,
+    telemetry::{JobSpan, redact},
+};
 
 /// A message to be run.
 #[derive(Clone, Debug)]
@@ -72,17 +75,6 @@ impl JobMessage {
             _ => RequeueHistory { cause, count: 1, since: SystemTime::now() },
         }
     }
-}
-
-/// That a message was given back by a worker, through the delay queue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequeueHistory {
-    /// The last cause.
-    pub cause: String,
-    /// How often in a row for this cause.
-    pub count: u32,
-    /// Since when for this cause.
-    pub since: SystemTime,
 }
 
 /// What becomes of a message.

@@ -81,23 +81,13 @@ impl Executor<'_> {
             let staging = self.progress.stage(StageName::Stage, self.stage());
             tokio::try_join!(staging, preparing)
         };
-        let (staged, prepared) = tokio::select! {
-            // First: what needs neither files nor conversion would be ready at once.
-            biased;
-            () = self.context.runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Stage),
-            why = self.context.cancellation.called() => return Err(why).at_stage(Stage::Stage),
-            ready = before_post => ready?,
-        };
+        let (staged, prepared) =
+            self.context.unless_interrupted(before_post).await.at_stage(Stage::Stage)??;
         let ConvertedPrompt { mut prompt, extra_data, mut warnings } = prepared;
         let (folder, own) = self.apply(&mut prompt, &staged).await.at_stage(Stage::Convert)?;
         // Not before: an input can be set to a link.
         prompt_check::check(&mut prompt).at_stage(Stage::Post)?;
-        let known = tokio::select! {
-            biased;
-            () = self.context.runner.shutdown.stop.cancelled() => return Err(Failure::Draining).at_stage(Stage::Post),
-            why = self.context.cancellation.called() => return Err(why).at_stage(Stage::Post),
-            known = self.classes(&prompt) => known?,
-        };
+        let known = self.context.unless_interrupted(self.classes(&prompt)).await.at_stage(Stage::Post)??;
         // A class that ComfyUI lacks it refuses by name.
         if let Some(known) = known {
             warnings.extend(prompt_check::check_by_class(&mut prompt, &known).at_stage(Stage::Post)?);

@@ -8,11 +8,8 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use super::{
-    death::DeathRecord,
-    error::PublishError,
-    postpone::{RequeueHistory, expires_at},
-};
+use super::{death::DeathRecord, error::PublishError, postpone::expires_at};
+use crate::requeue::RequeueHistory;
 
 /// `delivery_mode` of a message that survives a restart of the broker.
 pub(super) const PERSISTENT: u8 = 2;

@@ -62,7 +62,7 @@ pub use error::{PublishError, QueueError, ReplyWarning};
 pub use events::{Event, EventSender, PreviewEvent};
 pub use follow::{Follow, Followed};
 pub use message::{JobProperties, Message};
-pub use postpone::{LONGEST_DELAY, Postponement, RequeueHistory};
+pub use postpone::{LONGEST_DELAY, Postponement};
 pub use reply::reply_allowed;
 pub use results::ResultMessage;
 pub use session::Health;

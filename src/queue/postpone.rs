@@ -26,6 +26,7 @@ use super::{
     session::{Role, Session},
     topology::{self, later_queue},
 };
+use crate::requeue::RequeueHistory;
 
 /// Longest delay of a postponement; a longer one is cut to it. Also how much later than asked for a job
 /// may come back, since one that waits longer may lie before it.
@@ -38,17 +39,6 @@ const SINCE: &str = "comfy-returned-since";
 const EXPIRES_AT: &str = "comfy-expires-at";
 /// What is taken from a job that begins again.
 pub(super) const OF_A_RETURN: [&str; 4] = [COUNT, CAUSE, SINCE, EXPIRES_AT];
-
-/// How and why a job was given back by workers so far. The broker's own count says nothing about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequeueHistory {
-    /// How often in a row for this cause.
-    pub count: u32,
-    /// Why the last time: a short word for programs.
-    pub cause: String,
-    /// When it was first given back for that cause.
-    pub since: SystemTime,
-}
 
 impl RequeueHistory {
     pub(super) fn read(headers: &FieldTable) -> Option<Self> {

@@ -5,9 +5,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, ensure};
 use comfy_worker::{
     config::AmqpConfig,
-    queue::{
-        Broker, Consumer, LONGEST_DELAY, Postponement, PublishError, RequeueHistory, Settled, Settlement,
-    },
+    queue::{Broker, Consumer, LONGEST_DELAY, Postponement, PublishError, Settled, Settlement},
+    requeue::RequeueHistory,
 };
 use lapin::{
     BasicProperties,
