@@ -206,7 +206,7 @@ impl<'a> Executor<'a> {
         }
         let message = error.to_string();
         let (stage, failure) = match error {
-            ExecuteError::Refused { message, node_errors } => {
+            ExecuteError::Refused { message, node_errors, .. } => {
                 (Stage::Post, Failure::PromptRefused { message, node_errors: Some(node_errors) })
             }
             ExecuteError::TimedOut { limit, .. } => {

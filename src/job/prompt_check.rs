@@ -22,6 +22,10 @@ use connector::comfy::classes::NodeClass;
 /// output needs, and Python ends that after some 980.
 const LONGEST_ROW: usize = 800;
 
+/// Of all nodes together, the nodes that each of them depends on. ComfyUI makes a text of those for every node, to look for
+/// it in its cache: 170 kB of prompt with a million cost it minutes and gigabytes.
+const MAX_DEPENDENCIES: usize = 400_000;
+
 /// Characters of a node's id. Its errors name all outputs of a prompt, each for each.
 const LONGEST_ID: usize = 200;
 /// Nodes that make outputs: for the same reason.
@@ -73,11 +77,44 @@ pub(super) fn check(prompt: &mut Prompt) -> Result<(), Failure> {
             open[user] += 1;
         }
     }
+    if has_more_dependencies(&users, open.clone(), MAX_DEPENDENCIES) {
+        return Err(Failure::Invalid(format!(
+            "workflow: its nodes depend on too many others: with those that each one needs, more than {MAX_DEPENDENCIES}"
+        )));
+    }
     let row = longest_row(&mut users, open);
     if row <= LONGEST_ROW {
         return Ok(());
     }
     Err(Failure::Invalid(format!("workflow: {row} nodes follow one another, more than {LONGEST_ROW}")))
+}
+
+/// Whether nodes with these `users`, each of which waits for so many, depend on more than `most` others in all. A ring is
+/// not looked at: ComfyUI refuses it.
+fn has_more_dependencies(users: &[Vec<usize>], mut open: Vec<usize>, most: usize) -> bool {
+    let words = users.len().div_ceil(64);
+    let mut needs = vec![Vec::new(); users.len()];
+    let mut known: Vec<_> = (0..users.len()).filter(|at| open[*at] == 0).collect();
+    let mut sum = 0;
+    while let Some(from) = known.pop() {
+        let mut own: Vec<u64> = std::mem::take(&mut needs[from]);
+        sum += own.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+        if sum > most {
+            return true;
+        }
+        own.resize(words, 0);
+        own[from / 64] |= 1 << (from % 64);
+        for user in &users[from] {
+            let theirs = &mut needs[*user];
+            theirs.resize(words, 0);
+            theirs.iter_mut().zip(&own).for_each(|(theirs, own)| *theirs |= own);
+            open[*user] -= 1;
+            if open[*user] == 0 {
+                known.push(*user);
+            }
+        }
+    }
+    false
 }
 
 /// Texts that a class of ComfyUI's own uses as they are: as a path, or as a format that reads any object's attributes, and so
@@ -159,6 +196,14 @@ pub(super) fn check_by_class(
     for (id, node) in prompt {
         for (name, value) in node.get("inputs").and_then(Value::as_object).into_iter().flatten() {
             let Some(class) = known_class(known, node) else { continue };
+            if linked(value).is_some() && opens_files(node) && class.names_a_file(name) {
+                return Err(refused(
+                    id,
+                    node,
+                    "it must name a file, not be a link: what it names is checked",
+                    name,
+                ));
+            }
             let value = unwrapped(value);
             let is_out = |text: &str| leads_out(text) && class.chooses(name, text) == Some(false);
             if value.as_str().is_some_and(is_out) || class.has_widget(name) && holds_path_out(value) {
@@ -179,9 +224,16 @@ fn known_class<'a>(known: &'a HashMap<String, Arc<NodeClass>>, node: &Value) -> 
     known.get(class_of(node)?).map(Arc::as_ref)
 }
 
-/// Whether a path leaves the folder that it is looked for in.
+/// Whether a class of ComfyUI's own opens files that its inputs name.
+fn opens_files(node: &Value) -> bool {
+    class_of(node).is_some_and(|class| class.starts_with("Load") || class == "Painter")
+}
+
+/// Whether a path leaves the folder that it is looked for in, or is that of a preview: those of all jobs lie in one folder,
+/// and a node keeps the random part of their names for the next job that has it.
 fn leads_out(path: &str) -> bool {
-    path.starts_with(['/', '~']) || path.split(['/', '\\']).any(|part| part == "..")
+    path.starts_with(['/', '~'])
+        || path.split(['/', '\\']).any(|part| part == ".." || part.starts_with("ComfyUI_temp_"))
 }
 
 fn holds_path_out(value: &Value) -> bool {

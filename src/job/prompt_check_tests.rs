@@ -44,7 +44,8 @@ fn links_lead_from_inputs_and_to_outputs_that_are_there() {
         ),
         known(
             "Batch",
-            json!({"input": {"required": {"images": ["COMFY_AUTOGROW_V3", {}]}}, "output": ["IMAGE"], "python_module": "comfy_extras.x"}),
+            json!({"input": {"required": {"images": ["COMFY_AUTOGROW_V3", {"template": {"prefix": "image",
+                "input": {"required": {"image": ["IMAGE", {}]}}}}]}}, "output": ["IMAGE"], "python_module": "comfy_extras.x"}),
         ),
         known("Switch", json!({"input": {}, "output": ["*"], "python_module": "custom_nodes.x"})),
     ]);
@@ -78,13 +79,17 @@ fn links_lead_from_inputs_and_to_outputs_that_are_there() {
     assert!(refusal("SaveImage", "images", json!(["s", 0.0])).is_some());
     assert!(refusal("SaveImage", "images", json!(["2", 0])).is_some(), "it has no output at all");
     // Left out, with a word.
-    for link in [json!(["9", 0]), json!(["9", 77]), json!(["9", false])] {
-        let user =
-            json!({"class_type": "SaveImage", "inputs": {"images": ["9", 0], "nobody_has_it": link, "x": 7}});
+    for (name, link) in [
+        ("nobody_has_it", json!(["9", 0])),
+        ("nobody_has_it", json!(["9", 77])),
+        // ComfyUI runs the node behind it, and looks at nothing there: neither at its files.
+        ("images.x", json!(["9", false])),
+    ] {
+        let user = json!({"class_type": "SaveImage", "inputs": {"images": ["9", 0], name: link, "x": 7}});
         let mut prompt = json!({"1": user, "9": image()}).as_object().unwrap().clone();
         let warnings = check_by_class(&mut prompt, &known).unwrap();
         let said =
-            r#"node 1 (SaveImage) has no input "nobody_has_it" in this ComfyUI: its link was left out"#;
+            format!(r#"node 1 (SaveImage) has no input "{name}" in this ComfyUI: its link was left out"#);
         assert_eq!(warnings, [said]);
         assert_eq!(prompt["1"]["inputs"], json!({"images": ["9", 0], "x": 7}));
     }
@@ -103,10 +108,22 @@ fn files_are_in_comfyuis_folders() {
     let known = known(json!({
         "image": [["a.png", "/models/there"], {"image_upload": true}], "file": ["COMBO", {"options": ["x"]}],
         "text": ["STRING", {}], "steps": ["INT", {}]}));
-    for out in ["/etc/passwd", "../x", "a/../../x [output]", "~/x", "a\\..\\x"] {
+    for out in [
+        "/etc/passwd",
+        "../x",
+        "a/../../x [output]",
+        "~/x",
+        "a\\..\\x",
+        "ComfyUI_temp_hfmlp_00001_.png [temp]",
+    ] {
         assert!(refused(&known, "image", out) && refused(&known, "file", out), "{out}");
         assert!(!refused(&known, "text", out), "{out}");
     }
+    // What a link brings is not there to be looked at.
+    let linked =
+        json!({"1": {"class_type": "Load", "inputs": {"image": ["2", 0], "steps": ["2", 0]}}, "2": {}});
+    let told = check_by_class(&mut linked.as_object().unwrap().clone(), &known).unwrap_err().to_string();
+    assert!(told.contains(r#"input "image": it must name a file, not be a link"#), "{told}");
     for within in ["a.png", "job/cat.png [temp]", "/models/there", "a..b/x", "..."] {
         assert!(!refused(&known, "image", within), "{within}");
     }
@@ -205,6 +222,19 @@ fn rows_have_a_limit() {
     assert!(refusal(row(LONGEST_ROW + 1, &image())).is_some());
     let ring = json!({"class_type": "ImageInvert", "inputs": {"image": ["0", 0]}});
     assert!(refusal(row(3, &ring)).is_none() && refusal(row(LONGEST_ROW + 1, &ring)).is_some());
+    // Two in each row, each of which takes both of the row before: no long row, and a million dependencies.
+    let rows = |count: usize| {
+        let pair = |row: usize| [format!("{row}a"), format!("{row}b")];
+        let node = |row: usize| {
+            let [a, b] = pair(row);
+            json!({"class_type": "StringConcatenate", "inputs": {"string_a": [a, 0], "string_b": [b, 0]}})
+        };
+        let mut prompt: Prompt = (0..count).flat_map(|row| pair(row).map(|id| (id, node(row + 1)))).collect();
+        prompt.extend(pair(count).map(|id| (id, image())));
+        Value::Object(prompt)
+    };
+    assert_eq!(refusal(rows(300)), None);
+    assert!(refusal(rows(700)).unwrap().contains("depend on too many others"));
     // Many ways between few nodes are no long row.
     let all =
         |at: usize| (0..at).map(|from| (from.to_string(), json!([from.to_string(), 0]))).collect::<Prompt>();

@@ -2,6 +2,7 @@
 """Replays recorded exchanges against a running server and says where it answers differently.
 
     python3 compare.py http://127.0.0.1:8188 ../fixtures/transcripts
+    python3 compare.py http://127.0.0.1:8188 ../fixtures/transcripts --record ../fixtures/transcripts-NEW
 
 A transcript is a .jsonl file: POST /prompt, the websocket frames, perhaps POST /interrupt, GET /history/{id}. They are
 replayed in the order in which they were recorded, since a cached repeat needs its predecessor. Works against the
@@ -39,7 +40,12 @@ class Exchange:
     def __init__(self, exact_names: bool) -> None:
         self.exact_names = exact_names
         self.lines: list[str] = []
+        self.steps: list[dict] = []  # as a transcript has them
+        self.began = time.monotonic()
         self.ids: dict[str, str] = {}  # id -> what it is called in the comparison
+
+    def step(self, at: str, **what: Any) -> None:
+        self.steps.append({"at": at, "t": round(time.monotonic() - self.began, 4), **what})
 
     def add(self, label: str, content: Any) -> None:
         text = json.dumps(self._neutral(content), ensure_ascii=False)
@@ -112,12 +118,15 @@ async def replay(session: aiohttp.ClientSession, url: str, transcript: list[dict
         greeting = [await socket.receive_json(), await socket.receive_json()]
         started = time.monotonic()
         body = {**transcript[0]["request"], "client_id": client_id, "prompt_id": prompt_id}
+        exchange.began = started
         async with session.post(f"{url}/prompt", json=body) as response:
             exchange.add("POST /prompt", [response.status, await response.json()])
+            exchange.step("POST /prompt", request=body, status=response.status, response=await response.json())
             if response.status != 200:
                 return exchange
         for message in greeting:
             exchange.add("text", message)
+            exchange.step("ws text", message=message)
         interrupting: Optional[asyncio.Task] = None
         if interrupt is not None:
             due = interrupt["t"] - (time.monotonic() - started)
@@ -126,9 +135,11 @@ async def replay(session: aiohttp.ClientSession, url: str, transcript: list[dict
             message = await socket.receive(timeout=FRAME_TIMEOUT_SECONDS)
             if message.type == aiohttp.WSMsgType.BINARY:
                 exchange.add_binary(message.data)
+                exchange.step("ws binary", base64=base64.b64encode(message.data).decode())
             elif message.type == aiohttp.WSMsgType.TEXT:
                 frame = json.loads(message.data)
                 exchange.add("text", frame)
+                exchange.step("ws text", message=frame)
                 if frame["type"] == "executing" and frame["data"] == {"node": None, "prompt_id": prompt_id}:
                     break
             else:
@@ -138,6 +149,7 @@ async def replay(session: aiohttp.ClientSession, url: str, transcript: list[dict
             await interrupting
         async with session.get(f"{url}/history/{prompt_id}") as response:
             exchange.add("GET /history/{prompt_id}", [response.status, await response.json()])
+            exchange.step("GET /history/{prompt_id}", status=response.status, response=await response.json())
     return exchange
 
 
@@ -145,6 +157,7 @@ async def _interrupt(session: aiohttp.ClientSession, url: str, prompt_id: str, d
     await asyncio.sleep(due)
     async with session.post(f"{url}/interrupt", json={"prompt_id": prompt_id}) as response:
         to.add("POST /interrupt", [response.status, None])
+        to.step("POST /interrupt", request={"prompt_id": prompt_id}, status=response.status)
 
 
 def without_interrupt(lines: list[str]) -> list[str]:
@@ -152,7 +165,7 @@ def without_interrupt(lines: list[str]) -> list[str]:
     return [line for line in lines if not line.startswith("POST /interrupt")]
 
 
-async def compare(url: str, folder: Path, exact_names: bool) -> int:
+async def compare(url: str, folder: Path, exact_names: bool, record: Optional[Path]) -> int:
     transcripts = [(path.stem, read_transcript(path)) for path in sorted(folder.glob("*.jsonl"))]
     # Refused ones have no number of their own, and need no order.
     transcripts.sort(key=lambda named: named[1][0]["response"].get("number", 0))
@@ -161,6 +174,9 @@ async def compare(url: str, folder: Path, exact_names: bool) -> int:
         for name, transcript in transcripts:
             expected = recorded(transcript, exact_names)
             got = await replay(session, url, transcript, exact_names)
+            if record is not None:
+                steps = [json.dumps(step, ensure_ascii=False) + "\n" for step in got.steps]
+                (record / f"{name}.jsonl").write_text("".join(steps), encoding="utf-8")
             lines = [without_interrupt(exchange.lines) for exchange in (expected, got)]
             difference = list(difflib.unified_diff(*lines, "recorded", "server", lineterm="", n=0))
             print(f"{'DIFFERS' if difference else 'agrees '} {name}")
@@ -176,8 +192,9 @@ def main() -> int:
     parser.add_argument("url", help="such as http://127.0.0.1:8188")
     parser.add_argument("folder", type=Path, help="folder of .jsonl transcripts")
     parser.add_argument("--exact-names", action="store_true", help="also compare the counters in file names")
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="write what the server answers there, as transcripts")
     options = parser.parse_args()
-    return asyncio.run(compare(options.url.rstrip("/"), options.folder, options.exact_names))
+    return asyncio.run(compare(options.url.rstrip("/"), options.folder, options.exact_names, options.record))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,9 @@ pub struct Engine {
     ran: AtomicU64,
     /// When ComfyUI last answered; `None` after it did not.
     healthy_at: Mutex<Option<Instant>>,
+    /// Since when it has been asked without an answer, by whoever asked: each job waits a minute for it, and the next goes on
+    /// with the wait.
+    silent_since: Mutex<Option<Instant>>,
     /// Why it must be replaced, once a prompt has shown that; the first reason is kept.
     replacement: OnceLock<ReplacementReason>,
     /// ComfyUI's folders.
@@ -112,6 +115,7 @@ impl Engine {
             executing: AtomicUsize::new(0),
             ran: AtomicU64::new(0),
             healthy_at: Mutex::default(),
+            silent_since: Mutex::default(),
             replacement: OnceLock::new(),
             folders: Folders::new(config.comfyui.path.clone()),
             scratch: Mutex::new(scratch),
@@ -307,6 +311,7 @@ impl Engine {
 
     fn proven(&self) {
         *self.healthy_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.silent_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The next call asks ComfyUI whether it is well.
@@ -330,6 +335,11 @@ impl Engine {
     /// Asks an idle ComfyUI until it answers. One that neither answers nor does anything else is lost: what
     /// a custom node does in the background may hold Python's lock. `most` is the limit in any case.
     pub(super) async fn check_health_patiently(&self, most: Duration) -> Result<(), HealthError> {
+        let since = *self
+            .silent_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert_with(Instant::now);
         let answers = async {
             while let Err(error) = self.server.client().system_stats().await {
                 tracing::debug!(%error, "an idle ComfyUI does not answer");
@@ -341,7 +351,7 @@ impl Engine {
         let is_dead = async {
             let silence = tokio::select! {
                 () = self.server.standstill(PATIENCE) => format!("no answer, and nothing else for {PATIENCE:?}"),
-                () = sleep(most) => format!("no answer within {most:?}"),
+                () = sleep(most.saturating_sub(since.elapsed())) => format!("no answer within {most:?}"),
             };
             let _ = self.replacement.set(ReplacementReason { cause: RestartCause::Lost, wants_stacks: true });
             Err(HealthError::Http(silence))

@@ -18,9 +18,11 @@ impl ReplacementReason {
             Ok(executed) if executed.broken_device => (RestartCause::Crashed, false),
             Err(ExecuteError::Died(_)) => (RestartCause::Crashed, false),
             Err(ExecuteError::Stalled(_) | ExecuteError::Unreachable(_)) => (RestartCause::Crashed, true),
-            Err(ExecuteError::TimedOut { stuck: true, .. } | ExecuteError::Cancelled { stuck: true }) => {
-                (RestartCause::Killed, true)
-            }
+            Err(
+                ExecuteError::TimedOut { stuck: true, .. }
+                | ExecuteError::Cancelled { stuck: true }
+                | ExecuteError::Refused { stuck: true, .. },
+            ) => (RestartCause::Killed, true),
             // A drain has no time for stacks.
             Err(ExecuteError::Aborted { stuck: true }) => (RestartCause::Killed, false),
             _ => return None,

@@ -35,14 +35,73 @@ enum Input {
     Plain,
     /// By a widget of its own, such as one that takes a picture.
     Widget,
+    /// A text that names a file, which only its widget limits.
+    File,
+    /// It grows others, which are named after it: `images.image0`, `format.codec`.
+    Grows(Grown),
+}
+
+/// What grows from an input: by name, and by a prefix and a number.
+#[derive(Debug, Default)]
+struct Grown {
+    named: HashMap<String, Input>,
+    numbered: Option<(String, Box<Input>)>,
+}
+
+impl Grown {
+    fn get(&self, name: &str) -> Option<&Input> {
+        let (first, rest) = name.split_once('.').map_or((name, None), |(first, rest)| (first, Some(rest)));
+        let numbered = || {
+            let (prefix, input) = self.numbered.as_ref()?;
+            first.strip_prefix(prefix)?.parse::<u16>().ok().map(|_| &**input)
+        };
+        let input = self.named.get(first).or_else(numbered)?;
+        match (rest, input) {
+            (None, input) => Some(input),
+            (Some(rest), Input::Grows(grown)) => grown.get(rest),
+            (Some(_), _) => None,
+        }
+    }
+
+    /// From `template` of an input that grows by itself.
+    fn of_template(template: &Value) -> Self {
+        let mut inputs = inputs_of(&template["input"]);
+        let Some((_, described)) = inputs.next() else { return Self::default() };
+        let names = template["names"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let named = names.map(|name| (name.to_owned(), Input::read(described))).collect();
+        let prefix = template["prefix"].as_str();
+        Self { named, numbered: prefix.map(|prefix| (prefix.to_owned(), Box::new(Input::read(described)))) }
+    }
+
+    /// From the options of one of which each brings inputs of its own. Some have the same ones.
+    fn of_options(options: &Value) -> Self {
+        let mut named: HashMap<String, Input> = HashMap::new();
+        for (name, described) in
+            options.as_array().into_iter().flatten().flat_map(|option| inputs_of(&option["inputs"]))
+        {
+            match (named.get_mut(name), Input::read(described)) {
+                (Some(Input::Grows(known)), Input::Grows(more)) => {
+                    known.named.extend(more.named);
+                    known.numbered = known.numbered.take().or(more.numbered);
+                }
+                (Some(Input::Choice(known)), Input::Choice(more)) => known.extend(more),
+                (_, input) => drop(named.insert(name.clone(), input)),
+            }
+        }
+        Self { named, numbered: None }
+    }
+}
+
+/// Required and optional ones, with their descriptions.
+fn inputs_of(groups: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    ["required", "optional"].into_iter().filter_map(|group| groups[group].as_object()).flatten()
 }
 
 impl NodeClass {
     /// By its entry.
     #[must_use]
     pub fn read(entry: &Value) -> Self {
-        let groups = ["required", "optional"].map(|group| entry["input"][group].as_object());
-        let inputs = groups.into_iter().flatten().flatten();
+        let inputs = inputs_of(&entry["input"]);
         let outputs = entry["output"].as_array().map(Vec::as_slice).unwrap_or_default();
         let is_custom =
             entry["python_module"].as_str().is_none_or(|module| module.starts_with("custom_nodes"));
@@ -55,11 +114,20 @@ impl NodeClass {
         }
     }
 
-    /// Whether an input can be linked. Those that grow are named after the one that they grow from: `images.image0`.
+    /// Whether an input can be linked.
     #[must_use]
     pub fn takes(&self, input: &str) -> bool {
-        let grown_from = input.split('.').next().unwrap_or_default();
-        self.is_custom || self.inputs.contains_key(input) || self.inputs.contains_key(grown_from)
+        self.is_custom || self.input(input).is_some()
+    }
+
+    fn input(&self, name: &str) -> Option<&Input> {
+        let grown = || match name.split_once('.')? {
+            (first, rest) => match self.inputs.get(first)? {
+                Input::Grows(grown) => grown.get(rest),
+                _ => None,
+            },
+        };
+        self.inputs.get(name).or_else(grown)
     }
 
     /// Whether it has this output. Python counts from the end as well, and by whole numbers only.
@@ -73,26 +141,45 @@ impl NodeClass {
     /// Whether an input's value is among those that it can be chosen from; `None` if it is not chosen.
     #[must_use]
     pub fn chooses(&self, input: &str, value: &str) -> Option<bool> {
-        match self.inputs.get(input)? {
+        match self.input(input)? {
             Input::Choice(choices) => Some(choices.contains(value)),
-            Input::Plain | Input::Widget => None,
+            Input::Plain | Input::Widget | Input::File | Input::Grows(_) => None,
         }
     }
 
     /// Whether an input of ComfyUI's own gets its value by a widget: which files those name ComfyUI does not check.
     #[must_use]
     pub fn has_widget(&self, input: &str) -> bool {
-        !self.is_custom && matches!(self.inputs.get(input), Some(Input::Widget))
+        !self.is_custom && matches!(self.input(input), Some(Input::Widget | Input::File))
+    }
+
+    /// Whether an input of ComfyUI's own is chosen from a list, or names a file.
+    #[must_use]
+    pub fn names_a_file(&self, input: &str) -> bool {
+        !self.is_custom && matches!(self.input(input), Some(Input::Choice(_) | Input::File))
     }
 }
 
 impl Input {
     fn read(described: &Value) -> Self {
+        static NONE: Vec<Value> = Vec::new();
         // 0.3.64 lists choices in the type's place, newer ones among the options.
         let listed = match &described[0] {
             Value::Array(listed) => Some(listed),
-            Value::String(kind) if kind == "COMBO" => described[1]["options"].as_array(),
+            // Those that the page gets elsewhere are none that ComfyUI says it offers.
+            Value::String(kind) if kind == "COMBO" => {
+                Some(described[1]["options"].as_array().unwrap_or(&NONE))
+            }
+            Value::String(kind) if kind == "STRING" && described[1]["image_upload"] == true => {
+                return Self::File;
+            }
             Value::String(kind) if ["STRING", "INT", "FLOAT", "BOOLEAN"].contains(&kind.as_str()) => None,
+            Value::String(kind) if kind == "COMFY_AUTOGROW_V3" => {
+                return Self::Grows(Grown::of_template(&described[1]["template"]));
+            }
+            Value::String(kind) if kind == "COMFY_DYNAMICCOMBO_V3" => {
+                return Self::Grows(Grown::of_options(&described[1]["options"]));
+            }
             _ => return Self::Widget,
         };
         let Some(listed) = listed else { return Self::Plain };
@@ -191,6 +278,40 @@ mod tests {
         assert!(of(["A", "D"]).await.is_err());
     }
 
+    /// As 0.33.0 describes `BatchImagesNode`, `StringFormat` and `SaveVideo`.
+    #[test]
+    fn inputs_grow_by_the_names_of_their_template_only() {
+        let image = json!({"required": {"image": ["IMAGE", {}]}});
+        let grows = |template: Value| json!(["COMFY_AUTOGROW_V3", {"template": template}]);
+        let codec = json!(["COMFY_DYNAMICCOMBO_V3", {"options": [
+            {"key": "h264", "inputs": {"required": {"quality": ["INT", {}]}}},
+            {"key": "av1", "inputs": {"optional": {"speed": ["COMBO", {"options": ["fast"]}]}}}]}]);
+        let class = NodeClass::read(&json!({
+            "input": {"required": {
+                "images": grows(json!({"input": image, "prefix": "image", "min": 1, "max": 50})),
+                "values": grows(json!({"input": image, "names": ["a", "b"], "min": 0})),
+                "format": ["COMFY_DYNAMICCOMBO_V3", {"options": [
+                    {"key": "auto", "inputs": {}}, {"key": "mp4", "inputs": {"required": {"codec": codec}}}]}]}},
+            "output": [], "python_module": "comfy_extras.nodes_video"}));
+        for input in
+            ["images", "images.image0", "images.image12", "values.b", "format.codec", "format.codec.speed"]
+        {
+            assert!(class.takes(input), "{input}");
+        }
+        for input in [
+            "images.x",
+            "images.image",
+            "images.image0.y",
+            "values.c",
+            "format.x",
+            "format.codec.x",
+            "x.image0",
+        ] {
+            assert!(!class.takes(input), "{input}");
+        }
+        assert_eq!(class.chooses("format.codec.speed", "slow"), Some(false));
+    }
+
     #[test]
     fn a_class_is_read_as_servers_of_different_ages_describe_it() {
         let entry = |module: &str, outputs: &[&str]| {
@@ -201,7 +322,8 @@ mod tests {
                 "output": outputs, "output_node": true, "python_module": module}))
         };
         let core = entry("nodes", &["IMAGE"]);
-        assert!(["a", "b", "c", "c.1"].iter().all(|input| core.takes(input)) && !core.takes("d"));
+        assert!(["a", "b", "c"].iter().all(|input| core.takes(input)));
+        assert!(!["d", "c.1", "a.x"].iter().any(|input| core.takes(input)));
         assert!(
             core.is_output && core.gives(&json!(0)) && core.gives(&json!(-1)) && core.gives(&json!(false))
         );

@@ -212,6 +212,7 @@ impl Client {
         let answer = json::parse(&text).unwrap_or(Value::Null);
         let node_errors = answer.get("node_errors").cloned().unwrap_or_else(|| json!({}));
         let has_errors = node_errors.as_object().is_some_and(|errors| !errors.is_empty());
+        let node_errors = bounded(node_errors);
         match status {
             StatusCode::OK if answer.get("prompt_id").is_some() => {
                 Ok(Posted { node_errors: has_errors.then_some(node_errors) })
@@ -332,17 +333,32 @@ fn describe(error: &reqwest::Error) -> String {
 /// (`LoadImageSetFromFolderNode`), whose names are theirs to know: without the part that is drawn at random.
 fn without_folders(text: &str) -> String {
     const RANDOM: usize = 32;
-    let is_drawn = |part: &str| part.bytes().take_while(u8::is_ascii_hexdigit).count() == RANDOM;
-    let mut parts = text.split('-');
-    let mut out = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        out.push('-');
-        if is_drawn(part) {
-            out.push('…');
-        }
-        out.push_str(part.get(if is_drawn(part) { RANDOM } else { 0 }..).unwrap_or_default());
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(begin) = rest.find(|c: char| c.is_ascii_hexdigit()) {
+        let (before, from) = rest.split_at(begin);
+        let end = from.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(from.len());
+        let (digits, after) = from.split_at(end);
+        out.push_str(before);
+        out.push_str(if digits.len() == RANDOM { "…" } else { digits });
+        rest = after;
     }
+    out.push_str(rest);
     out
+}
+
+/// Errors of nodes, as far as they are of use: a prompt of 500 kB can have 50 MB of them.
+fn bounded(node_errors: Value) -> Value {
+    const MOST: usize = 256 << 10;
+    let Value::Object(entries) = node_errors else { return node_errors };
+    let mut bytes = 0;
+    let fits = entries.into_iter().take_while(|(id, entry)| {
+        let before = bytes;
+        bytes += id.len() + entry.to_string().len();
+        // The first one in any case, unless it is all of that by itself.
+        bytes <= MOST || before == 0 && bytes <= 4 * MOST
+    });
+    Value::Object(fits.collect())
 }
 
 /// ComfyUI's words: the error itself, then each node's.
@@ -385,10 +401,9 @@ mod tests {
     fn a_refusal_does_not_name_the_folders_of_other_jobs() {
         let drawn = "0123456789abcdef0123456789abcdef";
         let told = format!(
-            "folder: 'nope' not in ['a-job-{drawn}', 'b-{drawn}/x.png', '{drawn}', 'c-{drawn}0', 'd-é']"
+            "folder: 'nope' not in ['a-job-{drawn}', 'b-{drawn}/{drawn}/x.png', '{drawn}', 'c-{drawn}0', 'd-é']"
         );
-        let expected =
-            format!("folder: 'nope' not in ['a-job-…', 'b-…/x.png', '{drawn}', 'c-{drawn}0', 'd-é']");
+        let expected = format!("folder: 'nope' not in ['a-job-…', 'b-…/…/x.png', '…', 'c-{drawn}0', 'd-é']");
         assert_eq!(without_folders(&told), expected);
         assert_eq!((without_folders(""), without_folders("-")), (String::new(), "-".to_owned()));
     }

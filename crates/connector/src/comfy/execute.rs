@@ -128,6 +128,8 @@ pub enum ExecuteError {
         message: String,
         /// ComfyUI's `node_errors`.
         node_errors: Value,
+        /// Whether it runs the rest of the prompt, did not let go of it, and must be killed.
+        stuck: bool,
     },
     /// ComfyUI died.
     #[error("ComfyUI ended while it ran the prompt: {0}")]
@@ -179,6 +181,7 @@ impl ExecuteError {
                 | Self::Stalled(_)
                 | Self::NotBegun(_)
                 | Self::Unreachable(_)
+                | Self::Refused { stuck: true, .. }
                 | Self::TimedOut { stuck: true, .. }
                 | Self::Aborted { stuck: true }
                 | Self::Cancelled { stuck: true }
@@ -213,8 +216,8 @@ pub async fn execute(
         let posted = run.within_limit(post_while_alive(server, &post)).await??;
         if let Some(node_errors) = posted.node_errors.clone().filter(|_| !execution.allow_partial) {
             // It runs the rest already: GPU time for a job that fails in any case.
-            cancel(server.client(), prompt_id, CANCEL_LIMIT).await;
-            return Err(ExecuteError::Refused { message: describe_node_errors(&node_errors), node_errors });
+            let message = describe_node_errors(&node_errors);
+            return Err(ExecuteError::Refused { message, node_errors, stuck: true });
         }
         observer.queued(prompt_id);
         crate::phases::reached("posted").await;
@@ -255,6 +258,10 @@ pub async fn execute(
         }
         Err(ExecuteError::TimedOut { limit, .. }) => {
             Err(ExecuteError::TimedOut { limit, stuck: !let_go(patience).await })
+        }
+        Err(ExecuteError::Refused { message, node_errors, stuck: true }) => {
+            let stuck = !let_go(patience).await;
+            Err(ExecuteError::Refused { message, node_errors, stuck })
         }
         Err(ExecuteError::Cancelled { .. }) => {
             // A drain does not wait for it either.

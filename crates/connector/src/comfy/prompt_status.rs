@@ -32,7 +32,7 @@ pub(super) async fn post_once(client: &Client, post: &PromptPost<'_>) -> Result<
         let error = match client.post_prompt(post).await {
             Ok(posted) => return Ok(posted),
             Err(PostError::Refused { message, node_errors }) => {
-                return Err(ExecuteError::Refused { message, node_errors });
+                return Err(ExecuteError::Refused { message, node_errors, stuck: false });
             }
             Err(error) => error,
         };
@@ -45,7 +45,11 @@ pub(super) async fn post_once(client: &Client, post: &PromptPost<'_>) -> Result<
             PostError::Lost(lost) => return Err(lost.into()),
             // Again and again, and nothing queued: it is this prompt that ComfyUI trips over.
             error => {
-                return Err(ExecuteError::Refused { message: error.to_string(), node_errors: json!({}) });
+                return Err(ExecuteError::Refused {
+                    message: error.to_string(),
+                    node_errors: json!({}),
+                    stuck: false,
+                });
             }
         }
     }
