@@ -205,6 +205,34 @@ async fn a_node_that_holds_pythons_lock_at_work_is_left_alone() -> Result<()> {
     bed.wait_queued(0).await
 }
 
+/// ComfyUI runs what is valid of a refused prompt. One that then holds Python's lock for an hour would hold it for all jobs
+/// that come, each of which gives up waiting after a minute.
+#[tokio::test]
+async fn a_refused_prompt_that_runs_on_ends_its_comfyui_and_the_next_job_runs() -> Result<()> {
+    let bed = Bed::new("refused").await?;
+    let site = Site::new(&bed, "a")?.with_nodes("proof.py", NODES)?.env("COMFY_LIMITS", "cancel=2");
+    let worker = site.boot().await?;
+    let comfyui = child(&worker, "main.py")?;
+    // One that is taken out of the queue before it begins holds nothing.
+    for id in ["partly", "again", "once-more"] {
+        let mut partly = hold_lock(id, 3_600.0, "work", false);
+        partly["workflow"]["2"] = json!({"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}});
+        bed.publish(&partly).await?;
+        let refused = bed.answers(&[id]).await.with_context(|| worker.log())?;
+        ensure!(refused[id]["error"]["code"] == "invalid_prompt", "{refused:#?}");
+        if child(&worker, "main.py").ok() != Some(comfyui) {
+            break;
+        }
+    }
+    let mut honest = slow_job("honest", 0.1);
+    honest["timeout_seconds"] = json!(300);
+    bed.publish(&honest).await?;
+    let results = bed.answers(&["honest"]).await.with_context(|| worker.log())?;
+    ensure!(results["honest"]["status"] == "succeeded", "{results:#?}\n{}", worker.log());
+    ensure!(restarts(&worker, "killed").await? >= 1.0, "{}", worker.log());
+    site.finish(worker, site.initial()).await
+}
+
 /// A custom node that looks through a network share to say what its inputs are. Its job runs, and no other one's time is
 /// lost to a restart.
 #[tokio::test]
