@@ -213,7 +213,7 @@ fn conversion_failure(error: ConvertError) -> Failure {
         ConvertError::MissingNodes(types) => Failure::MissingNodes(types),
         ConvertError::Refused(_) => Failure::ConversionRefused(message),
         ConvertError::TimedOut(_) => Failure::ConversionTimedOut(message),
-        ConvertError::Browser(_) => Failure::BrowserDown(message),
+        ConvertError::Browser(_) | ConvertError::PageCrashed => Failure::BrowserDown(message),
         // Another job's prompt was the end of ComfyUI.
         ConvertError::Stopped => Failure::EngineLost(message),
     }

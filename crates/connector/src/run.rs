@@ -63,7 +63,10 @@ impl ComfyConnector {
             Ok(conversion) => Ok(conversion),
             Err(_) if self.state() == State::Killed => Err(ConnectorError::Killed),
             Err(error) => {
-                if matches!(error, ConvertError::Browser(_) | ConvertError::TimedOut(_)) {
+                if matches!(
+                    error,
+                    ConvertError::Browser(_) | ConvertError::PageCrashed | ConvertError::TimedOut(_)
+                ) {
                     // A page waits for a ComfyUI that hangs.
                     engine.invalidate_health();
                 }

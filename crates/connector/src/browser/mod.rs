@@ -82,9 +82,30 @@ pub enum ConvertError {
     /// It was stopped meanwhile, with the ComfyUI that it belongs to.
     #[error("the browser was stopped")]
     Stopped,
+    /// The page crashed meanwhile.
+    #[error("browser: the page crashed")]
+    PageCrashed,
     /// Chromium is missing, cannot start, or died and did not come back: the worker's fault.
     #[error("browser: {0}")]
     Browser(String),
+}
+
+/// What an error says about the workflow, and whether another attempt makes no sense. In a used page an earlier workflow may
+/// be to blame. One that takes too long in a fresh page would do so again, and hold up all others meanwhile; one that
+/// crashed two of them, each with gigabytes, would crash a third.
+fn judged(error: ConvertError, fresh: bool, crashes: &mut u32) -> (ConvertError, bool) {
+    match error {
+        ConvertError::MissingNodes(_) => (error, true),
+        ConvertError::Refused(_) | ConvertError::TimedOut(_) => (error, fresh),
+        ConvertError::PageCrashed if fresh && *crashes > 0 => {
+            (ConvertError::Refused("it crashed ComfyUI's page twice".to_owned()), true)
+        }
+        ConvertError::PageCrashed => {
+            *crashes += u32::from(fresh);
+            (error, false)
+        }
+        error => (error, false),
+    }
 }
 
 /// What became of a conversion, and of its page.
@@ -208,7 +229,7 @@ impl Browser {
     async fn attempts(&self, workflow: &Value, text: &str) -> Result<Conversion, ConvertError> {
         let shared = &self.0.shared;
         let mut in_use = shared.in_use.lock().await;
-        let mut attempt = 1;
+        let (mut attempt, mut crashes) = (1, 0);
         loop {
             // Taken out of the slot: when this future is dropped, so is the page.
             let (error, last) = match shared.page(&mut in_use).await {
@@ -236,14 +257,7 @@ impl Browser {
                     Err(error) => {
                         let fresh = page.is_fresh();
                         shared.discard(page).await;
-                        let last = match error {
-                            ConvertError::MissingNodes(_) => true,
-                            // In a used page an earlier workflow may be to blame. A workflow that takes too long in a fresh
-                            // one would do so again, and hold up all others meanwhile.
-                            ConvertError::Refused(_) | ConvertError::TimedOut(_) => fresh,
-                            _ => false,
-                        };
-                        (error, last)
+                        judged(error, fresh, &mut crashes)
                     }
                 },
             };
@@ -270,6 +284,7 @@ impl Browser {
             Err(CallError::Silent { what: page::CONVERSION, .. }) => {
                 return Err(ConvertError::TimedOut(limit));
             }
+            Err(CallError::Crashed) => return Err(ConvertError::PageCrashed),
             Err(error) => return Err(ConvertError::Browser(error.to_string())),
         };
         if let Some(reason) = &worn {
@@ -381,5 +396,21 @@ impl Browser {
         if let Some(chromium) = chromium {
             chromium.close().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workflow_that_crashes_two_fresh_pages_is_refused() {
+        let mut crashes = 0;
+        let crash = |fresh, crashes: &mut u32| judged(ConvertError::PageCrashed, fresh, crashes);
+        // That may be an earlier workflow's doing.
+        assert!(matches!(crash(false, &mut crashes), (ConvertError::PageCrashed, false)));
+        assert!(matches!(crash(false, &mut crashes), (ConvertError::PageCrashed, false)));
+        assert!(matches!(crash(true, &mut crashes), (ConvertError::PageCrashed, false)));
+        assert!(matches!(crash(true, &mut crashes), (ConvertError::Refused(_), true)));
     }
 }
