@@ -121,11 +121,10 @@ impl NodeClass {
     }
 
     fn input(&self, name: &str) -> Option<&Input> {
-        let grown = || match name.split_once('.')? {
-            (first, rest) => match self.inputs.get(first)? {
-                Input::Grows(grown) => grown.get(rest),
-                _ => None,
-            },
+        let grown = || {
+            let (first, rest) = name.split_once('.')?;
+            let Input::Grows(grown) = self.inputs.get(first)? else { return None };
+            grown.get(rest)
         };
         self.inputs.get(name).or_else(grown)
     }
