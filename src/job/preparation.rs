@@ -82,7 +82,7 @@ impl Executor<'_> {
             tokio::try_join!(staging, preparing)
         };
         let (staged, prepared) =
-            self.context.unless_interrupted(before_post).await.at_stage(Stage::Stage)??;
+            self.context.unless_interrupted(Box::pin(before_post)).await.at_stage(Stage::Stage)??;
         let ConvertedPrompt { mut prompt, extra_data, mut warnings } = prepared;
         let (folder, own) = self.apply(&mut prompt, &staged).await.at_stage(Stage::Convert)?;
         // Not before: an input can be set to a link.

@@ -178,7 +178,9 @@ fn a_dropped_output_is_a_refusal_unless_it_may_miss() -> Result<()> {
         let prompt = json!({"1": image(1), "2": save("1", &prefix()),
             "3": {"class_type": "LoadImage", "inputs": {"image": "nope.png"}}, "4": save("3", "other")});
         let mut task = Try::new(prompt)?;
-        let Err(ExecuteError::Refused { message, node_errors }) = task.run(&bed.server, &socket).await else {
+        let Err(ExecuteError::Refused { message, node_errors, stuck: false }) =
+            task.run(&bed.server, &socket).await
+        else {
             panic!("not refused");
         };
         assert!(message.contains("node 3 (LoadImage)") && message.contains("nope.png"), "{message}");

@@ -1,4 +1,4 @@
-//! Recorded exchanges of a real ComfyUI 0.3.64 (`tests/fixtures/transcripts`), replayed through the
+//! Recorded exchanges of a real ComfyUI 0.3.64 and 0.33.0 (`tests/fixtures/transcripts*`), replayed through the
 //! pure half of `comfy`: events, tracker, history.
 
 mod endings;

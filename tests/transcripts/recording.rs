@@ -58,16 +58,21 @@ impl Line {
 
 impl Recording {
     pub(crate) fn all() -> Result<Vec<Self>> {
-        let folder = testbed::checkout().join("tests/fixtures/transcripts");
         let mut found = Vec::new();
-        for entry in fs::read_dir(&folder)? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "jsonl") {
-                let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
-                found.push(Self::read(&name, &fs::read_to_string(&path)?).context(name)?);
+        for (folder, version) in [("transcripts", ""), ("transcripts-0.33.0", " of 0.33.0")] {
+            let folder = testbed::checkout().join("tests/fixtures").join(folder);
+            let before = found.len();
+            for entry in fs::read_dir(&folder)? {
+                let path = entry?.path();
+                if path.extension().is_some_and(|extension| extension == "jsonl") {
+                    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+                    let name = format!("{stem}{version}");
+                    found.push(Self::read(&name, &fs::read_to_string(&path)?).context(name)?);
+                }
             }
+            let count = found.len() - before;
+            ensure!(count >= 18, "only {count} transcripts in {}", folder.display());
         }
-        ensure!(found.len() >= 18, "only {} transcripts in {}", found.len(), folder.display());
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
     }
