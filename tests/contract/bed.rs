@@ -91,6 +91,18 @@ impl Bed {
         })
     }
 
+    /// Whether it is a ComfyUI of 2026, whose words differ here and there; the stand-in speaks those of 0.3.64.
+    pub(crate) fn is_of_2026(&self) -> bool {
+        let minor = self.server.version().split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok());
+        minor.is_some_and(|minor| minor >= 33)
+    }
+
+    /// Transcripts of that ComfyUI, or of one that speaks like it.
+    pub(crate) fn transcripts(&self) -> PathBuf {
+        let folder = if self.is_of_2026() { "transcripts-0.33.0" } else { "transcripts" };
+        testbed::checkout().join("tests/fixtures").join(folder)
+    }
+
     pub(crate) fn client(&self) -> &Client {
         self.server.client()
     }

@@ -24,7 +24,7 @@ async fn compare(bed: &Bed, folder: &Path) -> Result<Output> {
 fn it_answers_as_recorded() -> Result<()> {
     on_comfyui(async |bed| {
         empty_cache(bed).await?;
-        let output = compare(bed, &checkout().join("tests/fixtures/transcripts")).await?;
+        let output = compare(bed, &bed.transcripts()).await?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
         assert!(said.ends_with("18 of 18 agree\n"), "{said}");
@@ -35,7 +35,7 @@ fn it_answers_as_recorded() -> Result<()> {
 #[test]
 fn a_difference_is_found() -> Result<()> {
     on_comfyui(async |bed| {
-        let recorded = checkout().join("tests/fixtures/transcripts/success.jsonl");
+        let recorded = bed.transcripts().join("success.jsonl");
         let recorded = fs::read_to_string(recorded)?;
         let without_a_frame = recorded.lines().filter(|line| !line.contains(r#""type": "executed""#));
         let without_a_frame = without_a_frame.map(|line| format!("{line}\n")).collect::<String>();

@@ -64,7 +64,7 @@ class Exchange:
             self.add("binary", {"event": event, "payload": frame[4:].hex()})
 
     def _neutral(self, value: Any, key: str = "") -> Any:
-        if key in ("timestamp", "number"):
+        if key in ("timestamp", "number", "create_time"):
             return key
         if key in ("traceback", "current_inputs"):
             return sorted(value) if isinstance(value, dict) else "..."
