@@ -1,6 +1,6 @@
 //! How far an attempt is: the one place that knows (with its [`ExecutionObserver`] while ComfyUI executes), and that tells
-//! who wants to know. The trace and the logs get stages,
-//! followers and the status page get events, the scheduler gets times, and so does the result.
+//! the others. The trace and the logs get stages, followers and the status page get events, the scheduler and the result
+//! get times.
 
 use std::{
     sync::{Mutex, PoisonError},

@@ -70,8 +70,7 @@ pub struct Engine {
     ran: AtomicU64,
     /// When ComfyUI last answered; `None` after it did not.
     healthy_at: Mutex<Option<Instant>>,
-    /// Since when it has been asked without an answer, by whoever asked: each job waits a minute for it, and the next goes on
-    /// with the wait.
+    /// Since when it has been asked without an answer: each job waits a minute for one, and the next goes on with that wait.
     silent_since: Mutex<Option<Instant>>,
     /// Why it must be replaced, once a prompt has shown that; the first reason is kept.
     replacement: OnceLock<ReplacementReason>,
@@ -340,6 +339,8 @@ impl Engine {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert_with(Instant::now);
+        // Perhaps nobody has asked for an hour: it may answer now.
+        let left = most.saturating_sub(since.elapsed()).max(PATIENCE.min(most));
         let answers = async {
             while let Err(error) = self.server.client().system_stats().await {
                 tracing::debug!(%error, "an idle ComfyUI does not answer");
@@ -351,7 +352,7 @@ impl Engine {
         let is_dead = async {
             let silence = tokio::select! {
                 () = self.server.standstill(PATIENCE) => format!("no answer, and nothing else for {PATIENCE:?}"),
-                () = sleep(most.saturating_sub(since.elapsed())) => format!("no answer within {most:?}"),
+                () = sleep(left) => format!("no answer within {most:?}"),
             };
             let _ = self.replacement.set(ReplacementReason { cause: RestartCause::Lost, wants_stacks: true });
             Err(HealthError::Http(silence))
